@@ -1,0 +1,49 @@
+# Every target sets up what it needs; a machine needs Python 3.11+ and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo up test lint bench screenshots lock clean
+
+help:  ## say what each target does
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## virtual environment with the locked dependencies
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Soundstage needs Python 3.11 or newer; '$(PYTHON)' is older: make PYTHON=python3.12 ..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --python $(BIN)/python --quiet --require-hashes --requirement requirements.lock
+	$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --editable .
+	touch $(READY)
+
+demo: $(READY)  ## quarters of audio to an approved, served model; prints each step
+	$(BIN)/python -m speech_assets.demo
+
+up: $(READY)  ## Dagster, MLflow, the pages and the transcription server, until Ctrl-C
+	$(BIN)/python -m speech_assets.local
+
+test: $(READY)  ## the whole test suite
+	$(BIN)/python -m pytest
+
+lint: $(READY)  ## format, lint, types, floors
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+bench: $(READY)  ## the figures that the README quotes (SOUNDSTAGE_REAL_DATA names the folder of real recordings)
+	$(BIN)/python benchmarks/real_speech.py
+
+screenshots: $(READY)  ## draw the pictures under docs/ again from the running UI (needs Chromium)
+	$(BIN)/python docs/screenshots.py
+
+lock: $(READY)  ## resolve the dependencies again
+	$(BIN)/uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --upgrade --group dev \
+		--python-version 3.11 --output-file requirements.lock pyproject.toml
+
+clean:  ## remove the environment and the data store
+	rm -rf $(VENV) .soundstage

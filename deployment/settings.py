@@ -1,0 +1,189 @@
+"""What a team decides, in one typed place: `soundstage.toml`, overridden by `SOUNDSTAGE_*` variables.
+
+A nested field is reached with two underscores: `SOUNDSTAGE_GATES__WER=0.10`. Unknown keys are refused, so that a
+typing error in the file is an error and not a silent default. Thresholds of the gates and of the corpus checks are
+declared beside the code that applies them, in `evaluation`, and gathered here.
+"""
+
+import os
+import re
+from datetime import date
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from evaluation.expectations import CorpusSettings
+from evaluation.gates import GateSettings
+
+CONFIG_VARIABLE = "SOUNDSTAGE_CONFIG"
+DEFAULT_CONFIG = "soundstage.toml"
+
+
+class SettingsError(Exception):
+    """The settings cannot be used; the message names the file, the field and what it must be."""
+
+
+class Section(BaseModel):
+    """Base of every table of the settings file: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Source(Section):
+    """Where the recordings of one or more languages come from."""
+
+    kind: Literal["synthetic", "kaldi", "table", "nemo", "lhotse", "common_voice"] = Field(
+        description="How transcripts and audio are laid out; `synthetic` is the embedded corpus."
+    )
+    path: str | None = Field(None, description="Folder or manifest file of the source; not used by `synthetic`.")
+    language: str | None = Field(None, description="Language of rows that do not say it; None: the source's rows must.")
+    domain: str = Field("unknown", description="Domain of rows that do not say it.")
+    recorded_at: date | None = Field(None, description="Date of rows that do not say it; it decides their quarter.")
+
+    @model_validator(mode="after")
+    def _path_where_needed(self) -> Self:
+        if self.kind != "synthetic" and not self.path:
+            raise ValueError(f"a source of kind '{self.kind}' needs a path")
+        return self
+
+
+class Synthetic(Section):
+    """Size and faults of the embedded corpus."""
+
+    minutes: float = Field(14.0, gt=0, description="Minutes of speech per quarter and language.")
+    speakers: int = Field(24, ge=4, description="Voices heard in a quarter.")
+    seed: int = Field(0, description="Same seed, same bytes.")
+    corrupt: tuple[str, ...] = Field(
+        ("en|2024-07",), description="Partitions (`language|quarter`) whose transcripts slipped against the audio."
+    )
+
+
+class Training(Section):
+    """How models are made."""
+
+    base: dict[str, str] = Field(
+        default_factory=dict,
+        description="Per language: a published checkpoint's name or a trusted `.nemo` path; a language not named here "
+        "is trained from scratch with `base_recipe` on the `base_quarters` first quarters.",
+    )
+    base_recipe: str = Field("tiny", description="Recipe of a base model trained from scratch (name or YAML path).")
+    finetune_recipe: str = Field("finetune", description="Recipe of the quarterly fine-tune (name or YAML path).")
+    base_quarters: int = Field(1, ge=1, description="Quarters, from the first, that a base model learns from.")
+    window: int = Field(4, ge=1, description="Quarters that a fine-tune reads: its own and those before it.")
+    seed: int = Field(0, description="Seed of initialisation, augmentation and order.")
+    threads: int | None = Field(None, ge=1, description="CPU threads of a training process; None: torch decides.")
+    max_runtime_s: int = Field(7_200, gt=0, description="A training process is stopped after this many seconds.")
+    overrides: dict[str, float | int | str | bool] = Field(
+        default_factory=dict, description="Recipe fields to replace in both recipes, such as `max_steps`."
+    )
+
+
+class Registry(Section):
+    """Where model versions live."""
+
+    tracking_uri: str | None = Field(None, description="MLflow server; None: SQLite and a folder under `home`.")
+    ui_url: str = Field("http://127.0.0.1:5000", description="Where people open MLflow; links point there.")
+    model_prefix: str = Field("soundstage", description="Registered models are named `<prefix>-<language>`.")
+
+
+class Promotion(Section):
+    """Who may move a model to production."""
+
+    approvers: tuple[str, ...] = Field(
+        (), description="Names that may approve, reject and roll back. Empty: nobody can, until the team names someone."
+    )
+
+
+class Serving(Section):
+    """The serving tier."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8080, ge=0, le=65_535, description="Port to listen on.")
+    threads: int = Field(1, ge=1, description="Threads of one recognition.")
+    release_timeout_s: float = Field(60.0, gt=0, description="A release that takes longer goes back.")
+    auto_release: bool = Field(True, description="A new champion is released without another launch.")
+
+
+class Pages(Section):
+    """Evaluation reports and Data Docs, served as static pages."""
+
+    url: str = Field("http://127.0.0.1:5001", description="Where people open the pages; links point there.")
+
+
+class Settings(BaseSettings):
+    """Everything a team edits. `Settings.load()` reads the file and the environment."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="SOUNDSTAGE_", env_nested_delimiter="__", extra="forbid", frozen=True, nested_model_default_partial_update=True
+    )
+
+    home: Path = Field(Path(".soundstage"), description="Data store: audio, manifests, models, verdicts, ledger.")
+    languages: tuple[str, ...] = Field(("en", "de"), min_length=1, description="Languages, as primary BCP-47 tags.")
+    first_quarter: str = Field("2024-01", description="First quarter, as its first month (YYYY-MM).")
+    sources: tuple[Source, ...] = Field((Source(kind="synthetic", path=None, language=None, domain="unknown", recorded_at=None),), min_length=1)
+    synthetic: Synthetic = Field(default_factory=Synthetic)  # type: ignore[arg-type]
+    training: Training = Field(default_factory=Training)  # type: ignore[arg-type]
+    gates: GateSettings = Field(default_factory=GateSettings)
+    corpus: CorpusSettings = Field(default_factory=CorpusSettings)
+    registry: Registry = Field(default_factory=Registry)  # type: ignore[arg-type]
+    promotion: Promotion = Field(default_factory=Promotion)  # type: ignore[arg-type]
+    pages: Pages = Field(default_factory=Pages)  # type: ignore[arg-type]
+    serving: Serving = Field(default_factory=Serving)  # type: ignore[arg-type]
+
+    @property
+    def tracking_uri(self) -> str:
+        """Where MLflow keeps runs and model versions."""
+        return self.registry.tracking_uri or f"sqlite:///{self.home / 'mlflow' / 'mlflow.db'}"
+
+    @field_validator("languages")
+    @classmethod
+    def _language_tags(cls, languages: tuple[str, ...]) -> tuple[str, ...]:
+        bad = [tag for tag in languages if not re.fullmatch(r"[a-z]{2,3}", tag)]
+        if bad or len(set(languages)) != len(languages):
+            raise ValueError(f"must be distinct lower-case BCP-47 primary tags such as 'en'; got {list(languages)}")
+        return languages
+
+    @field_validator("first_quarter")
+    @classmethod
+    def _quarter_start(cls, quarter: str) -> str:
+        if not re.fullmatch(r"\d{4}-(01|04|07|10)", quarter):
+            raise ValueError(f"must be the first month of a quarter, such as 2024-01 or 2024-04; got '{quarter}'")
+        return quarter
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment wins over the file, which wins over the defaults."""
+        path = os.environ.get(CONFIG_VARIABLE, DEFAULT_CONFIG)
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=path)
+
+    @classmethod
+    def load(cls) -> Self:
+        """Read the settings; relative paths in them are relative to the file that names them.
+
+        Raises:
+            SettingsError: the file named by SOUNDSTAGE_CONFIG is missing, is not TOML, or a field is wrong.
+        """
+        path = Path(os.environ.get(CONFIG_VARIABLE, DEFAULT_CONFIG)).absolute()
+        if CONFIG_VARIABLE in os.environ and not path.is_file():
+            raise SettingsError(f"{CONFIG_VARIABLE} names {path}, which is not a file: create it or unset the variable")
+        try:
+            settings = cls()
+        except ValidationError as error:
+            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise SettingsError(f"settings in {path} or SOUNDSTAGE_* cannot be used: {problems}") from error
+        except ValueError as error:  # tomllib's decode error is a ValueError
+            raise SettingsError(f"{path} is not valid TOML: {error}") from error
+        folder = path.parent
+        sources = tuple(
+            s if s.path is None else s.model_copy(update={"path": str(folder / s.path)}) for s in settings.sources
+        )
+        return settings.model_copy(update={"home": folder / settings.home, "sources": sources})

@@ -1,0 +1,349 @@
+"""The corpus, a partition per quarter and language: what the source holds, normalised, validated, split, frozen."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+
+from deployment.settings import Source
+from evaluation.expectations import EXPECTATIONS, CorpusProfile, ExpectationOutcome, validate
+from speech.corpus import MANIFEST, Quarantined, Sorted, digest_sources, normalize_audio, read_quarantine, select_utterances
+from speech.manifest import IMPORTERS, Defaults, RejectedRow, Utterance, assign_splits, audio_location, quarter_of, read_manifest
+from speech.store import StoreError, write_json
+from speech_assets.defs.metadata import counts_table, markdown_table, quarter_heading
+from speech_assets.defs.partitions import (
+    SETTINGS,
+    first_quarters,
+    languages,
+    previous_quarter,
+    quarter_and_language,
+    quarter_language,
+)
+from speech_assets.defs.resources import Workspace
+
+COUNTS = "counts.json"
+VALIDATION = "validation.json"
+PROFILE = "profile.json"
+
+
+def read_source(source: Source, workspace: Workspace, quarter: str, language: str) -> Iterator[Utterance | RejectedRow]:
+    """The rows of a source, of every quarter and language that it holds."""
+    kind, path = source.kind, source.path
+    if kind == "synthetic":
+        from training.synthetic import write_quarter
+
+        synthetic = workspace.settings.synthetic
+        path = str(workspace.store.path("sources", "synthetic", language, quarter))
+        write_quarter(
+            Path(path),
+            language,
+            quarter,
+            minutes=synthetic.minutes,
+            seed=synthetic.seed,
+            speakers=synthetic.speakers,
+            corrupt=f"{language}|{quarter}" in synthetic.corrupt,
+        )
+        kind = "table"
+    assert path is not None  # the settings refuse a source without one
+    defaults = Defaults(language=source.language or language, domain=source.domain, recorded_at=source.recorded_at)
+    yield from IMPORTERS[kind](path, defaults)
+
+
+@dg.asset(
+    partitions_def=quarter_language,
+    group_name="corpus",
+    kinds={"python"},
+    code_version="1",
+    check_specs=[dg.AssetCheckSpec("every_row_accounted_for", asset="recordings", blocking=True)],
+)
+def recordings(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+    """What the sources hold for the quarter: a manifest of audio files, transcripts and speakers, by reference.
+
+    Rows that no importer can read are kept aside with the file, the row and the reason.
+    """
+    quarter, language = quarter_and_language(context)
+    rows: list[Utterance] = []
+    rejected: list[RejectedRow] = []
+    read = elsewhere = 0
+    for source in workspace.settings.sources:
+        for row in read_source(source, workspace, quarter, language):
+            read += 1
+            if isinstance(row, RejectedRow):
+                rejected.append(row)
+            elif row.language != language or quarter_of(row.recorded_at) != quarter:
+                elsewhere += 1
+            else:
+                rows.append(row)
+    rows = sorted(digest_sources(rows), key=lambda row: row.id)
+    quarantined = tuple(Quarantined(r.id or f"row {r.row}", r.source, "row", r.reason) for r in rejected)
+    counts = {"read": read, "kept": len(rows), "other_partitions": elsewhere, "rejected": len(rejected)}
+    with workspace.store.replace("recordings", quarter, language) as staging:
+        Sorted(tuple(rows), quarantined).write(staging.path)
+        write_json(staging.path / COUNTS, counts)
+    published = staging.published
+    return dg.MaterializeResult(
+        metadata={
+            "quarter": quarter_heading(quarter, language),
+            "recordings": len(rows),
+            "speakers": len({row.speaker for row in rows}),
+            "rejected_rows": len(rejected),
+            "rejections": counts_table(("reason", "rows"), [row.reason for row in quarantined]),
+            "manifest": dg.MetadataValue.path(str(published.path / MANIFEST)),
+        },
+        data_version=dg.DataVersion(published.digest),
+        check_results=[
+            dg.AssetCheckResult(
+                check_name="every_row_accounted_for",
+                passed=read == len(rows) + elsewhere + len(rejected) and len(rows) > 0,
+                description=None
+                if rows
+                else f"no source holds a recording of {quarter} in '{language}': check `sources` in soundstage.toml",
+                metadata=counts,
+            )
+        ],
+    )
+
+
+@dg.asset(
+    partitions_def=quarter_language,
+    group_name="corpus",
+    kinds={"ffmpeg"},
+    code_version="1",
+    deps=[recordings],
+    check_specs=[dg.AssetCheckSpec("in_equals_out_plus_quarantined", asset="normalized_audio", blocking=True)],
+)
+def normalized_audio(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+    """Every recording as 16 kHz mono FLAC with its quality measured; what cannot be decoded is quarantined."""
+    quarter, language = quarter_and_language(context)
+    source = workspace.store.current("recordings", quarter, language)
+    manifest = source.path / MANIFEST
+    rows = [_located(row, manifest) for row in read_manifest(manifest)]
+    with workspace.store.replace("normalized_audio", quarter, language) as staging:
+        outcome = normalize_audio(rows, staging.path)
+        outcome.write(staging.path)
+    published = staging.published
+    hours = sum(row.duration_s or 0 for row in outcome.kept) / 3600
+    qualities = [row.quality for row in outcome.kept if row.quality]
+    return dg.MaterializeResult(
+        metadata={
+            "quarter": quarter_heading(quarter, language),
+            "hours": round(hours, 4),
+            "recordings": len(outcome.kept),
+            "quarantined": len(outcome.quarantined),
+            "median_snr_db": _median([q.snr_db for q in qualities]),
+            "telephone_share": round(sum(q.bandwidth_hz < 4000 for q in qualities) / max(1, len(qualities)), 3),
+            "quarantine": _quarantine_table(outcome.quarantined),
+            "manifest": dg.MetadataValue.path(str(published.path / MANIFEST)),
+        },
+        data_version=dg.DataVersion(published.digest),
+        check_results=[_count_check("in_equals_out_plus_quarantined", len(rows), outcome)],
+    )
+
+
+@dg.asset(
+    partitions_def=quarter_language,
+    group_name="corpus",
+    kinds={"greatexpectations"},
+    code_version="1",
+    deps=[normalized_audio],
+    check_specs=[
+        dg.AssetCheckSpec("no_utterance_lost", asset="utterances", blocking=True),
+        *(
+            dg.AssetCheckSpec(name, asset="utterances", blocking=blocking, description=description)
+            for name, (blocking, description) in EXPECTATIONS.items()
+        ),
+    ],
+)
+def utterances(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+    """The quarter's utterances, split by speaker, checked by Great Expectations.
+
+    A speaker stays in one of train, dev and test for ever. The outcome of the checks is stored with the manifest, and
+    training refuses a partition whose checks did not pass, whichever way it was started.
+    """
+    quarter, language = quarter_and_language(context)
+    settings, store = workspace.settings, workspace.store
+    source = store.current("normalized_audio", quarter, language)
+    rows = list(read_manifest(source.path / MANIFEST))
+    outcome = select_utterances(rows, language)
+    kept = list(outcome.kept)
+    if settings.corpus.split == "speaker":
+        kept = assign_splits(kept, minimum_speakers=0)
+    before = previous_quarter(quarter)
+    pages = store.path("pages", "data-docs", quarter, language)
+    with store.replace("utterances", quarter, language) as staging:
+        relative = Path("..", "..", "..", "..", source.path.relative_to(store.root))
+        kept = [_located_below(row, relative) for row in kept]
+        Sorted(tuple(kept), outcome.quarantined).write(staging.path)
+        validation = validate(
+            [_located(row, staging.path / MANIFEST) for row in kept],
+            language=language,
+            quarter=quarter,
+            rejected=len(outcome.quarantined) + len(read_quarantine(source.path)),
+            settings=settings.corpus,
+            previous=_profile(workspace, before, language) if before else None,
+            docs_dir=pages,
+        )
+        passed = all(o.passed for o in validation.outcomes if o.blocking)
+        write_json(staging.path / VALIDATION, {"passed": passed, "failed": [o.name for o in validation.outcomes if not o.passed]})
+        write_json(staging.path / PROFILE, validation.profile.to_json())
+    published = staging.published
+    hours = {name: sum(r.duration_s or 0 for r in kept if r.split == name) / 3600 for name in ("train", "dev", "test")}
+    return dg.MaterializeResult(
+        metadata={
+            "quarter": quarter_heading(quarter, language),
+            "hours": round(sum(hours.values()), 4),
+            "utterances": len(kept),
+            "quarantined": len(outcome.quarantined),
+            "speakers": len({row.speaker for row in kept}),
+            "splits": markdown_table(
+                ("set", "utterances", "speakers", "hours"),
+                [
+                    (
+                        name,
+                        sum(r.split == name for r in kept),
+                        len({r.speaker for r in kept if r.split == name}),
+                        f"{hours[name]:.3f}",
+                    )
+                    for name in hours
+                ],
+            ),
+            "quarantine": _quarantine_table(outcome.quarantined),
+            "data_docs": dg.MetadataValue.url(f"{settings.pages.url}/data-docs/{quarter}/{language}/"),
+            "manifest": dg.MetadataValue.path(str(published.path / MANIFEST)),
+        },
+        data_version=dg.DataVersion(published.digest),
+        check_results=[
+            _count_check("no_utterance_lost", len(rows), outcome),
+            *(_expectation_check(o) for o in validation.outcomes),
+        ],
+    )
+
+
+@dg.asset(
+    partitions_def=languages,
+    group_name="corpus",
+    code_version="1",
+    deps=[
+        dg.AssetDep(
+            utterances,
+            partition_mapping=dg.SpecificPartitionsPartitionMapping(
+                [
+                    dg.MultiPartitionKey({"quarter": quarter, "language": language})
+                    for quarter in first_quarters(SETTINGS.training.base_quarters)
+                    for language in SETTINGS.languages
+                ]
+            ),
+        )
+    ],
+)
+def benchmark_set(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+    """The frozen test set of a language: the test speakers of the first quarters, written once and then kept.
+
+    Every candidate and champion of the language is scored on it, so figures of different quarters compare. It changes
+    only when its folder in the data store is removed by a person.
+    """
+    language = context.partition_key
+    store = workspace.store
+    if not store.exists("benchmark_set", language):
+        with store.replace("benchmark_set", language) as staging:
+            rows: list[Utterance] = []
+            for quarter in first_quarters(workspace.settings.training.base_quarters):
+                folder = validated_utterances(workspace, quarter, language)
+                rows += [
+                    _copied_audio(row, folder / MANIFEST, staging.path)
+                    for row in read_manifest(folder / MANIFEST)
+                    if row.split == "test"
+                ]
+            Sorted(tuple(sorted(rows, key=lambda row: row.id)), ()).write(staging.path)
+    published = store.current("benchmark_set", language)
+    frozen = list(read_manifest(published.path / MANIFEST))
+    return dg.MaterializeResult(
+        metadata={
+            "utterances": len(frozen),
+            "speakers": len({row.speaker for row in frozen}),
+            "hours": round(sum(row.duration_s or 0 for row in frozen) / 3600, 4),
+            "manifest": dg.MetadataValue.path(str(published.path / MANIFEST)),
+        },
+        data_version=dg.DataVersion(published.digest),
+    )
+
+
+def validated_utterances(workspace: Workspace, quarter: str, language: str) -> Path:
+    """The folder of a partition's utterances, only if its checks passed when it was written.
+
+    Raises:
+        dg.Failure: there is none, or its checks did not pass; running again would not help.
+    """
+    try:
+        folder = workspace.store.current("utterances", quarter, language).path
+        validation = json.loads((folder / VALIDATION).read_text())
+    except (StoreError, OSError, ValueError) as error:
+        raise dg.Failure(f"utterances of {quarter}, {language} cannot be used: {error}", allow_retries=False) from error
+    if validation.get("passed") is not True:
+        raise dg.Failure(
+            f"utterances of {quarter}, {language} did not pass {', '.join(validation.get('failed', ['their checks']))}: "
+            "open their Data Docs, correct the source and materialise the partition again",
+            allow_retries=False,
+        )
+    return folder
+
+
+def _located(row: Utterance, manifest: Path) -> Utterance:
+    from dataclasses import replace
+
+    return replace(row, audio=audio_location(row, manifest))
+
+
+def _located_below(row: Utterance, folder: Path) -> Utterance:
+    from dataclasses import replace
+
+    return replace(row, audio=(folder / row.audio).as_posix())
+
+
+def _copied_audio(row: Utterance, manifest: Path, folder: Path) -> Utterance:
+    import shutil
+    from dataclasses import replace
+
+    source = Path(audio_location(row, manifest))
+    (folder / "audio").mkdir(exist_ok=True)
+    shutil.copyfile(source, folder / "audio" / source.name)
+    return replace(row, audio=f"audio/{source.name}")
+
+
+def _profile(workspace: Workspace, quarter: str, language: str) -> CorpusProfile | None:
+    try:
+        folder = validated_utterances(workspace, quarter, language)
+    except dg.Failure:
+        return None  # nothing to compare with: the quarter before is missing or was refused
+    return CorpusProfile.from_json(json.loads((folder / PROFILE).read_text()))
+
+
+def _count_check(name: str, rows: int, outcome: Sorted) -> dg.AssetCheckResult:
+    kept, quarantined = len(outcome.kept), len(outcome.quarantined)
+    return dg.AssetCheckResult(
+        check_name=name,
+        passed=rows == kept + quarantined,
+        description=f"{rows} in, {kept} out, {quarantined} quarantined",
+        metadata={"in": rows, "out": kept, "quarantined": quarantined},
+    )
+
+
+def _expectation_check(outcome: ExpectationOutcome) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        check_name=outcome.name,
+        passed=outcome.passed,
+        severity=dg.AssetCheckSeverity.ERROR if outcome.blocking else dg.AssetCheckSeverity.WARN,
+        description=outcome.explanation,
+        metadata={"observed": str(outcome.observed), "limit": str(outcome.limit)},
+    )
+
+
+def _quarantine_table(rows: tuple[Quarantined, ...]) -> dg.MarkdownMetadataValue:
+    return markdown_table(("recording", "why"), [(row.id, f"{row.code}: {row.reason}") for row in rows[:50]])
+
+
+def _median(values: list[float]) -> float:
+    import statistics
+
+    return round(statistics.median(values), 2) if values else 0.0

@@ -1,0 +1,165 @@
+"""Evaluation: candidate and champion on the same test sets, and the verdict of the gates."""
+
+from pathlib import Path
+
+import dagster as dg
+
+from evaluation.gates import GateResult, judge, save_verdict
+from evaluation.scoring import Contestant, Evaluation, evaluate
+from speech.corpus import MANIFEST
+from speech.manifest import Utterance, audio_location, quarter_title, read_manifest
+from speech.store import digest_file
+from speech_assets.defs.corpus import benchmark_set, utterances, validated_utterances
+from speech_assets.defs.metadata import inline_plot, markdown_table, quarter_heading
+from speech_assets.defs.models import BUNDLE, model_bundle
+from speech_assets.defs.partitions import quarter_and_language, quarter_language, same_language
+from speech_assets.defs.resources import Workspace
+
+EVALUATION = "evaluation.json"
+REPORT = "report.html"
+
+
+@dg.asset(
+    partitions_def=quarter_language,
+    group_name="evaluation",
+    kinds={"python"},
+    code_version="1",
+    deps=[model_bundle, utterances, dg.AssetDep(benchmark_set, partition_mapping=same_language)],
+)
+def evaluation(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+    """WER and CER of the candidate and of today's champion, on the quarter's own test set and on the frozen benchmark.
+
+    Figures come with intervals by speaker and per slice; the report has the worst utterances, aligned and audible.
+    """
+    from evaluation.report import wer_by_slice_png, write_report
+
+    quarter, language = quarter_and_language(context)
+    store = workspace.store
+    name = f"{language}-{quarter_title(quarter).replace(' ', '-')}"
+    manifests = {
+        "quarter": validated_utterances(workspace, quarter, language) / MANIFEST,
+        "benchmark": store.current("benchmark_set", language).path / MANIFEST,
+    }
+    sets = {key: [_absolute(row, path) for row in read_manifest(path) if row.split == "test"] for key, path in manifests.items()}
+    result = evaluate(
+        Contestant.load(store.current("model_bundle", quarter, language).path / BUNDLE),
+        sets,
+        lambda row: row.audio,
+        language=language,
+        partition=context.partition_key,
+        champion=_champion(workspace, language),
+        dataset_digests={key: digest_file(path) for key, path in manifests.items()},
+        progress=lambda p: context.log.debug(f"{p.set_name}: {p.model_name} {p.done}/{p.total}"),
+    )
+    with store.replace("evaluation", quarter, language) as staging:
+        result.save(staging.path / EVALUATION)
+        write_report(staging.path, result, audio={row.id: Path(row.audio) for rows in sets.values() for row in rows})
+    published = staging.published
+    pages = store.path("pages", "reports", quarter, language)
+    pages.mkdir(parents=True, exist_ok=True)
+    (pages / "index.html").write_bytes((published.path / REPORT).read_bytes())
+    headline = {
+        f"{key}_{measure}": round(getattr(part.score, measure), 4)
+        for key, part in result.sets.items()
+        for measure in ("wer", "cer")
+    }
+    champion_figures = {
+        f"champion_{key}_wer": round(part.champion.score.wer, 4) for key, part in result.sets.items() if part.champion
+    }
+    benchmark = result.sets["benchmark"]
+    return dg.MaterializeResult(
+        metadata={
+            "model": name,
+            "quarter": quarter_heading(quarter, language),
+            **headline,
+            **champion_figures,
+            "benchmark_wer_interval": f"{benchmark.score.wer_interval.low:.2%} - {benchmark.score.wer_interval.high:.2%}",
+            "real_time_factor_inverse": round(result.rtfx, 1),
+            "slices": _slice_table(result),
+            "plot": inline_plot(wer_by_slice_png(result), "WER by slice"),
+            "report": dg.MetadataValue.url(f"{workspace.settings.pages.url}/reports/{quarter}/{language}/"),
+            "evaluation": dg.MetadataValue.path(str(published.path / EVALUATION)),
+        },
+        data_version=dg.DataVersion(result.digest),
+    )
+
+
+@dg.asset(
+    partitions_def=quarter_language,
+    group_name="evaluation",
+    kinds={"python"},
+    code_version="1",
+    deps=[evaluation],
+    check_specs=[
+        dg.AssetCheckSpec(
+            "gates_passed",
+            asset="verdict",
+            blocking=True,
+            description="Every gate of the settings; the verdict is stored and read again by whatever moves the model.",
+        )
+    ],
+)
+def verdict(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+    """The judgement of the gates over exactly this bundle, stored under its digest."""
+    quarter, language = quarter_and_language(context)
+    result = load_evaluation(workspace, quarter, language)
+    judged = judge(result, workspace.settings.gates)
+    save_verdict(judged, workspace.verdicts)
+    failures = "; ".join(gate.explanation for gate in judged.failures)
+    return dg.MaterializeResult(
+        metadata={
+            "quarter": quarter_heading(quarter, language),
+            "passed": judged.passed,
+            "gates_failed": len(judged.failures),
+            "bundle_digest": judged.bundle_digest,
+            "gates": gate_table(judged.gates),
+        },
+        data_version=dg.DataVersion(f"{judged.bundle_digest[:16]}-{judged.evaluation_digest[:16]}"),
+        check_results=[
+            dg.AssetCheckResult(
+                check_name="gates_passed",
+                passed=judged.passed,
+                description="all gates passed" if judged.passed else f"refused: {failures}",
+                metadata={"gates": gate_table(judged.gates)},
+            )
+        ],
+    )
+
+
+def load_evaluation(workspace: Workspace, quarter: str, language: str) -> Evaluation:
+    """The stored evaluation of a partition."""
+    return Evaluation.load(workspace.store.current("evaluation", quarter, language).path / EVALUATION)
+
+
+def gate_table(gates: tuple[GateResult, ...]) -> dg.MarkdownMetadataValue:
+    """One row a gate: what was measured, what was asked, how it ended; failures first."""
+    return markdown_table(
+        ("gate", "set", "slice", "value", "limit", "", "why"),
+        [
+            (g.name, g.test_set, g.slice, f"{g.value:.4g}", f"{g.threshold:.4g}", "passed" if g.passed else "FAILED", g.explanation)
+            for g in sorted(gates, key=lambda gate: gate.passed)
+        ],
+    )
+
+
+def _champion(workspace: Workspace, language: str) -> Contestant | None:
+    registry, name = workspace.registry(), workspace.model_name(language)
+    champion = registry.champion(name)
+    if champion is None:
+        return None
+    return Contestant.load(registry.download(name, champion.version), champion.digest)
+
+
+def _absolute(row: Utterance, manifest: Path) -> Utterance:
+    from dataclasses import replace
+
+    return replace(row, audio=audio_location(row, manifest))
+
+
+def _slice_table(result: Evaluation) -> dg.MarkdownMetadataValue:
+    rows = []
+    for key, part in result.sets.items():
+        for name, score in {"all": part.score, **part.slices}.items():
+            interval = f"{score.wer_interval.low:.1%} - {score.wer_interval.high:.1%}"
+            rows.append((key, name, f"{score.wer:.2%}", interval, f"{score.cer:.2%}", score.words, score.speakers))
+    return markdown_table(("set", "slice", "WER", "95 % interval", "CER", "words", "speakers"), rows)

@@ -1,0 +1,43 @@
+"""How figures are shown in Dagster's UI: titles, Markdown tables, inline plots."""
+
+import base64
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import dagster as dg
+
+from speech.manifest import quarter_title
+
+MAX_ROWS = 50
+
+
+def quarter_heading(quarter: str, language: str) -> str:
+    """A partition as people read it: '2024 Q2, en'."""
+    return f"{quarter_title(quarter)}, {language}"
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> dg.MarkdownMetadataValue:
+    """A table of at most `MAX_ROWS` rows; cells are plain text, whatever they hold."""
+    rows = list(rows)
+    if not rows:
+        return dg.MetadataValue.md("none")
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    lines += ["| " + " | ".join(_cell(value) for value in row) + " |" for row in rows[:MAX_ROWS]]
+    if len(rows) > MAX_ROWS:
+        lines.append(f"\n... and {len(rows) - MAX_ROWS} more")
+    return dg.MetadataValue.md("\n".join(lines))
+
+
+def counts_table(header: tuple[str, str], values: Iterable[str]) -> dg.MarkdownMetadataValue:
+    """How often each value occurs, most frequent first."""
+    return markdown_table(header, Counter(values).most_common())
+
+
+def inline_plot(png: bytes, title: str) -> dg.MarkdownMetadataValue:
+    """A plot inside the metadata."""
+    return dg.MetadataValue.md(f"![{title}](data:image/png;base64,{base64.b64encode(png).decode()})")
+
+
+def _cell(value: object) -> str:
+    text = str(value).replace("\n", " ").replace("|", "\\|")
+    return text.replace("<", "&lt;").replace(">", "&gt;")

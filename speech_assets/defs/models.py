@@ -1,0 +1,275 @@
+"""Models: a base per language, a fine-tune per quarter and language, and the bundle that is served.
+
+Training runs in a process of its own (`python -m training.run`), started through Dagster Pipes: NeMo's memory and
+crashes stay out of Dagster's, and the same command works by hand. Its folder is named by what goes into the training,
+so a run that was killed resumes there, and one whose inputs have not changed is not repeated.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from speech.audio import decode
+from speech.bundle import ModelBundle
+from speech.corpus import MANIFEST
+from speech.manifest import audio_location, quarter_title, read_manifest
+from speech.store import digest_file, write_json
+from speech_assets.defs.corpus import utterances, validated_utterances
+from speech_assets.defs.metadata import markdown_table, quarter_heading
+from speech_assets.defs.partitions import (
+    SETTINGS,
+    first_quarters,
+    languages,
+    quarter_and_language,
+    quarter_language,
+    quarters_before,
+    same_language,
+    window_ending,
+)
+from speech_assets.defs.resources import Workspace, git_revision
+
+TRAINING_POOL = "training"
+TRAINING_RECORD = "training.json"
+CHECKPOINT = "checkpoint.nemo"
+BUNDLE = "bundle"
+BATCH = 16  # utterances recognised at once
+
+
+def train(
+    context: dg.AssetExecutionContext,
+    workspace: Workspace,
+    pipes: dg.PipesSubprocessClient,
+    *,
+    place: Sequence[str],
+    recipe: str,
+    name: str,
+    language: str,
+    folders: Mapping[str, Path],
+    base: str | None,
+) -> dg.MaterializeResult:
+    """Train in a process of its own and publish checkpoint, exported bundle and record under `place`.
+
+    `folders` are the validated corpus partitions to learn from, by quarter.
+    """
+    settings = workspace.settings.training
+    inputs = {
+        "recipe": recipe,
+        "language": language,
+        "seed": settings.seed,
+        "overrides": dict(settings.overrides),
+        "base": digest_file(Path(base)) if base and Path(base).is_file() else base,
+        "data": {quarter: digest_file(folder / MANIFEST) for quarter, folder in folders.items()},
+    }
+    fingerprint = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+    work = workspace.store.path("training", *place, fingerprint)
+    manifests = [str(folder / MANIFEST) for folder in folders.values()]
+    run_tags = {"dagster_run_id": context.run.run_id, "asset": "/".join(place), "git_revision": git_revision()}
+    spec = {
+        "recipe": recipe,
+        "language": language,
+        "name": name,
+        "train": manifests,
+        "dev": manifests,
+        "base": base,
+        "output": str(work),
+        "seed": settings.seed,
+        "overrides": dict(settings.overrides),
+        "mlflow": {"tracking_uri": workspace.tracking_uri, "experiment": f"training-{language}", "tags": run_tags},
+    }
+    write_json(work.with_suffix(".json"), spec)
+    threads = {} if settings.threads is None else {"OMP_NUM_THREADS": str(settings.threads)}
+    pipes.run(
+        context=context,
+        command=[sys.executable, "-m", "training.run", str(work.with_suffix(".json"))],
+        env={**os.environ, **threads},
+        cwd=str(Path(__file__).parents[2]),
+    )
+    record = json.loads((work / TRAINING_RECORD).read_text())
+    with workspace.store.replace(*place) as staging:
+        shutil.copyfile(work / CHECKPOINT, staging.path / CHECKPOINT)
+        shutil.copyfile(work / TRAINING_RECORD, staging.path / TRAINING_RECORD)
+        shutil.copytree(work / BUNDLE, staging.path / BUNDLE)
+    for other in work.parent.iterdir():
+        if other.is_dir() and other != work:
+            shutil.rmtree(other, ignore_errors=True)
+    bundle = ModelBundle.load(staging.published.path / BUNDLE)
+    return dg.MaterializeResult(
+        metadata={
+            "model": name,
+            "dev_wer": round(record["dev_wer"], 4),
+            "loss": round(record["loss"], 4),
+            "steps": record["steps"],
+            "training_seconds": round(record["seconds"], 1),
+            "audio_hours_seen": round(record["audio_hours_seen"], 3),
+            "parity": bundle.parity.get("equal", 0.0),
+            "resumed_from": record.get("resumed_from") or 0,
+            "data": markdown_table(("quarter", "manifest sha256"), list(inputs["data"].items())),
+            "checkpoint": dg.MetadataValue.path(str(staging.published.path / CHECKPOINT)),
+            "mlflow_run": dg.MetadataValue.url(mlflow_run_url(workspace, record)),
+        },
+        data_version=dg.DataVersion(bundle.digest),
+    )
+
+
+def mlflow_run_url(workspace: Workspace, record: Mapping[str, Any]) -> str:
+    """Where a training's run is shown in MLflow."""
+    return f"{workspace.settings.registry.ui_url}/#/experiments/{record.get('mlflow_experiment_id', 0)}/runs/{record.get('mlflow_run_id')}"
+
+
+@dg.asset(
+    partitions_def=languages,
+    group_name="models",
+    kinds={"pytorch"},
+    code_version=f"1-{SETTINGS.training.base_recipe}",
+    pool=TRAINING_POOL,
+    deps=[
+        dg.AssetDep(
+            utterances,
+            partition_mapping=dg.SpecificPartitionsPartitionMapping(
+                [
+                    dg.MultiPartitionKey({"quarter": quarter, "language": language})
+                    for quarter in first_quarters(SETTINGS.training.base_quarters)
+                    for language in SETTINGS.languages
+                ]
+            ),
+        )
+    ],
+)
+def base_model(
+    context: dg.AssetExecutionContext, workspace: Workspace, pipes: dg.PipesSubprocessClient
+) -> dg.MaterializeResult:
+    """What a language's fine-tunes start from: a recipe trained from scratch on the first quarters.
+
+    Where the settings name a published checkpoint or a `.nemo` file for the language, the fine-tunes start from that,
+    and this asset only records it.
+    """
+    language = context.partition_key
+    published = workspace.settings.training.base.get(language)
+    if published is not None:
+        with workspace.store.replace("base_model", language) as staging:
+            write_json(staging.path / "base.json", {"checkpoint": published})
+        return dg.MaterializeResult(
+            metadata={"checkpoint": published}, data_version=dg.DataVersion(staging.published.digest)
+        )
+    quarters = first_quarters(workspace.settings.training.base_quarters)
+    return train(
+        context,
+        workspace,
+        pipes,
+        place=("base_model", language),
+        recipe=workspace.settings.training.base_recipe,
+        name=f"{language}-base",
+        language=language,
+        folders={quarter: validated_utterances(workspace, quarter, language) for quarter in quarters},
+        base=None,
+    )
+
+
+@dg.asset(
+    partitions_def=quarter_language,
+    group_name="models",
+    kinds={"pytorch"},
+    code_version=f"1-{SETTINGS.training.finetune_recipe}",
+    pool=TRAINING_POOL,
+    deps=[
+        dg.AssetDep(base_model, partition_mapping=same_language),
+        dg.AssetDep(utterances, partition_mapping=quarters_before(SETTINGS.training.window - 1, own=True)),
+    ],
+)
+def finetuned_model(
+    context: dg.AssetExecutionContext, workspace: Workspace, pipes: dg.PipesSubprocessClient
+) -> dg.MaterializeResult:
+    """The base model tuned to the latest quarters: this one and those of the training window before it.
+
+    The quarter itself must have passed its corpus checks; earlier quarters that did not are left out.
+    """
+    quarter, language = quarter_and_language(context)
+    folders = {quarter: validated_utterances(workspace, quarter, language)}
+    for earlier in window_ending(quarter, workspace.settings.training.window)[:-1]:
+        try:
+            folders[earlier] = validated_utterances(workspace, earlier, language)
+        except dg.Failure as refused:
+            context.log.info(f"learning without {quarter_title(earlier)}: {refused.description}")
+    base = workspace.store.current("base_model", language).path
+    return train(
+        context,
+        workspace,
+        pipes,
+        place=("finetuned_model", quarter, language),
+        recipe=workspace.settings.training.finetune_recipe,
+        name=f"{language}-{quarter_title(quarter).replace(' ', '-')}",
+        language=language,
+        folders=dict(sorted(folders.items())),
+        base=json.loads((base / "base.json").read_text())["checkpoint"]
+        if (base / "base.json").exists()
+        else str(base / CHECKPOINT),
+    )
+
+
+@dg.asset(
+    partitions_def=quarter_language,
+    group_name="models",
+    kinds={"onnx"},
+    code_version="1",
+    deps=[finetuned_model],
+    check_specs=[
+        dg.AssetCheckSpec(
+            "same_text_as_checkpoint",
+            asset="model_bundle",
+            blocking=True,
+            description="The exported network gives the checkpoint's text on real utterances.",
+        )
+    ],
+)
+def model_bundle(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+    """The fine-tuned network as it is served: ONNX with streaming caches, tokenizer, and calibrated confidence."""
+    from evaluation.calibration import calibrate
+    from evaluation.scoring import word_outcomes
+    from speech.bundle import with_calibration
+    from speech.recognition import Recognizer
+
+    quarter, language = quarter_and_language(context)
+    model = workspace.store.current("finetuned_model", quarter, language).path
+    exported = ModelBundle.load(model / BUNDLE)
+    manifest = validated_utterances(workspace, quarter, language) / MANIFEST
+    dev = [row for row in read_manifest(manifest) if row.split == "dev"]
+    recognizer = Recognizer(exported)
+    outcomes: list[tuple[float, bool]] = []
+    for start in range(0, len(dev), BATCH):
+        batch = dev[start : start + BATCH]
+        heard = recognizer.transcribe_batch([decode(audio_location(row, manifest)).samples for row in batch])
+        for row, recognition in zip(batch, heard, strict=True):
+            outcomes += word_outcomes(row.text, recognition.words, language)
+    calibration = calibrate([confidence for confidence, _ in outcomes], [correct for _, correct in outcomes])
+    with workspace.store.replace("model_bundle", quarter, language) as staging:
+        bundle = with_calibration(exported, calibration.calibration, staging.path / BUNDLE)
+    published = staging.published
+    equal = bundle.parity.get("equal", 0.0)
+    return dg.MaterializeResult(
+        metadata={
+            "quarter": quarter_heading(quarter, language),
+            "bundle_digest": bundle.digest,
+            "parity": equal,
+            "parity_utterances": bundle.parity.get("utterances", 0),
+            "calibration": calibration.note,
+            "calibration_words": calibration.words,
+            "megabytes": round(sum(p.stat().st_size for p in (published.path / BUNDLE).iterdir()) / 1e6, 2),
+            "bundle": dg.MetadataValue.path(str(published.path / BUNDLE)),
+        },
+        data_version=dg.DataVersion(bundle.digest),
+        check_results=[
+            dg.AssetCheckResult(
+                check_name="same_text_as_checkpoint",
+                passed=equal >= workspace.settings.gates.parity,
+                description=f"{equal:.1%} of {bundle.parity.get('utterances', 0)} utterances give the checkpoint's text",
+                metadata={"differences": json.dumps(bundle.parity.get("differences", []), ensure_ascii=False)},
+            )
+        ],
+    )

@@ -1,0 +1,63 @@
+"""Quarter x language, and which partitions of one asset another reads.
+
+A quarter's key is its first month (`2024-04`, read as 2024 Q2): Dagster's format strings have no quarter.
+"""
+
+from datetime import datetime
+
+import dagster as dg
+
+from deployment.settings import Settings
+
+SETTINGS = Settings.load()
+
+quarters = dg.TimeWindowPartitionsDefinition(
+    start=datetime.strptime(SETTINGS.first_quarter, "%Y-%m"),
+    fmt="%Y-%m",
+    cron_schedule="0 0 1 1,4,7,10 *",
+    end_offset=1,  # the running quarter can be built before it closes
+)
+languages = dg.StaticPartitionsDefinition(list(SETTINGS.languages))
+quarter_language = dg.MultiPartitionsDefinition({"quarter": quarters, "language": languages})
+
+same_language = dg.MultiToSingleDimensionPartitionMapping("language")
+
+
+def quarters_before(count: int, *, own: bool) -> dg.MultiPartitionMapping:
+    """The `count` quarters before a partition's own, with it or without it, in its language."""
+    return dg.MultiPartitionMapping(
+        {
+            "quarter": dg.DimensionPartitionMapping(
+                "quarter",
+                dg.TimeWindowPartitionMapping(
+                    start_offset=-count, end_offset=0 if own else -1, allow_nonexistent_upstream_partitions=True
+                ),
+            ),
+            "language": dg.DimensionPartitionMapping("language", dg.IdentityPartitionMapping()),
+        }
+    )
+
+
+def first_quarters(count: int) -> list[str]:
+    """Keys of the first `count` quarters."""
+    keys = quarters.get_partition_keys()[:count]
+    return list(keys)
+
+
+def window_ending(quarter: str, count: int) -> list[str]:
+    """Keys of `quarter` and of the up to `count - 1` quarters before it, oldest first."""
+    keys = quarters.get_partition_keys()
+    end = keys.index(quarter) + 1
+    return list(keys[max(0, end - count) : end])
+
+
+def previous_quarter(quarter: str) -> str | None:
+    """The key before `quarter`, or None for the first."""
+    window = window_ending(quarter, 2)
+    return window[0] if len(window) == 2 else None
+
+
+def quarter_and_language(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -> tuple[str, str]:
+    """The two keys of the running partition."""
+    keys = context.partition_key.keys_by_dimension  # type: ignore[attr-defined]
+    return keys["quarter"], keys["language"]

@@ -1,0 +1,339 @@
+"""From manifests to batches: the same seed gives the same examples in the same order, step by step.
+
+An epoch is every utterance once, some joined with others of the same speaker. Lhotse's dynamic
+bucketing turns the endless row of epochs into batches of similar durations; which batch belongs to a
+step is a function of the seed, the step and the number of devices alone, and what augmentation does
+to an example is a function of the seed, the epoch and the example. So a run that was killed goes on
+with the very batch it had reached, without any state but the step.
+
+Resuming replays the order of all earlier batches, without their audio: about a second per hundred
+thousand examples.
+"""
+
+import itertools
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from speech.manifest import Utterance
+from training.recipe import AugmentationSettings, BatchSettings, JoinSettings, TrainingError
+
+if TYPE_CHECKING:
+    import torch
+    from lhotse import CutSet
+
+SAMPLE_RATE = 16_000
+TELEPHONE_BAND_HZ = (300.0, 3_400.0)
+_INT16 = 32_768.0
+
+
+class AudioCache:
+    """Decoded 16 kHz mono audio as int16, kept up to a bound; files beyond it are read at each use."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.bytes = 0
+        self._kept: dict[tuple[str, float, float | None], np.ndarray] = {}
+
+    def samples(self, utterance: Utterance) -> np.ndarray:
+        """Return the utterance as int16 [n]. Raises TrainingError naming the file that cannot be used."""
+        key = (utterance.audio, utterance.offset_s, utterance.duration_s)
+        found = self._kept.get(key)
+        if found is not None:
+            return found
+        samples = _read(utterance)
+        if self.bytes + samples.nbytes <= self.limit_bytes:
+            self._kept[key] = samples
+            self.bytes += samples.nbytes
+        return samples
+
+    def fill(self, utterances: Sequence[Utterance]) -> None:
+        """Decode ahead until the bound is reached: faults show before training, worker processes share it."""
+        for utterance in utterances:
+            self.samples(utterance)
+            if self.bytes >= self.limit_bytes * 0.98:
+                return
+
+
+def _read(utterance: Utterance) -> np.ndarray:
+    import soundfile
+
+    try:
+        if "://" in utterance.audio:
+            from upath import UPath
+
+            with UPath(utterance.audio).open("rb") as stream, soundfile.SoundFile(stream) as audio:
+                return _segment(audio, utterance)
+        with soundfile.SoundFile(utterance.audio) as audio:
+            return _segment(audio, utterance)
+    except FileNotFoundError as error:
+        raise TrainingError(f"Audio of utterance '{utterance.id}' is missing: {utterance.audio}.") from error
+    except (OSError, RuntimeError, ValueError) as error:
+        missing = "://" not in utterance.audio and not os.path.exists(utterance.audio)
+        what = "is missing" if missing else f"cannot be read ({str(error).strip().rstrip('.')})"
+        raise TrainingError(
+            f"Audio of utterance '{utterance.id}' {what}: {utterance.audio}. Run normalisation again or drop the row."
+        ) from error
+
+
+def _segment(audio: Any, utterance: Utterance) -> np.ndarray:
+    if audio.samplerate != SAMPLE_RATE or audio.channels != 1:
+        raise TrainingError(
+            f"Audio of utterance '{utterance.id}' has {audio.samplerate} Hz and {audio.channels} channels:"
+            f" {utterance.audio}. Training reads normalised audio, {SAMPLE_RATE} Hz mono."
+        )
+    if utterance.offset_s > 0:
+        audio.seek(round(utterance.offset_s * SAMPLE_RATE))
+    frames = -1 if utterance.duration_s is None else round(utterance.duration_s * SAMPLE_RATE)
+    samples: np.ndarray = audio.read(frames, dtype="int16")
+    if not len(samples):
+        raise TrainingError(f"Audio of utterance '{utterance.id}' is empty: {utterance.audio}.")
+    return samples
+
+
+@dataclass(frozen=True)
+class Example:
+    """What one row of a batch is made of: utterances of one speaker, one after the other."""
+
+    id: str
+    epoch: int
+    parts: tuple[int, ...]  # indices into the corpus
+    gaps_s: tuple[float, ...]  # pause after each part but the last
+    duration_s: float
+
+
+@dataclass
+class Corpus:
+    """Utterances with their token ids; what a run learns from or is measured on."""
+
+    utterances: list[Utterance]
+    texts: list[str]  # normalised
+    durations_s: list[float]
+    cache: AudioCache
+    tokens: list[list[int]] = field(default_factory=list)
+
+    @property
+    def hours(self) -> float:
+        """Audio in hours."""
+        return sum(self.durations_s) / 3600
+
+
+def epoch_of(corpus: Corpus, epoch: int, seed: int, join: JoinSettings) -> list[Example]:
+    """Every utterance once, in this epoch's order; some joined with others of the same speaker."""
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(corpus.utterances))
+    by_speaker: dict[str, list[int]] = {}
+    for index in order:
+        by_speaker.setdefault(corpus.utterances[index].speaker, []).append(int(index))
+    examples = []
+    for indices in by_speaker.values():
+        waiting = iter(indices)
+        for first in waiting:
+            parts, gaps, duration = [first], [], corpus.durations_s[first]
+            wanted = int(rng.integers(2, join.parts + 1)) if rng.random() < join.probability else 1
+            while len(parts) < wanted:
+                following = next(waiting, None)
+                if following is None:
+                    break
+                gap = float(rng.uniform(*join.gap_s))
+                if duration + gap + corpus.durations_s[following] > join.longest_s:
+                    waiting = itertools.chain([following], waiting)
+                    break
+                parts.append(following)
+                gaps.append(gap)
+                duration += gap + corpus.durations_s[following]
+            name = corpus.utterances[first].id
+            examples.append(Example(f"{name}-{epoch}", epoch, tuple(parts), tuple(gaps), duration))
+    return [examples[index] for index in rng.permutation(len(examples))]
+
+
+class _EndlessCuts:
+    """All epochs in a row as lhotse cuts that carry their example; lhotse reads it lazily."""
+
+    def __init__(self, corpus: Corpus, seed: int, join: JoinSettings) -> None:
+        self.corpus, self.seed, self.join = corpus, seed, join
+
+    def __iter__(self) -> Iterator[Any]:
+        from lhotse import MonoCut
+
+        for epoch in itertools.count():
+            for example in epoch_of(self.corpus, epoch, self.seed, self.join):
+                duration = round(example.duration_s, 4)
+                yield MonoCut(example.id, start=0.0, duration=duration, channel=0, custom={"example": example})
+
+
+class StepSampler:
+    """The examples of each batch from `start` on, for one of `world_size` devices."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        batch: BatchSettings,
+        join: JoinSettings,
+        seed: int,
+        start: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.corpus, self.batch, self.join, self.seed = corpus, batch, join, seed
+        self.start, self.rank, self.world_size = start, rank, world_size
+
+    def __iter__(self) -> Iterator[list[Example]]:
+        from lhotse import CutSet
+        from lhotse.dataset import DynamicBucketingSampler
+
+        count = len(self.corpus.utterances)
+        sampler = DynamicBucketingSampler(
+            CutSet(_EndlessCuts(self.corpus, self.seed, self.join)),
+            max_duration=max(self.batch.seconds, max(self.corpus.durations_s)),
+            max_cuts=self.batch.utterances,
+            num_buckets=max(1, min(self.batch.buckets, count // 8)),
+            shuffle=True,
+            seed=self.seed,
+            num_cuts_for_bins_estimate=min(10_000, max(count, 16)),
+            # The buffer holds about two epochs of a small corpus, so that epochs mix little.
+            buffer_size=min(20_000, max(2 * count, 8 * self.batch.utterances)),
+            world_size=self.world_size,
+            rank=self.rank,
+        )
+        cuts: CutSet
+        for cuts in itertools.islice(iter(sampler), self.start, None):
+            yield [cut.custom["example"] for cut in cuts]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's input. Shapes: audio float32 [batch, samples], tokens int64 [batch, tokens]."""
+
+    audio: "torch.Tensor"
+    audio_lengths: "torch.Tensor"
+    tokens: "torch.Tensor"
+    token_lengths: "torch.Tensor"
+    seconds: float  # audio without padding
+    epoch: int
+
+
+class BatchMaker:
+    """Loads, joins and augments the examples of a batch; runs in worker processes too."""
+
+    def __init__(self, corpus: Corpus, augmentation: AugmentationSettings, seed: int) -> None:
+        self.corpus = corpus
+        self.augment = Augmentation(augmentation, seed)
+
+    def __getitem__(self, examples: list[Example]) -> dict[str, Any]:
+        """Return the batch as a dictionary, which every data loader and device mover understands."""
+        sounds, tokens = [], []
+        for example in examples:
+            sounds.append(self.augment(self._joined(example), f"{example.id}"))
+            tokens.append([token for part in example.parts for token in self.corpus.tokens[part]])
+        return collate(sounds, tokens, epoch=max(example.epoch for example in examples))
+
+    def _joined(self, example: Example) -> np.ndarray:
+        pieces = []
+        for place, part in enumerate(example.parts):
+            pieces.append(self.corpus.cache.samples(self.corpus.utterances[part]).astype(np.float32) / _INT16)
+            if place < len(example.gaps_s):
+                pieces.append(np.zeros(round(example.gaps_s[place] * SAMPLE_RATE), np.float32))
+        return np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
+
+
+def collate(sounds: Sequence[np.ndarray], tokens: Sequence[Sequence[int]], epoch: int = 0) -> dict[str, Any]:
+    """Pad to the longest. Keys: audio, audio_lengths, tokens, token_lengths, seconds, epoch."""
+    import torch
+
+    audio = np.zeros((len(sounds), max(map(len, sounds))), np.float32)
+    labels = np.zeros((len(tokens), max(1, *map(len, tokens)) if tokens else 1), np.int64)
+    for row, (sound, ids) in enumerate(zip(sounds, tokens, strict=True)):
+        audio[row, : len(sound)] = sound
+        labels[row, : len(ids)] = ids
+    return {
+        "audio": torch.from_numpy(audio),
+        "audio_lengths": torch.tensor([len(sound) for sound in sounds]),
+        "tokens": torch.from_numpy(labels),
+        "token_lengths": torch.tensor([len(ids) for ids in tokens]),
+        "seconds": sum(map(len, sounds)) / SAMPLE_RATE,
+        "epoch": epoch,
+    }
+
+
+class Augmentation:
+    """Speed, gain, telephone band, noise: drawn for each example from its name, so any process draws the same."""
+
+    def __init__(self, settings: AugmentationSettings, seed: int) -> None:
+        self.settings, self.seed = settings, seed
+        self.noises = _noises(settings.noise_folder) if settings.noise_folder else []
+
+    def __call__(self, samples: np.ndarray, key: str) -> np.ndarray:
+        """Return float32 [n'] within [-1, 1]."""
+        settings = self.settings
+        rng = np.random.default_rng([self.seed, zlib.crc32(key.encode())])
+        if rng.random() < settings.speed_probability:
+            samples = _played_at(samples, float(rng.uniform(*settings.speed)))
+        if settings.silence_s[1] > 0:
+            before, after = (round(float(rng.uniform(*settings.silence_s)) * SAMPLE_RATE) for _ in range(2))
+            samples = np.pad(samples, (before, after))
+        if rng.random() < settings.telephone_probability:
+            samples = _band_limited(samples)
+        samples = samples * np.float32(10 ** (rng.uniform(*settings.gain_db) / 20))
+        if rng.random() < settings.noise_probability:
+            samples = self._noisy(samples, rng)
+        loudest = float(np.abs(samples).max(initial=0.0))
+        return (samples / np.float32(loudest) if loudest > 1 else samples).astype(np.float32, copy=False)
+
+    def _noisy(self, samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        power = float(np.mean(np.square(samples)))
+        if power == 0:
+            return samples
+        if self.noises:
+            noise = self.noises[int(rng.integers(len(self.noises)))]
+            start = int(rng.integers(len(noise)))
+            noise = np.take(noise, np.arange(start, start + len(samples)), mode="wrap")
+        else:
+            noise = rng.standard_normal(len(samples), dtype=np.float32)
+            colour = np.float32(rng.uniform(0.0, 0.9))  # from hiss towards rumble, as rooms and lines have it
+            noise[1:] += colour * noise[:-1]
+        level = power / 10 ** (rng.uniform(*self.settings.noise_snr_db) / 10)
+        return samples + noise * np.float32(np.sqrt(level / (float(np.mean(np.square(noise))) + 1e-12)))
+
+
+def _played_at(samples: np.ndarray, speed: float) -> np.ndarray:
+    import soxr
+
+    resampled: np.ndarray = soxr.resample(samples, SAMPLE_RATE * speed, SAMPLE_RATE, quality="LQ")
+    return resampled if len(resampled) else samples
+
+
+def _band_limited(samples: np.ndarray) -> np.ndarray:
+    from scipy import fft
+
+    size = fft.next_fast_len(len(samples), real=True)
+    spectrum = fft.rfft(samples, size)
+    frequencies = fft.rfftfreq(size, 1 / SAMPLE_RATE)
+    low, high = TELEPHONE_BAND_HZ
+    spectrum[(frequencies < low) | (frequencies > high)] = 0
+    limited: np.ndarray = fft.irfft(spectrum, size)[: len(samples)]
+    return limited.astype(np.float32, copy=False)
+
+
+def _noises(folder: Path) -> list[np.ndarray]:
+    import soundfile
+    import soxr
+
+    noises = []
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() not in (".wav", ".flac", ".ogg"):
+            continue
+        try:
+            samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        except (OSError, RuntimeError) as error:
+            raise TrainingError(f"Noise recording {path} cannot be read: {error}.") from error
+        if len(samples):
+            noises.append(soxr.resample(samples.mean(axis=1), rate, SAMPLE_RATE))
+    if not noises:
+        raise TrainingError(f"Noise folder {folder} holds no .wav, .flac or .ogg recording.")
+    return noises

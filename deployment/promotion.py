@@ -146,7 +146,9 @@ class Ledger:
                 os.fsync(handle)
             except OSError as error:
                 os.ftruncate(handle, whole_bytes)
-                raise LedgerError(f"{self.path}: the decision was not recorded ({error}): free space and decide again")
+                raise LedgerError(
+                    f"{self.path}: the decision was not recorded ({error}): free space and decide again"
+                ) from error
         finally:
             os.close(handle)
         if new:
@@ -322,8 +324,8 @@ class Promotions:
             target = self._require_language(self.registry.verify(back.model, back.version), language)
             if target.digest != back.digest:
                 raise PromotionRefused(
-                    f"{back.model} version {back.version} is now bundle {target.digest[:12]}, but {back.digest[:12]} was "
-                    "approved: someone replaced it; approve a version instead"
+                    f"{back.model} version {back.version} is now bundle {target.digest[:12]}, but {back.digest[:12]} "
+                    "was approved: someone replaced it; approve a version instead"
                 )
             sha = self._require_verdict(target.digest, language, compare=False, champion=None)
             return self._decide(ledger, entries, "rollback", target, sha, approver, reason)
@@ -450,8 +452,8 @@ class Promotions:
         if noted is None or noted in {_head(entry) for entry in entries}:
             return None
         return (
-            f"the registry notes decision {noted.partition(':')[0]} about {model}, which the ledger of '{language}' does "
-            "not have: entries were removed from its end; restore the ledger from its backup"
+            f"the registry notes decision {noted.partition(':')[0]} about {model}, which the ledger of '{language}' "
+            "does not have: entries were removed from its end; restore the ledger from its backup"
         )
 
     def _interrupted(self, last: Decision) -> bool:
@@ -538,4 +540,3 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-

@@ -52,8 +52,8 @@ class Source(Section):
 class Synthetic(Section):
     """Size and faults of the embedded corpus."""
 
-    minutes: float = Field(14.0, gt=0, description="Minutes of speech per quarter and language.")
-    speakers: int = Field(24, ge=4, description="Voices heard in a quarter.")
+    minutes: float = Field(25.0, gt=0, description="Minutes of speech per quarter and language.")
+    speakers: int = Field(40, ge=4, description="Voices heard in a quarter.")
     seed: int = Field(0, description="Same seed, same bytes.")
     corrupt: tuple[str, ...] = Field(
         ("en|2024-07",), description="Partitions (`language|quarter`) whose transcripts slipped against the audio."
@@ -127,6 +127,7 @@ class Settings(BaseSettings):
     training: Training = Field(default_factory=Training)  # type: ignore[arg-type]
     gates: GateSettings = Field(default_factory=GateSettings)
     corpus: CorpusSettings = Field(default_factory=CorpusSettings)
+    dagster_url: str = Field("http://127.0.0.1:3000", description="Where people open Dagster; links point there.")
     registry: Registry = Field(default_factory=Registry)  # type: ignore[arg-type]
     promotion: Promotion = Field(default_factory=Promotion)  # type: ignore[arg-type]
     pages: Pages = Field(default_factory=Pages)  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ word. The result says which. The error "after" is measured on words that the map
 Not covered: words that were not recognised at all. A deletion has no confidence.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -165,7 +166,7 @@ def pool_adjacent_violators(values: np.ndarray, weights: np.ndarray) -> list[tup
             total, weight = total + before, weight + heaviness
         pools.append((total, weight, start))
     starts = [pool[2] for pool in pools] + [len(values)]
-    return list(zip(starts, starts[1:], strict=False))
+    return list(itertools.pairwise(starts))
 
 
 def _isotonic(sure: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -39,7 +39,7 @@ REQUIRED_GATES = (
 AT_MOST, AT_LEAST = "at most", "at least"
 
 
-class GateRefused(Exception):
+class GateRefused(Exception):  # noqa: N818 - named by what happened: nothing is broken, the answer is no
     """A model may not move forward; the message is one sentence that says why."""
 
 
@@ -240,7 +240,7 @@ def _evidence(evaluation: Evaluation, settings: GateSettings) -> Iterator[GateRe
             settings.max_unreadable_share,
             f"{len(result.unreadable)} of {attempted} utterances of the {name} set could not be decoded.",
             test_set=name,
-            unit="share unreadable",
+            unit="share undecoded",
         )
 
 
@@ -365,18 +365,16 @@ def _insertions(evaluation: Evaluation, settings: GateSettings) -> Iterator[Gate
             f"{value:.2f} words per minute made up over {measured.minutes:.1f} minutes without speech, "
             f"most on {worst}; at most {settings.insertions_per_minute:g} are allowed."
         )
-    yield _gate(
-        "insertions_per_minute", value, settings.insertions_per_minute, explanation, unit="words per minute"
-    )
+    yield _gate("insertions_per_minute", value, settings.insertions_per_minute, explanation, unit="words per minute")
 
 
 def _parity(evaluation: Evaluation, settings: GateSettings) -> Iterator[GateResult]:
-    found = evaluation.parity.get("text_agreement")
-    known = isinstance(found, int | float) and not isinstance(found, bool)
-    value = float(found) if known else math.nan  # type: ignore[arg-type]
-    if known:
+    equal, compared = evaluation.parity.get("equal"), evaluation.parity.get("utterances")
+    value = math.nan
+    if isinstance(equal, int | float) and isinstance(compared, int) and compared > 0:
+        value = float(equal)
         explanation = (
-            f"The exported network gives the checkpoint's text on {_percent(value)} of utterances; "
+            f"The exported network gives the checkpoint's text on {_percent(value)} of {compared} utterances; "
             f"at least {_percent(settings.parity)} is asked."
         )
     else:
@@ -478,7 +476,7 @@ def require_passed(
     *,
     language: str | None = None,
     settings: GateSettings | None = None,
-    champion_digest: str | None | _Unchecked = UNCHECKED,
+    champion_digest: str | _Unchecked | None = UNCHECKED,
 ) -> Verdict:
     """The verdict of exactly this bundle, or GateRefused when it is missing, not valid or not passed.
 

@@ -19,6 +19,7 @@ Not covered: how good the references are. A wrong transcript counts against ever
 """
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -439,9 +440,7 @@ def score(items: Sequence[Scored], language: str, bootstrap: int = 1000, seed: i
     return _score(_count(items, language), bootstrap, seed)
 
 
-def slice_scores(
-    items: Sequence[Scored], language: str, bootstrap: int = 1000, seed: int = 0
-) -> dict[str, Score]:
+def slice_scores(items: Sequence[Scored], language: str, bootstrap: int = 1000, seed: int = 0) -> dict[str, Score]:
     """A score for every value of every slice dimension, keyed "domain=call-centre", in a stable order."""
     return _slice_scores(items, _count(items, language), bootstrap, seed)
 
@@ -511,7 +510,7 @@ def _band(value: float, edges: Sequence[float], unit: str) -> str:
     """Name the half-open band that holds `value`."""
     if value < edges[0]:
         return f"under {edges[0]:g} {unit}"
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in itertools.pairwise(edges):
         if value < high:
             return f"{low:g} to {high:g} {unit}"
     return f"{edges[-1]:g} {unit} and over"
@@ -583,9 +582,7 @@ def nonspeech_probes(seed: int = 0, sample_rate: int = 16_000) -> Iterator[tuple
             yield f"{kind} at {level:g} dBFS", loud.astype(np.float32)
 
 
-def insertions_on_nonspeech(
-    transcribe: Callable[[np.ndarray], str], language: str, seed: int = 0
-) -> NonSpeech:
+def insertions_on_nonspeech(transcribe: Callable[[np.ndarray], str], language: str, seed: int = 0) -> NonSpeech:
     """Words per minute that `transcribe` (float32 16 kHz samples -> text) makes up on silence and noise."""
     by_probe = {
         name: len(words_of(transcribe(samples), language)) * 60 / PROBE_S for name, samples in nonspeech_probes(seed)

@@ -205,9 +205,8 @@ class WordSpeller:
     def _times(self, group: Sequence[Piece], duration_s: float | None) -> tuple[float, float]:
         span = self._bundle.geometry.frame_span
         frame_s = self._bundle.features.frame_s
-        times = (span(group[0].first)[0] * frame_s, span(group[-1].last)[1] * frame_s)
-        start, end = times if duration_s is None else (min(time, duration_s) for time in times)
-        return round(start, 3), round(end, 3)
+        start, end = round(span(group[0].first)[0] * frame_s, 3), round(span(group[-1].last)[1] * frame_s, 3)
+        return (start, end) if duration_s is None else (min(start, duration_s), min(end, duration_s))
 
 
 class Recognizer:
@@ -256,12 +255,19 @@ class Recognizer:
         self._advance([row])
         return self._result(row)
 
+    def log_probs(self, samples: np.ndarray) -> np.ndarray:
+        """Return the log-probabilities [outputs, symbols] of one recording; the blank is the last symbol."""
+        row = _Row(self._slices(_check(samples)), self.bundle, self._run_chunks)
+        collected = [np.zeros((0, self.bundle.blank_id + 1), np.float32)]
+        self._advance([row], collected)
+        return np.concatenate(collected)
+
     def _slices(self, samples: np.ndarray) -> Iterator[np.ndarray]:
         size = self._run_chunks * self.bundle.geometry.chunk * self.bundle.features.hop
         return (samples[first : first + size] for first in range(0, len(samples), size))
 
-    def _advance(self, rows: Sequence["_Row"]) -> None:
-        """Run the network until every row has ended."""
+    def _advance(self, rows: Sequence["_Row"], collected: list[np.ndarray] | None = None) -> None:
+        """Run the network until every row has ended; `collected` takes the log-probabilities."""
         active = list(rows)
         caches = self._network.caches(len(active))
         while active:
@@ -280,6 +286,8 @@ class Recognizer:
             log_probs, counts, caches = self._network.run(batch, lengths, caches)
             for row, values, count in zip(active, log_probs, counts, strict=True):
                 row.decoder.push(values[:count])
+                if collected is not None:
+                    collected.append(values[:count])
 
     def _result(self, row: "_Row") -> Recognition:
         duration_s = row.samples / self.bundle.sample_rate

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from typing import Any
 KEEP_OUTPUTS = 3  # published outputs kept per partition: the one in force and two before it
 DIGEST_CHARS = 16  # 64 bits of SHA-256 name a folder; the full digest is recorded beside it
 POINTER = "current"
+STAGING = ".staging-"
+ABANDONED_AFTER_S = 86_400.0
 
 
 class StoreError(Exception):
@@ -96,7 +99,8 @@ class DataStore:
         """Write a new output of `parts` into the staging folder given; it is published when the block ends well."""
         folder = self.path(*parts)
         folder.mkdir(parents=True, exist_ok=True)
-        staging = Staging(Path(tempfile.mkdtemp(dir=folder, prefix=".staging-")))
+        self._clear_abandoned(folder)
+        staging = Staging(Path(tempfile.mkdtemp(dir=folder, prefix=STAGING)))
         try:
             yield staging
             digest = digest_tree(staging.path)
@@ -136,6 +140,12 @@ class DataStore:
         except StoreError:
             return False
         return True
+
+    def _clear_abandoned(self, folder: Path) -> None:
+        """Remove what writers that were killed left behind; a living one is never a day old."""
+        for left in folder.glob(f"{STAGING}*"):
+            if time.time() - left.stat().st_mtime > ABANDONED_AFTER_S:
+                shutil.rmtree(left, ignore_errors=True)
 
     def _prune(self, folder: Path, current: Path) -> None:
         outputs = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".") and p != current]

@@ -13,19 +13,16 @@ thousand examples.
 import itertools
 import os
 import zlib
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from speech.manifest import Utterance
 from training.recipe import AugmentationSettings, BatchSettings, JoinSettings, TrainingError
-
-if TYPE_CHECKING:
-    import torch
-    from lhotse import CutSet
 
 SAMPLE_RATE = 16_000
 TELEPHONE_BAND_HZ = (300.0, 3_400.0)
@@ -132,22 +129,20 @@ def epoch_of(corpus: Corpus, epoch: int, seed: int, join: JoinSettings) -> list[
         by_speaker.setdefault(corpus.utterances[index].speaker, []).append(int(index))
     examples = []
     for indices in by_speaker.values():
-        waiting = iter(indices)
-        for first in waiting:
-            parts, gaps, duration = [first], [], corpus.durations_s[first]
+        waiting = deque(indices)
+        while waiting:
+            parts, gaps = [waiting.popleft()], []
+            duration = corpus.durations_s[parts[0]]
             wanted = int(rng.integers(2, join.parts + 1)) if rng.random() < join.probability else 1
-            while len(parts) < wanted:
-                following = next(waiting, None)
-                if following is None:
-                    break
+            while len(parts) < wanted and waiting:
                 gap = float(rng.uniform(*join.gap_s))
-                if duration + gap + corpus.durations_s[following] > join.longest_s:
-                    waiting = itertools.chain([following], waiting)
+                longer = duration + gap + corpus.durations_s[waiting[0]]
+                if longer > join.longest_s:
                     break
-                parts.append(following)
+                parts.append(waiting.popleft())
                 gaps.append(gap)
-                duration += gap + corpus.durations_s[following]
-            name = corpus.utterances[first].id
+                duration = longer
+            name = corpus.utterances[parts[0]].id
             examples.append(Example(f"{name}-{epoch}", epoch, tuple(parts), tuple(gaps), duration))
     return [examples[index] for index in rng.permutation(len(examples))]
 
@@ -187,7 +182,7 @@ class StepSampler:
         from lhotse import CutSet
         from lhotse.dataset import DynamicBucketingSampler
 
-        count = len(self.corpus.utterances)
+        count = len(epoch_of(self.corpus, 0, self.seed, self.join))
         sampler = DynamicBucketingSampler(
             CutSet(_EndlessCuts(self.corpus, self.seed, self.join)),
             max_duration=max(self.batch.seconds, max(self.corpus.durations_s)),
@@ -201,21 +196,8 @@ class StepSampler:
             world_size=self.world_size,
             rank=self.rank,
         )
-        cuts: CutSet
         for cuts in itertools.islice(iter(sampler), self.start, None):
             yield [cut.custom["example"] for cut in cuts]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One step's input. Shapes: audio float32 [batch, samples], tokens int64 [batch, tokens]."""
-
-    audio: "torch.Tensor"
-    audio_lengths: "torch.Tensor"
-    tokens: "torch.Tensor"
-    token_lengths: "torch.Tensor"
-    seconds: float  # audio without padding
-    epoch: int
 
 
 class BatchMaker:

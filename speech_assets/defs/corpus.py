@@ -1,16 +1,19 @@
 """The corpus, a partition per quarter and language: what the source holds, normalised, validated, split, frozen."""
 
 import json
+import shutil
+import statistics
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import dagster as dg
 
 from deployment.settings import Source
-from evaluation.expectations import EXPECTATIONS, CorpusProfile, ExpectationOutcome, validate
+from evaluation.expectations import CorpusProfile, ExpectationOutcome, ProfileError, catalogue, validate
 from speech.corpus import MANIFEST, Quarantined, Sorted, digest_sources, normalize_audio, read_quarantine, select_utterances
 from speech.manifest import IMPORTERS, Defaults, RejectedRow, Utterance, assign_splits, audio_location, quarter_of, read_manifest
-from speech.store import StoreError, write_json
+from speech.store import StoreError, write_atomically, write_json
 from speech_assets.defs.metadata import counts_table, markdown_table, quarter_heading
 from speech_assets.defs.partitions import (
     SETTINGS,
@@ -151,7 +154,7 @@ def normalized_audio(context: dg.AssetExecutionContext, workspace: Workspace) ->
         dg.AssetCheckSpec("no_utterance_lost", asset="utterances", blocking=True),
         *(
             dg.AssetCheckSpec(name, asset="utterances", blocking=blocking, description=description)
-            for name, (blocking, description) in EXPECTATIONS.items()
+            for name, blocking, description in catalogue(SETTINGS.corpus)
         ),
     ],
 )
@@ -168,7 +171,7 @@ def utterances(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
     outcome = select_utterances(rows, language)
     kept = list(outcome.kept)
     if settings.corpus.split == "speaker":
-        kept = assign_splits(kept, minimum_speakers=0)
+        kept = assign_splits(kept, settings.corpus.dev_share, settings.corpus.test_share)
     before = previous_quarter(quarter)
     pages = store.path("pages", "data-docs", quarter, language)
     with store.replace("utterances", quarter, language) as staging:
@@ -186,7 +189,7 @@ def utterances(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
         )
         passed = all(o.passed for o in validation.outcomes if o.blocking)
         write_json(staging.path / VALIDATION, {"passed": passed, "failed": [o.name for o in validation.outcomes if not o.passed]})
-        write_json(staging.path / PROFILE, validation.profile.to_json())
+        write_atomically(staging.path / PROFILE, validation.profile.to_json())
     published = staging.published
     hours = {name: sum(r.duration_s or 0 for r in kept if r.split == name) / 3600 for name in ("train", "dev", "test")}
     return dg.MaterializeResult(
@@ -290,21 +293,14 @@ def validated_utterances(workspace: Workspace, quarter: str, language: str) -> P
 
 
 def _located(row: Utterance, manifest: Path) -> Utterance:
-    from dataclasses import replace
-
     return replace(row, audio=audio_location(row, manifest))
 
 
 def _located_below(row: Utterance, folder: Path) -> Utterance:
-    from dataclasses import replace
-
     return replace(row, audio=(folder / row.audio).as_posix())
 
 
 def _copied_audio(row: Utterance, manifest: Path, folder: Path) -> Utterance:
-    import shutil
-    from dataclasses import replace
-
     source = Path(audio_location(row, manifest))
     (folder / "audio").mkdir(exist_ok=True)
     shutil.copyfile(source, folder / "audio" / source.name)
@@ -314,9 +310,9 @@ def _copied_audio(row: Utterance, manifest: Path, folder: Path) -> Utterance:
 def _profile(workspace: Workspace, quarter: str, language: str) -> CorpusProfile | None:
     try:
         folder = validated_utterances(workspace, quarter, language)
-    except dg.Failure:
-        return None  # nothing to compare with: the quarter before is missing or was refused
-    return CorpusProfile.from_json(json.loads((folder / PROFILE).read_text()))
+        return CorpusProfile.from_json((folder / PROFILE).read_text())
+    except (dg.Failure, ProfileError):
+        return None  # nothing to compare with: the quarter before is missing, was refused or is of an older form
 
 
 def _count_check(name: str, rows: int, outcome: Sorted) -> dg.AssetCheckResult:
@@ -344,6 +340,4 @@ def _quarantine_table(rows: tuple[Quarantined, ...]) -> dg.MarkdownMetadataValue
 
 
 def _median(values: list[float]) -> float:
-    import statistics
-
     return round(statistics.median(values), 2) if values else 0.0

@@ -91,7 +91,7 @@ def train(
         env={**os.environ, **threads},
         cwd=str(Path(__file__).parents[2]),
     )
-    record = json.loads((work / TRAINING_RECORD).read_text())
+    record = training_record(work)
     with workspace.store.replace(*place) as staging:
         shutil.copyfile(work / CHECKPOINT, staging.path / CHECKPOINT)
         shutil.copyfile(work / TRAINING_RECORD, staging.path / TRAINING_RECORD)
@@ -112,15 +112,16 @@ def train(
             "resumed_from": record.get("resumed_from") or 0,
             "data": markdown_table(("quarter", "manifest sha256"), list(inputs["data"].items())),
             "checkpoint": dg.MetadataValue.path(str(staging.published.path / CHECKPOINT)),
-            "mlflow_run": dg.MetadataValue.url(mlflow_run_url(workspace, record)),
+            "mlflow_run": dg.MetadataValue.url(workspace.mlflow_run_url(record)),
         },
         data_version=dg.DataVersion(bundle.digest),
     )
 
 
-def mlflow_run_url(workspace: Workspace, record: Mapping[str, Any]) -> str:
-    """Where a training's run is shown in MLflow."""
-    return f"{workspace.settings.registry.ui_url}/#/experiments/{record.get('mlflow_experiment_id', 0)}/runs/{record.get('mlflow_run_id')}"
+def training_record(folder: Path) -> dict[str, Any]:
+    """What a training wrote about itself: data, recipe, steps, loss, WER, seconds."""
+    record: dict[str, Any] = json.loads((folder / TRAINING_RECORD).read_text())
+    return record
 
 
 @dg.asset(

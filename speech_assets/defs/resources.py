@@ -1,9 +1,10 @@
 """What the assets work with: the data store and the settings of this deployment."""
 
 import subprocess
+from collections.abc import Mapping
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
@@ -11,6 +12,7 @@ from deployment.settings import Settings
 from speech.store import DataStore
 
 if TYPE_CHECKING:
+    from deployment.promotion import Promotions
     from deployment.registry import Registry
 
 
@@ -44,6 +46,34 @@ class Workspace(dg.ConfigurableResource):
         """Name of a language's registered model."""
         return f"{self.settings.registry.model_prefix}-{language}"
 
+    def language_of(self, model: str) -> str:
+        """The language of a registered model's name.
+
+        Raises:
+            dg.Failure: no language of the settings has a model of that name.
+        """
+        names = {self.model_name(language): language for language in self.settings.languages}
+        if model not in names:
+            raise dg.Failure(f"there is no model '{model}'; this deployment has {', '.join(names)}", allow_retries=False)
+        return names[model]
+
+    def promotions(self) -> "Promotions":
+        """Decisions about champions, with the approvers and thresholds of the settings."""
+        from deployment.promotion import Promotions
+
+        return Promotions(
+            self.registry(),
+            self.store.path("ledger"),
+            self.verdicts,
+            self.settings.promotion.approvers,
+            gates=self.settings.gates,
+        )
+
+    def mlflow_run_url(self, record: Mapping[str, Any]) -> str:
+        """Where the run of a training record is shown in MLflow."""
+        experiment, run = record.get("mlflow_experiment_id", 0), record.get("mlflow_run_id")
+        return f"{self.settings.registry.ui_url}/#/experiments/{experiment}/runs/{run}"
+
     @property
     def verdicts(self) -> Path:
         """Folder of persisted verdicts, one file a bundle digest."""
@@ -66,4 +96,4 @@ def git_revision() -> str:
 
 def resources() -> dict[str, object]:
     """The resources of this deployment."""
-    return {"workspace": Workspace(home=str(Settings.load().home))}
+    return {"workspace": Workspace(home=str(Settings.load().home)), "pipes": dg.PipesSubprocessClient()}

@@ -1,0 +1,1 @@
+"""The serving tier: one plain ASGI process a replica, which follows the release document."""

@@ -1,0 +1,61 @@
+"""What a replica tells Prometheus."""
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from deployment.serving.models import LoadedModel
+
+SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
+REAL_TIME_FACTORS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+
+class Metrics:
+    """One process's metrics, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "soundstage_requests", "Answered requests.", ("route", "status", "language"), registry=self.registry
+        )
+        self.latency = Histogram(
+            "soundstage_request_seconds",
+            "Time from the first byte of a request to the end of its answer.",
+            ("route",),
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.errors = Counter("soundstage_errors", "Error answers by code.", ("code",), registry=self.registry)
+        self.in_flight = Gauge("soundstage_requests_in_flight", "Requests being answered.", registry=self.registry)
+        self.queued = Gauge(
+            "soundstage_transcriptions_waiting", "Recordings received that wait for a worker.", registry=self.registry
+        )
+        self.audio_seconds = Counter(
+            "soundstage_audio_seconds", "Seconds of audio transcribed.", ("language",), registry=self.registry
+        )
+        self.words = Counter("soundstage_words", "Words transcribed.", ("language",), registry=self.registry)
+        self.real_time_factor = Histogram(
+            "soundstage_real_time_factor",
+            "Seconds of work for a second of audio.",
+            ("language",),
+            buckets=REAL_TIME_FACTORS,
+            registry=self.registry,
+        )
+        self.bundles = Gauge(
+            "soundstage_bundle_info",
+            "Bundles that requests can reach; always 1.",
+            ("language", "model", "version", "digest"),
+            registry=self.registry,
+        )
+
+    def show_models(self, models: Iterable[LoadedModel]) -> None:
+        """Replace what is said about loaded bundles."""
+        self.bundles.clear()
+        for model in models:
+            self.bundles.labels(model.language, model.name, model.route.version, model.digest).set(1)
+
+    def text(self) -> bytes:
+        """All metrics in Prometheus's text format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,89 @@
+"""Receiving a recording: spooled to a temporary file as it comes, counted, and never whole in memory."""
+
+import tempfile
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import BinaryIO, cast
+
+import anyio.to_thread
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from deployment.serving.problems import Problem
+
+SPOOL_BYTES = 1 << 20  # smaller recordings stay in memory
+DISCARD_S = 5.0  # how long an over-long upload is read on, so that its client gets to see the answer
+FORM_FIELDS = 16
+
+
+@dataclass
+class Upload:
+    """A received recording and the form fields that came with it."""
+
+    file: BinaryIO
+    name: str
+    fields: dict[str, str]
+
+
+async def receive(request: Request, max_bytes: int) -> Upload:
+    """Receive the recording of a request: the part `file` of a multipart form, or else the body itself.
+
+    Raises:
+        Problem: larger than `max_bytes` (413), or not a form with a file (400).
+        ClientDisconnect: the client went away.
+    """
+    declared = request.headers.get("content-length", "")
+    stream = _counted(request, max_bytes, too_large=declared.isdigit() and int(declared) > max_bytes)
+    if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        return await _form(request, stream)
+    spool = tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115 - the caller closes it
+    try:
+        async for piece in stream:
+            await anyio.to_thread.run_sync(spool.write, piece)
+    except BaseException:
+        spool.close()
+        raise
+    return Upload(cast(BinaryIO, spool), "recording", {})
+
+
+async def _form(request: Request, stream: AsyncGenerator[bytes, None]) -> Upload:
+    parser = MultiPartParser(request.headers, stream, max_files=1, max_fields=FORM_FIELDS, max_part_size=4096)
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise Problem(
+            400, "bad-form", "Not a usable multipart form", f"{error.message} Send one recording as the part 'file'."
+        ) from error
+    recordings = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+    if not recordings:
+        raise Problem(
+            400, "no-recording", "No recording in the form", "Send the recording as the part 'file', with a file name."
+        )
+    fields = {key: value for key, value in form.multi_items() if isinstance(value, str)}
+    return Upload(recordings[0].file, recordings[0].filename or "recording", fields)
+
+
+async def _counted(request: Request, max_bytes: int, too_large: bool) -> AsyncGenerator[bytes, None]:
+    """The body's pieces; ends with a problem as soon as there are too many bytes."""
+    received = 0
+    give_up_at = time.monotonic() + DISCARD_S
+    async for piece in request.stream():
+        received += len(piece)
+        if not too_large and received > max_bytes:
+            too_large, give_up_at = True, time.monotonic() + DISCARD_S
+        if not too_large:
+            yield piece
+        elif time.monotonic() > give_up_at:
+            break
+    if too_large:
+        raise Problem(
+            413,
+            "too-large",
+            "Recording too large",
+            f"The recording is larger than {max_bytes:,} bytes, the most this server accepts: send it in parts, or "
+            "in a compressed format such as FLAC or Opus.",
+            {"Connection": "close"},
+            max_bytes=max_bytes,
+        )

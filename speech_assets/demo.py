@@ -1,0 +1,313 @@
+"""The main job, end to end, on this machine: `make demo`.
+
+Quarters of the embedded corpus become validated manifests, fine-tuned models, judged candidates and MLflow versions; one
+version is approved and released; the running server transcribes a recording that nobody trained on. Everything is
+launched in a real Dagster through its API, as a person would from the UI. What is there already and has not changed is
+not done again.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from deployment.settings import Settings, SettingsError
+from speech.manifest import quarter_title
+from speech_assets import local
+from speech_assets.graphql import ENDED, DagsterClient, DagsterError
+
+CORPUS = ("recordings", "normalized_audio", "utterances")
+BASE = ("benchmark_set", "base_model")
+CANDIDATE = ("finetuned_model", "model_bundle", "evaluation", "verdict", "registered_model")
+QUARTERS = {"en": 3, "de": 1}  # quarters of the demo, from the first
+RELEASE_TIMEOUT_S = 180.0
+POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """A run of the demo: some assets of one partition."""
+
+    title: str
+    assets: tuple[str, ...]
+    partition: str
+
+
+class Demo:
+    """Launches the steps in a running Dagster, shows them, and sums up."""
+
+    def __init__(self, settings: Settings, console: Console) -> None:
+        from speech.store import DataStore
+
+        self.settings = settings
+        self.console = console
+        self.store = DataStore(settings.home)
+        self.dagster = DagsterClient(settings.dagster_url)
+        self.refusals: dict[str, str] = {}
+
+    def run_all(self, steps: Sequence[Step]) -> None:
+        """Run steps side by side; a refused partition is noted and does not stop the others."""
+        with Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description:<28}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[now]}"),
+            TimeElapsedColumn(),
+            console=self.console,
+            refresh_per_second=2,
+        ) as progress:
+            launched: dict[str, tuple[Step, TaskID]] = {}
+            for step in steps:
+                task = progress.add_task(step.title, total=len(step.assets), now="")
+                todo = self._to_do(step)
+                if not todo:
+                    note = self.refusals.get(step.partition)
+                    progress.update(task, completed=len(step.assets), now="refused before" if note else "unchanged")
+                    continue
+                launched[self.dagster.materialize(todo, step.partition, {"soundstage/demo": "true"})] = (step, task)
+            while launched:
+                time.sleep(POLL_S)
+                for run_id, (step, task) in list(launched.items()):
+                    run = self.dagster.run(run_id)
+                    done = [s["stepKey"] for s in run["stepStats"] if s["status"] in {"SUCCESS", "SKIPPED"}]
+                    now = [s["stepKey"] for s in run["stepStats"] if s["status"] == "IN_PROGRESS"]
+                    training = self._training_progress(step, now)
+                    shown = training or (now[0] if now else run["status"].lower().replace("_", " "))
+                    progress.update(task, completed=len(done), now=shown)
+                    if run["status"] in ENDED:
+                        self._ended(run_id, run, step, progress, task)
+                        del launched[run_id]
+
+    def _ended(self, run_id: str, run: Mapping[str, Any], step: Step, progress: Progress, task: TaskID) -> None:
+        if run["status"] == "SUCCESS":
+            progress.update(task, completed=len(step.assets), now="done")
+            return
+        reasons = self.dagster.why_failed(run_id)
+        self.refusals[step.partition] = reasons[0]
+        progress.update(task, now="[yellow]refused[/yellow]")
+        for reason in reasons[:3]:
+            progress.console.print(f"  [yellow]{step.title}[/yellow]: {reason}", highlight=False)
+
+    def _to_do(self, step: Step) -> list[str]:
+        """The assets of a step that are missing or no longer up to date, unless the partition was refused already."""
+        stale = self.dagster.stale(step.assets, step.partition)
+        todo = [asset for asset in step.assets if stale[asset] != "FRESH"]
+        if todo and (refusal := self._standing_refusal(step, stale)):
+            self.refusals[step.partition] = refusal
+            return []
+        first = min((step.assets.index(asset) for asset in todo), default=len(step.assets))
+        return list(step.assets[first:])
+
+    def _standing_refusal(self, step: Step, stale: Mapping[str, str]) -> str | None:
+        """Why a partition stands refused though its corpus is up to date; None when it does not."""
+        import json
+
+        from speech_assets.defs.corpus import VALIDATION
+
+        if "|" not in step.partition or any(stale.get(asset, "FRESH") != "FRESH" for asset in CORPUS):
+            return None
+        language, quarter = step.partition.split("|")
+        if not self.store.exists("utterances", quarter, language):
+            return None
+        validation = json.loads((self.store.current("utterances", quarter, language).path / VALIDATION).read_text())
+        return None if validation["passed"] else f"utterances: {', '.join(validation['failed'])} failed"
+
+    def _training_progress(self, step: Step, now: Sequence[str]) -> str | None:
+        """What a running training says about itself."""
+        import json
+
+        places = {"base_model": ("base_model", step.partition)}
+        if "|" in step.partition:
+            language, quarter = step.partition.split("|")
+            places["finetuned_model"] = ("finetuned_model", quarter, language)
+        for asset in now:
+            if asset not in places:
+                continue
+            for path in self.store.path("training", *places[asset]).glob("*/progress.json"):
+                try:
+                    said = json.loads(path.read_text())
+                    wer = f", dev WER {said['wer']:.1%}" if said.get("wer") is not None else ""
+                    loss = f", loss {said['loss']:.2f}" if said.get("loss") is not None else ""
+                    left = f", {said['eta_s']:.0f} s left" if said.get("eta_s") else ""
+                    return f"{asset} {said['phase']} {said['step']}/{said['max_steps']}{loss}{wer}{left}"
+                except (OSError, ValueError, KeyError, TypeError):
+                    continue
+        return None
+
+    def approve(self, language: str) -> None:
+        """Approve the newest version of a language, as a person would in the launchpad of `promote`."""
+        from speech_assets.defs.resources import Workspace
+
+        workspace = Workspace(home=str(self.settings.home))
+        model = workspace.model_name(language)
+        versions = workspace.registry().versions(model)
+        if not versions:
+            raise DagsterError(f"no version of {model} passed its gates, so there is nothing to approve")
+        version = versions[0]
+        decision = workspace.promotions().current(language)
+        if decision is not None and decision.digest == version.digest:
+            self.console.print(f"{model} version {version.version} is the champion already")
+            return
+        self.console.print(f"approving {model} version {version.version} through the job [bold]promote[/bold]")
+        run_id = self.dagster.launch_job(
+            "promote",
+            {
+                "ops": {
+                    "decide_promotion": {
+                        "config": {
+                            "model": model,
+                            "version": version.version,
+                            "decision": "approve",
+                            "approver": self.settings.promotion.approvers[0],
+                            "reason": "Demonstration: all gates passed on unseen speakers.",
+                        }
+                    }
+                }
+            },
+        )
+        if self.dagster.wait(run_id) != "SUCCESS":
+            raise DagsterError("; ".join(self.dagster.why_failed(run_id)))
+
+    def wait_for_release(self, language: str) -> str:
+        """Wait until the server itself reports the champion; returns its digest."""
+        import httpx
+
+        from speech_assets.defs.resources import Workspace
+
+        decision = Workspace(home=str(self.settings.home)).promotions().current(language)
+        assert decision is not None
+        url = f"http://{self.settings.serving.host}:{self.settings.serving.port}/v1/release"
+        with self.console.status("waiting for the release: verify, load, warm, probe, switch"):
+            deadline = time.monotonic() + RELEASE_TIMEOUT_S
+            while time.monotonic() < deadline:
+                if decision.digest in httpx.get(url, timeout=10).text:
+                    return decision.digest
+                time.sleep(POLL_S)
+        raise DagsterError(f"the server did not take over {decision.digest[:12]} in time: open `serving_release` in Dagster")
+
+    def transcribe_unheard(self, language: str, quarter: str) -> None:
+        """Send the server a recording of a test speaker, in the format it was delivered in."""
+        import httpx
+
+        from speech.corpus import MANIFEST
+        from speech.manifest import read_manifest
+
+        tested = self.store.current("utterances", quarter, language).path / MANIFEST
+        row = max((r for r in read_manifest(tested) if r.split == "test"), key=lambda r: (r.duration_s or 0, r.id))
+        delivered = self.store.current("recordings", quarter, language).path / MANIFEST
+        audio = next(Path(r.audio) for r in read_manifest(delivered) if r.id == row.id)
+        url = f"http://{self.settings.serving.host}:{self.settings.serving.port}/v1/transcribe"
+        started = time.monotonic()
+        answer = httpx.post(url, params={"language": language}, files={"file": (audio.name, audio.read_bytes())}, timeout=60)
+        answer.raise_for_status()
+        said = answer.json()
+        took = time.monotonic() - started
+        self.console.print(f"\n[bold]A recording nobody trained on[/bold] ({audio.name}, speaker {row.speaker})")
+        self.console.print(f"  said        {row.text}", highlight=False)
+        self.console.print(f"  transcribed {said['text']}", highlight=False)
+        self.console.print(f"  {row.duration_s:.1f} s of audio in {took * 1000:.0f} ms by {said.get('model')}", highlight=False)
+
+    def summary(self, partitions: Sequence[tuple[str, str]]) -> Table:
+        """One row a partition, from what is stored."""
+        from evaluation.gates import load_verdict
+        from speech.bundle import ModelBundle
+        from speech.store import StoreError
+        from speech_assets.defs.evaluation import load_evaluation
+        from speech_assets.defs.models import BUNDLE
+        from speech_assets.defs.resources import Workspace
+
+        workspace = Workspace(home=str(self.settings.home))
+        table = Table(title="Quarters")
+        for column in ("partition", "hours", "WER", "CER", "verdict", "version", "alias"):
+            table.add_column(column)
+        for quarter, language in partitions:
+            name = f"{quarter_title(quarter)}, {language}"
+            hours = f"{self._hours(quarter, language):.2f}"
+            refusal = self.refusals.get(f"{language}|{quarter}")
+            try:
+                result = load_evaluation(workspace, quarter, language)
+                bundle = ModelBundle.load(workspace.store.current("model_bundle", quarter, language).path / BUNDLE)
+                verdict = load_verdict(workspace.verdicts, bundle.digest)
+            except StoreError:
+                table.add_row(name, hours, "-", "-", f"[yellow]refused: {(refusal or '').split(':')[1:2]}[/yellow]", "-", "-")
+                continue
+            score = result.sets["quarter"].score
+            version = next(
+                (v for v in workspace.registry().versions(workspace.model_name(language)) if v.digest == bundle.digest), None
+            )
+            table.add_row(
+                name,
+                hours,
+                f"{score.wer:.2%}",
+                f"{score.cer:.2%}",
+                "[green]passed[/green]" if verdict.passed else f"[yellow]refused: {verdict.failures[0].name}[/yellow]",
+                version.version if version else "-",
+                ", ".join(version.aliases) if version else "-",
+            )
+        return table
+
+    def _hours(self, quarter: str, language: str) -> float:
+        from speech.corpus import MANIFEST
+        from speech.manifest import read_manifest
+
+        folder = self.store.current("utterances", quarter, language).path
+        return sum(row.duration_s or 0 for row in read_manifest(folder / MANIFEST)) / 3600
+
+
+def main() -> int:
+    """Run the demo; the exit code is 0 only if a recording was transcribed by the approved model."""
+    console = Console()
+    started = time.monotonic()
+    try:
+        settings = Settings.load()
+        with local.running(settings, console) as services:
+            _demonstrate(settings, console)
+            console.print(f"\ndone in {(time.monotonic() - started) / 60:.1f} minutes; the history is in {settings.home}")
+            local.show(services, console)
+            console.print("These servers stop now; [bold]make up[/bold] starts them again with the same history.")
+    except (SettingsError, local.ServiceError, DagsterError) as error:
+        console.print(f"[red]{error}[/red]", highlight=False)
+        return 1
+    except KeyboardInterrupt:
+        console.print("stopped; run it again and it goes on where it was")
+        return 130
+    return 0
+
+
+def _demonstrate(settings: Settings, console: Console) -> None:
+    from speech_assets.defs.partitions import first_quarters
+
+    partitions = [(quarter, language) for language, count in QUARTERS.items() for quarter in first_quarters(count)]
+    demo = Demo(settings, console)
+    first = first_quarters(1)[0]
+    title: Callable[[str, str], str] = lambda quarter, language: f"{quarter_title(quarter)}, {language}"  # noqa: E731
+
+    console.rule("1. the first quarter of each language: ingest, normalise, validate")
+    demo.run_all([Step(title(first, language), CORPUS, f"{language}|{first}") for language in QUARTERS])
+    console.rule("2. a base model for each language, from scratch")
+    demo.run_all([Step(f"base model, {language}", BASE, language) for language in QUARTERS])
+    console.rule("3. every quarter: fine-tune, evaluate, judge, register")
+    demo.run_all(
+        [
+            Step(title(quarter, language), CANDIDATE if quarter == first else CORPUS + CANDIDATE, f"{language}|{quarter}")
+            for quarter, language in partitions
+        ]
+    )
+    console.rule("4. a person approves, the server takes over")
+    language = next(iter(QUARTERS))
+    demo.approve(language)
+    digest = demo.wait_for_release(language)
+    console.print(f"the server reports bundle {digest[:12]}")
+    demo.transcribe_unheard(language, first)
+    console.print()
+    console.print(demo.summary(partitions))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

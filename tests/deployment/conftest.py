@@ -1,0 +1,104 @@
+"""What the deployment tests share: a home folder with a real MLflow registry, toy bundles and verdicts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from deployment.promotion import Promotions
+from deployment.registry import ModelVersion, Registry
+from evaluation.gates import AT_LEAST, AT_MOST, REQUIRED_GATES, GateResult, GateSettings, Verdict, save_verdict
+from speech.bundle import ModelBundle
+from tests.toy_bundle import write_toy_bundle
+
+MODEL = "soundstage-en"
+
+
+def make_verdict(bundle: ModelBundle, *, champion: str | None = None, wer: float = 0.05) -> Verdict:
+    """A complete verdict; it passes when `wer` is within 0.15."""
+    gates = tuple(
+        GateResult(
+            name,
+            wer if name == "wer" else 1.0 if name in ("evidence", "export_parity") else 0.0,
+            0.15 if name == "wer" else 0.99 if name in ("evidence", "export_parity") else 0.1,
+            name != "wer" or wer <= 0.15,
+            f"{name} was measured.",
+            sense=AT_LEAST if name in ("evidence", "export_parity") else AT_MOST,
+        )
+        for name in REQUIRED_GATES
+    )
+    return Verdict(
+        bundle_digest=bundle.digest,
+        model_name=MODEL,
+        language=bundle.language,
+        partition="2024-04|en",
+        passed=all(gate.passed for gate in gates),
+        gates=gates,
+        dataset_digests={"quarter": "a" * 64},
+        evaluation_digest="b" * 64,
+        champion_digest=champion,
+        settings=GateSettings().model_dump(mode="json"),
+    )
+
+
+@dataclass
+class House:
+    """A home folder and the floor's parts over it."""
+
+    home: Path
+    registry: Registry
+    promotions: Promotions
+    swaps: list[tuple[str, str]] = field(default_factory=list)
+
+    def bundle(self, number: int, language: str = "en") -> ModelBundle:
+        """A bundle of its own digest for each number."""
+        folder = self.home / "models" / f"{language}-{number}"
+        return ModelBundle.load(folder) if folder.exists() else write_toy_bundle(
+            folder, language, name=f"{language}-{number}", lineage={"number": number}
+        )
+
+    def register(self, number: int, champion: str | None = None) -> ModelVersion:
+        """Judge, save the verdict and register."""
+        bundle = self.bundle(number)
+        verdict = make_verdict(bundle, champion=champion)
+        save_verdict(verdict, self.home / "verdicts")
+        report = self.home / "report.html"
+        report.write_text("<html>report</html>")
+        return self.registry.register(
+            MODEL,
+            bundle.path,
+            report,  # any file does for a checkpoint here
+            verdict,
+            report,
+            partition="2024-04|en",
+            dataset_digests={"train": "c" * 64},
+            git_revision="0123abc",
+            run_links={"training run": "http://127.0.0.1:5000/run"},
+            recipe={"recipe": "tiny", "max_steps": 300},
+            metrics={"wer": 0.05, "cer": 0.02},
+        )
+
+    def restarted(self, **changes: object) -> Promotions:
+        """The promotions of a new process, or with other rules."""
+        rules: dict = {"approvers": ("Ada",), **changes}
+        return Promotions(
+            Registry(self.registry.tracking_uri), self.home / "ledger", self.home / "verdicts", **rules
+        )
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    registry = Registry(f"sqlite:///{tmp_path / 'mlflow' / 'mlflow.db'}")
+    promotions = Promotions(registry, tmp_path / "ledger", tmp_path / "verdicts", ("Ada",))
+    return House(tmp_path, registry, promotions)
+
+
+@pytest.fixture
+def verdict_of() -> Callable[..., Verdict]:
+    return make_verdict
+
+
+@pytest.fixture
+def changed_verdict() -> Callable[..., Verdict]:
+    return replace

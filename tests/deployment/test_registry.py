@@ -1,0 +1,226 @@
+"""The registry keeps one version per bundle, only of what passed, and hands out only what was registered."""
+
+import json
+import multiprocessing
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+import pytest
+
+from deployment.registry import Registry, RegistryError
+from evaluation.gates import GateRefused
+from speech.bundle import BundleError, ModelBundle
+from tests.toy_bundle import write_toy_bundle
+
+MODEL = "soundstage-en"
+
+
+def _artifacts(version) -> Path:
+    return Path(unquote(urlparse(version.uri).path))
+
+
+def test_version_carries_its_whole_lineage(house):
+    """Who looks at a version in a year must find data, code, figures and the verdict without asking anyone."""
+    version = house.register(1)
+    bundle = house.bundle(1)
+    assert (version.name, version.version, version.digest) == (MODEL, "1", bundle.digest)
+    assert version.aliases == ("challenger",)
+    assert version.partition == "2024-04|en"
+    assert version.metrics == {"wer": 0.05, "cer": 0.02}
+    assert version.tags["verdict"] == "passed"
+    assert version.tags["git_revision"] == "0123abc"
+    assert json.loads(version.tags["dataset_digests"]) == {"train": "c" * 64}
+    assert "| wer | 0.05 |" in version.description
+    assert "[training run](http://127.0.0.1:5000/run)" in version.description
+    kept = _artifacts(version)
+    assert kept.is_relative_to(house.home / "mlflow" / "artifacts")
+    saved = (house.home / "verdicts" / f"{bundle.digest}.json").read_bytes()
+    assert (kept / "verdict" / "verdict.json").read_bytes() == saved
+    assert (kept / "report" / "report.html").read_text() == "<html>report</html>"
+    assert (kept / "checkpoint" / "report.html").is_file()
+    assert json.loads((kept / "recipe.txt").read_text())["max_steps"] == 300
+
+
+def test_same_bundle_is_registered_once(house):
+    """A repeated asset run must not fill the registry with copies, nor bring back a challenger that was decided."""
+    first = house.register(1)
+    house.registry.remove_alias(MODEL, "challenger")
+    again = house.register(1)
+    assert again.version == first.version
+    assert again.aliases == ()
+    assert len(house.registry.versions(MODEL)) == 1
+
+
+def test_newest_version_is_the_challenger(house):
+    house.register(1)
+    second = house.register(2)
+    assert second.aliases == ("challenger",)
+    assert [v.version for v in house.registry.versions(MODEL)] == ["2", "1"]
+    assert house.registry.champion(MODEL) is None
+    assert house.registry.challenger(MODEL).version == "2"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda v: replace(v, bundle_digest="f" * 64), "foreign"),
+        (lambda v: replace(v, language="de"), "foreign"),
+        (lambda v: replace(v, passed=False), "contradicts"),
+        (lambda v: replace(v, gates=()), "incomplete"),
+        (lambda v: replace(v, gates=(replace(v.gates[0], value=9.0), *v.gates[1:])), "contradicts"),
+        (lambda v: replace(v, gates=(replace(v.gates[0], passed=False), *v.gates[1:]), passed=False), "did not pass"),
+    ],
+    ids=["other bundle", "other language", "not passed", "no gates", "forged value", "failed gate"],
+)
+def test_registers_nothing_without_a_passing_verdict(house, verdict_of, change, reason):
+    bundle = house.bundle(1)
+    with pytest.raises(GateRefused, match=reason):
+        house.registry.register(MODEL, bundle.path, None, change(verdict_of(bundle)), None, partition="2024-04|en")
+    assert house.registry.versions(MODEL) == ()
+
+
+def test_damaged_bundle_is_not_registered(house, verdict_of):
+    bundle = house.bundle(1)
+    with (bundle.path / "network.onnx").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(BundleError, match="differs from its sha256"):
+        house.registry.register(MODEL, bundle.path, None, verdict_of(bundle), None, partition="p")
+
+
+def test_download_gives_the_bytes_that_were_registered(house):
+    house.register(1)
+    found = house.registry.download(MODEL, "challenger")
+    assert ModelBundle.load(found).digest == house.bundle(1).digest
+    assert house.registry.download(MODEL, "1") == found
+
+
+def _append(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"x")
+
+
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        lambda house, kept: _append(kept / "bundle" / "network.onnx"),
+        lambda house, kept: _append(kept / "bundle" / "bundle.json"),
+        lambda house, kept: (kept / "bundle" / "tokenizer.model").unlink(),
+        lambda house, kept: (kept / "bundle" / "extra.py").write_text("print()"),
+        lambda house, kept: write_toy_bundle(kept / "bundle", name="other"),
+        lambda house, kept: house.registry._client().set_model_version_tag(MODEL, "1", "bundle_digest", "f" * 64),
+        lambda house, kept: house.registry._client().delete_model_version_tag(MODEL, "1", "bundle_digest"),
+    ],
+    ids=["network", "bundle.json", "missing file", "extra file", "another bundle", "tag changed", "tag removed"],
+)
+def test_tampered_artifacts_are_refused(house, tamper):
+    """The serving tier runs what the registry says; a swapped file there must never reach a listener."""
+    version = house.register(1)
+    tamper(house, _artifacts(version))
+    for read in (house.registry.download, house.registry.verify):
+        with pytest.raises(BundleError):
+            read(MODEL, "1")
+
+
+def test_damaged_local_copy_is_fetched_again(house):
+    house.register(1)
+    copy = house.registry.download(MODEL, "1")
+    _append(copy / "network.onnx")
+    assert ModelBundle.load(house.registry.download(MODEL, "1"), house.bundle(1).digest)
+
+
+@pytest.mark.parametrize("key", ["7", "champion", "nonsense"])
+def test_unknown_version_is_named(house, key):
+    house.register(1)
+    with pytest.raises(RegistryError, match=key):
+        house.registry.download(MODEL, key)
+    with pytest.raises(RegistryError, match="soundstage-xx"):
+        house.registry.version("soundstage-xx", "1")
+
+
+SCRIPT = textwrap.dedent("""
+    import sys
+    from pathlib import Path
+    from deployment.registry import Registry
+    from evaluation.gates import load_verdict
+    from speech.bundle import ModelBundle
+    home, crash = Path(sys.argv[1]), sys.argv[2]
+    registry = Registry(f"sqlite:///{home / 'mlflow' / 'mlflow.db'}")
+    if crash != "none":
+        client = registry._client()
+        real = getattr(client, crash)
+        def dying(*args, **kwargs):
+            result = real(*args, **kwargs)
+            if crash != "log_artifacts" or args[2] == "bundle":
+                import os, signal
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+        setattr(client, crash, dying)
+    for folder in sys.argv[3:]:
+        bundle = ModelBundle.load(folder)
+        verdict = load_verdict(home / "verdicts", bundle.digest)
+        registry.register("soundstage-en", bundle.path, None, verdict, None, partition="p")
+""")
+
+
+def _process(house, crash: str, *folders: Path) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(house.home), crash, *map(str, folders)])
+
+
+@pytest.mark.parametrize("step", ["create_run", "log_artifacts", "create_model_version", "set_registered_model_alias"])
+def test_killed_registration_is_completed_without_duplicates(house, verdict_of, step):
+    """kill -9 at any step, then the same call: one version, one run, challenger set."""
+    from evaluation.gates import save_verdict
+
+    bundle = house.bundle(1)
+    save_verdict(verdict_of(bundle), house.home / "verdicts")
+    process = _process(house, step, bundle.path)
+    assert process.wait(timeout=60) == -signal.SIGKILL
+    version = house.register(1)
+    assert [v.version for v in house.registry.versions(MODEL)] == [version.version] == ["1"]
+    assert version.aliases == ("challenger",)
+    client = house.registry._client()
+    assert len(client.search_runs([client.get_experiment_by_name("soundstage-releases").experiment_id])) == 1
+    assert house.registry.download(MODEL, "1")
+
+
+def test_two_processes_register_the_same_bundles_at_once(house, verdict_of):
+    """Backfilled quarters register in parallel, and a retry may overlap with what it retries."""
+    from evaluation.gates import save_verdict
+
+    bundles = [house.bundle(number) for number in range(3)]
+    for bundle in bundles:
+        save_verdict(verdict_of(bundle), house.home / "verdicts")
+    folders = [bundle.path for bundle in bundles]
+    processes = [_process(house, "none", *folders), _process(house, "none", *reversed(folders))]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    assert sorted(v.digest for v in house.registry.versions(MODEL)) == sorted(bundle.digest for bundle in bundles)
+
+
+def test_registration_waits_for_a_locked_database(house):
+    """SQLite allows one writer; a long write elsewhere must delay a registration, not fail it."""
+    house.register(1)
+    ready = multiprocessing.get_context("fork").Event()
+
+    pid = os.fork()
+    if pid == 0:  # another process, with a transaction of its own
+        connection = sqlite3.connect(house.home / "mlflow" / "mlflow.db", isolation_level=None)
+        connection.execute("BEGIN EXCLUSIVE")
+        ready.set()
+        signal.sigtimedwait([signal.SIGUSR1], 7)
+        connection.execute("ROLLBACK")
+        os._exit(0)
+    assert ready.wait(10)
+    assert house.register(2).version == "2"
+    os.waitpid(pid, 0)
+
+
+def test_server_address_keeps_its_cache_apart(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert Registry("http://127.0.0.1:9").cache == tmp_path / "soundstage" / "bundles"

@@ -1,0 +1,79 @@
+"""A small deployment of its own for the tests of the graph: real assets, real training, few steps."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+SETTINGS = """
+home = "store"
+languages = ["en", "de"]
+first_quarter = "2024-01"
+
+[synthetic]
+minutes = 8
+speakers = 40
+corrupt = ["en|2024-07"]
+
+[training]
+threads = 2
+
+[training.overrides]
+max_steps = 12
+evaluate_every = 6
+
+[promotion]
+approvers = ["speech-lead"]
+
+[corpus]
+min_hours = 0.02
+
+[gates]
+# A dozen steps teach nothing: these tests are about what moves a model, so the measures may be as bad as they are.
+wer = 1.0
+cer = 1.0
+slice_wer = 9.0
+min_words = 50
+min_speakers = 3
+insertions_per_minute = 100000.0
+"""
+
+
+@dataclass
+class Deployment:
+    """The graph over a data store of its own, run in process against a real Dagster instance."""
+
+    home: Path
+    materialize: Callable[..., object]
+    settings_file: Path
+
+
+@pytest.fixture(scope="session")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    folder = tmp_path_factory.mktemp("deployment")
+    settings_file = folder / "soundstage.toml"
+    settings_file.write_text(SETTINGS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOUNDSTAGE_CONFIG", str(settings_file))
+        for name in [name for name in os.environ if name.startswith("SOUNDSTAGE_") and name != "SOUNDSTAGE_CONFIG"]:
+            if name != "SOUNDSTAGE_REAL_DATA":
+                patch.delenv(name)
+        import dagster as dg
+
+        from speech_assets.definitions import build
+
+        graph = build().resolve_implicit_global_asset_job_def()
+        (folder / "dagster").mkdir()
+        with dg.DagsterInstance.local_temp(str(folder / "dagster")) as instance:
+
+            def materialize(*assets: str, partition: str) -> dg.ExecuteInProcessResult:
+                return graph.execute_in_process(
+                    asset_selection=[dg.AssetKey(asset) for asset in assets],
+                    partition_key=partition,
+                    instance=instance,
+                    raise_on_error=False,
+                )
+
+            yield Deployment(folder / "store", materialize, settings_file)

@@ -1,0 +1,86 @@
+"""The code location: cheap to load, and exactly the graph that the house plan promises."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "nemo", "ray", "mlflow", "great_expectations")
+
+GRAPH = {
+    "recordings": [],
+    "normalized_audio": ["recordings"],
+    "utterances": ["normalized_audio"],
+    "benchmark_set": ["utterances"],
+    "base_model": ["utterances"],
+    "finetuned_model": ["base_model", "utterances"],
+    "model_bundle": ["finetuned_model"],
+    "evaluation": ["benchmark_set", "model_bundle", "utterances"],
+    "verdict": ["evaluation"],
+    "registered_model": ["verdict"],
+    "champion": ["registered_model"],
+    "serving_release": ["champion"],
+}
+BY_LANGUAGE = {"benchmark_set", "base_model", "champion", "serving_release"}
+JOBS = {"promote", "rollback"}
+
+
+def test_loading_the_code_location_is_cheap() -> None:
+    """Dagster loads it in every run and every minute: a heavy import here is paid thousands of times a day."""
+    code = (
+        "import json, sys, time; import speech_assets.definitions; "
+        f"print(json.dumps([time.process_time(), [m for m in {HEAVY!r} if m in sys.modules]]))"
+    )
+    out = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    cpu_s, heavy = json.loads(out.stdout.splitlines()[-1])
+    assert heavy == []
+    assert cpu_s <= 5.0
+
+
+@pytest.fixture
+def graph(deployment: object) -> object:
+    from speech_assets.definitions import build
+
+    return build().resolve_asset_graph()
+
+
+def test_the_graph_is_the_one_planned(graph) -> None:  # type: ignore[no-untyped-def]
+    found = {
+        key.to_user_string(): sorted(parent.to_user_string() for parent in graph.get(key).parent_keys)
+        for key in graph.get_all_asset_keys()
+    }
+    assert found == GRAPH
+
+
+def test_partitions_are_quarter_by_language_or_language(graph) -> None:  # type: ignore[no-untyped-def]
+    for key in graph.get_all_asset_keys():
+        dimensions = getattr(graph.get(key).partitions_def, "partition_dimension_names", None)
+        expected = None if key.to_user_string() in BY_LANGUAGE else ["language", "quarter"]
+        assert dimensions == expected, key
+
+
+def test_every_asset_is_described_and_grouped(graph) -> None:  # type: ignore[no-untyped-def]
+    for key in graph.get_all_asset_keys():
+        assert graph.get(key).description, key
+        assert graph.get(key).group_name != "default", key
+
+
+def test_only_people_write_the_champion(graph) -> None:  # type: ignore[no-untyped-def]
+    """An asset with a function could be materialised by a backfill, past the approval."""
+    import dagster as dg
+
+    assert not graph.get(dg.AssetKey("champion")).is_materializable
+
+
+def test_the_jobs_ask_for_typed_described_fields(deployment: object) -> None:
+    from speech_assets.definitions import build
+
+    repository = build().get_repository_def()
+    assert {job.name for job in repository.get_all_jobs() if not job.name.startswith("__")} == JOBS
+    from speech_assets.defs.promotion import PromotionConfig, RollbackConfig
+
+    for config in (PromotionConfig, RollbackConfig):
+        assert all(field.description for field in config.model_fields.values())

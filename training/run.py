@@ -1,0 +1,574 @@
+"""Trains one model from a specification: the process that the graph launches, and a command of its own.
+
+    python -m training.run RUN.json
+    python -m training.run --recipe tiny --language en --train m.jsonl --dev m.jsonl --output out
+
+The output folder is the run's identity. While it runs, `progress.json` says where it is and
+`checkpoints/` holds what a rerun needs: the same command after a kill goes on at the last checkpoint,
+and after success returns at once. `training.json` appears last, so a folder that has one is whole.
+
+Exit codes: 0 done, 2 a specification or data that must be mended (one sentence on stderr), 143 stopped
+by SIGTERM with a checkpoint, 1 anything else. On several devices Lightning starts this command again,
+once per device; only the first writes.
+"""
+
+import argparse
+import contextlib
+import datetime as dt
+import errno
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from training.recipe import Recipe, TrainingError, load_recipe, recipe_names
+
+OK, FAILED, REFUSED, TERMINATED = 0, 1, 2, 128 + signal.SIGTERM
+
+CHECKPOINT = "checkpoint.nemo"
+BUNDLE = "bundle"
+RECORD = "training.json"
+PROGRESS = "progress.json"
+CHECKPOINTS = "checkpoints"
+LOCK = ".lock"
+PARITY_UTTERANCES = 20  # dev utterances whose text must survive the export
+
+
+class TrackingSpec(BaseModel):
+    """Where a run's parameters and metrics are logged."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    tracking_uri: str
+    experiment: str = "soundstage"
+    tags: dict[str, str] = {}
+
+
+class TrainingSpec(BaseModel):
+    """Everything that a run is asked for."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    recipe: str = Field(description="Name of a shipped recipe, or the path of a YAML file.")
+    language: str = Field(min_length=2, description="BCP-47 primary tag.")
+    name: str = Field(min_length=1, description="The model's name, as people read it.")
+    train: list[Path] = Field(min_length=1, description="Manifests whose train rows are learnt from.")
+    dev: list[Path] = Field(min_length=1, description="Manifests whose dev rows are measured on.")
+    base: str | None = Field(None, description="A trusted .nemo file or a published checkpoint's name.")
+    output: Path
+    seed: int = 0
+    overrides: dict[str, Any] = Field({}, description="Recipe fields by dotted name.")
+    mlflow: TrackingSpec | None = None
+    replace: bool = Field(False, description="Train again where another specification's result is finished.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    stop = _Stop()
+    with stop.listening():
+        try:
+            spec = _spec(sys.argv[1:] if arguments is None else arguments)
+            run(spec, stop)
+            return OK
+        except TrainingError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            return REFUSED
+        except _Terminated as error:
+            print(f"stopped: {error}", file=sys.stderr, flush=True)
+            return TERMINATED
+        except KeyboardInterrupt:
+            print("stopped: interrupted from the keyboard; the same command goes on.", file=sys.stderr, flush=True)
+            return 128 + signal.SIGINT
+        except Exception as error:
+            sentence = _known_failure(error)
+            if sentence is None:
+                traceback.print_exc()
+                sentence = f"{type(error).__name__}: {error}"
+            print(f"error: {sentence}", file=sys.stderr, flush=True)
+            return FAILED
+
+
+def run(spec: TrainingSpec, stop: "_Stop | None" = None) -> dict[str, Any]:
+    """Train as specified and publish into `spec.output`; return what training.json says.
+
+    Raises TrainingError for what the user must mend, and lets other errors through.
+    """
+    from training import asr
+
+    stop = stop or _Stop()
+    first = _rank() == 0
+    recipe = load_recipe(spec.recipe, spec.overrides)
+    train = asr.read_split(spec.train, "train", spec.language)
+    dev = asr.read_split(spec.dev, "dev", spec.language)
+    asr.require_disjoint_speakers(train, dev)
+    fingerprint = fingerprint_of(spec, recipe, [*train.digests.values()], [*dev.digests.values()])
+    output = spec.output
+    _make_folder(output)
+    with _exclusive(output) if first else contextlib.nullcontext(), _pipes() as pipes:
+        if first:
+            done = _finished(output, fingerprint, spec.replace)
+            if done is not None:
+                _say(pipes, f"{spec.name}: already trained ({done['steps']} steps); nothing to do.")
+                _report_to_dagster(pipes, done)
+                return done
+            _drop_foreign_checkpoints(output / CHECKPOINTS, fingerprint, pipes)
+        _say(
+            pipes,
+            f"{spec.name}: recipe {recipe.name}, {len(train.utterances)} train utterances"
+            f" ({train.hours * 60:.1f} min), {len(dev.utterances)} dev; loading NeMo, which takes half a minute.",
+        )
+        tracker = _Tracker(spec, recipe, output / CHECKPOINTS, pipes) if first else None
+
+        def report(progress: asr.Progress) -> None:
+            if not first:
+                return
+            _write_json(output / PROGRESS, {**asdict(progress), "updated_at": _now()})
+            _say(pipes, _line(progress))
+            if tracker is not None:
+                tracker.metrics(progress)
+
+        began = time.monotonic()
+        try:
+            with stop.deferred():
+                fitted = asr.fit(
+                    recipe,
+                    train,
+                    dev,
+                    language=spec.language,
+                    checkpoints=output / CHECKPOINTS,
+                    fingerprint=fingerprint,
+                    base=spec.base,
+                    seed=spec.seed,
+                    report=report,
+                    should_stop=lambda: stop.asked,
+                )
+        except asr.Interrupted as error:
+            if first:
+                _write_json(
+                    output / PROGRESS,
+                    {**asdict(asr.Progress("stopped", error.step, recipe.max_steps)), "updated_at": _now()},
+                )
+            if tracker is not None:
+                tracker.finish("KILLED")
+            raise _Terminated(str(error)) from error
+        except BaseException:
+            if tracker is not None:
+                tracker.finish("FAILED")
+            raise
+        if not first:
+            return {}
+        report(asr.Progress("exporting", fitted.steps, recipe.max_steps, fitted.epochs, fitted.loss, fitted.dev_wer))
+        record = {
+            **asr.recorded(fitted),
+            "name": spec.name,
+            "language": spec.language,
+            "seed": spec.seed,
+            "base": spec.base,
+            "fingerprint": fingerprint,
+            "recipe": recipe.model_dump(mode="json"),
+            "manifest_digests": {**train.digests, **dev.digests},
+            "train": _described(train),
+            "dev": _described(dev),
+            "wall_seconds": round(time.monotonic() - began, 3),
+            "mlflow_run_id": tracker.run_id if tracker is not None else None,
+        }
+        _publish(spec, record, fitted, dev, train)
+        report(
+            asr.Progress(
+                "finished", fitted.steps, recipe.max_steps, fitted.epochs, fitted.loss, fitted.dev_wer, fitted.dev_cer,
+                eta_s=0.0,
+            )
+        )  # fmt: skip
+        if tracker is not None:
+            tracker.finish("FINISHED", record)
+        shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
+        _report_to_dagster(pipes, record)
+        return record
+
+
+def fingerprint_of(spec: TrainingSpec, recipe: Recipe, train: Sequence[str], dev: Sequence[str]) -> str:
+    """Return a digest of all that decides the result; where it lies and who tracks it do not."""
+    from training.asr import is_file_base
+
+    base = spec.base
+    if base is not None and is_file_base(base) and Path(base).is_file():
+        with open(base, "rb") as stream:
+            base = hashlib.file_digest(stream, "sha256").hexdigest()
+    identity = {
+        "recipe": recipe.model_dump(mode="json", exclude={"description", "report_every_s", "checkpoint_every_s"}),
+        "language": spec.language,
+        "name": spec.name,
+        "seed": spec.seed,
+        "base": base,
+        "train": list(train),
+        "dev": list(dev),
+    }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------ command line
+
+
+def _spec(arguments: Sequence[str]) -> TrainingSpec:
+    parser = argparse.ArgumentParser(prog="python -m training.run", description="Train one acoustic model.")
+    parser.add_argument("spec", nargs="?", type=Path, help="a run specification (JSON); flags replace its fields")
+    parser.add_argument("--recipe", help=f"{', '.join(recipe_names())}, or a .yaml file")
+    parser.add_argument("--language", help="language tag, such as en")
+    parser.add_argument("--name", help="the model's name; the output folder's by default")
+    parser.add_argument("--train", action="append", metavar="MANIFEST", help="repeat for several")
+    parser.add_argument("--dev", action="append", metavar="MANIFEST", help="repeat for several")
+    parser.add_argument("--base", help="a .nemo file you trust (it can run code), or a published checkpoint's name")
+    parser.add_argument("--output", help="folder of the result; run again with it to resume")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="replace a recipe field")
+    parser.add_argument("--mlflow", metavar="URI", help="log parameters and metrics to this tracking server")
+    parser.add_argument("--experiment", default="soundstage", help="MLflow experiment")
+    parser.add_argument("--replace", action="store_true", default=None, help="train again over another result")
+    given = parser.parse_args(list(arguments))
+    document: dict[str, Any] = {}
+    if given.spec is not None:
+        try:
+            document = json.loads(given.spec.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise TrainingError(f"Run specification {given.spec} cannot be read: {error}.") from error
+        if not isinstance(document, dict):
+            raise TrainingError(f"Run specification {given.spec} must be a JSON object.")
+    for field in ("recipe", "language", "name", "train", "dev", "base", "output", "seed", "replace"):
+        value = getattr(given, field)
+        if value is not None:
+            document[field] = value
+    if given.set:
+        document["overrides"] = {**document.get("overrides", {}), **dict(map(_assignment, given.set))}
+    if given.mlflow:
+        document["mlflow"] = {"tracking_uri": given.mlflow, "experiment": given.experiment}
+    if "output" in document:
+        document.setdefault("name", Path(document["output"]).name)
+    try:
+        return TrainingSpec.model_validate(document)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        field = ".".join(str(part) for part in fault["loc"])
+        raise TrainingError(f"Run specification: '{field}' is wrong or missing ({fault['msg'].lower()}).") from error
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    import yaml
+
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise TrainingError(f"--set {text}: write it as field=value, such as max_steps=300.")
+    return key, yaml.safe_load(value)
+
+
+# ------------------------------------------------------------------------------------------------ output folder
+
+
+def _make_folder(output: Path) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"Output folder {output} cannot be made: {error.strerror}.") from error
+
+
+@contextlib.contextmanager
+def _exclusive(output: Path) -> Iterator[None]:
+    """Keep a second process out of the folder; the system frees the lock however this one ends."""
+    import fcntl
+
+    with open(output / LOCK, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TrainingError(f"Another run is writing to {output}: wait for it or choose another folder.") from error
+        yield
+
+
+def _finished(output: Path, fingerprint: str, replace: bool) -> dict[str, Any] | None:
+    """Return the record of the same specification's finished run, if there is one."""
+    path = output / RECORD
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        same = record["fingerprint"] == fingerprint
+    except (ValueError, KeyError, TypeError):
+        record, same = {}, False
+    if same and (output / CHECKPOINT).is_file() and (output / BUNDLE / "bundle.json").is_file():
+        shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
+        return dict(record)
+    if not same and not replace:
+        raise TrainingError(
+            f"{output} holds the finished result of another specification: choose another folder, or set replace."
+        )
+    return None
+
+
+def _drop_foreign_checkpoints(folder: Path, fingerprint: str, pipes: Any) -> None:
+    """Begin afresh when the folder's checkpoints belong to another specification."""
+    owner = folder / "fingerprint"
+    if folder.is_dir() and (not owner.is_file() or owner.read_text().strip() != fingerprint):
+        if any(folder.glob("step-*.pt")):
+            _say(pipes, "The checkpoints found belong to another specification; starting from the beginning.")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    owner.write_text(fingerprint + "\n")
+
+
+def _publish(spec: TrainingSpec, record: dict[str, Any], fitted: Any, dev: Any, train: Any) -> None:
+    """Write checkpoint and bundle aside, move them in, and write training.json last."""
+    from training.batches import AudioCache
+    from training.export import export
+
+    output = spec.output
+    staging = output / ".staging"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    fitted.model.save_to(str(staging / CHECKPOINT))
+    cache = AudioCache(0)
+    sample = sorted(dev.utterances, key=lambda row: hashlib.sha256(row.id.encode()).digest())[:PARITY_UTTERANCES]
+    bundle = export(
+        fitted.model,
+        tokenizer_path=output / CHECKPOINTS / "tokenizer" / "tokenizer.model",
+        folder=staging / BUNDLE,
+        language=spec.language,
+        name=spec.name,
+        # No times and no places: equal training gives an equal bundle, so an equal digest.
+        lineage={
+            "fingerprint": record["fingerprint"],
+            "recipe": record["recipe"]["name"],
+            "seed": spec.seed,
+            "steps": fitted.steps,
+            "dev_wer": round(fitted.dev_wer, 6),
+            "train_manifests": list(train.digests.values()),
+            "dev_manifests": list(dev.digests.values()),
+        },
+        parity_utterances=[cache.samples(row).astype("float32") / 32_768 for row in sample],
+    )
+    record["bundle_digest"] = bundle.digest
+    record["parity"] = dict(bundle.parity)
+    (output / RECORD).unlink(missing_ok=True)  # an older result is not whole once its files are replaced
+    shutil.rmtree(output / BUNDLE, ignore_errors=True)
+    for name in (CHECKPOINT, BUNDLE):
+        os.replace(staging / name, output / name)
+    _write_json(output / RECORD, record)
+    shutil.rmtree(staging, ignore_errors=True)
+
+
+def _described(rows: Any) -> dict[str, Any]:
+    return {
+        "utterances": len(rows.utterances),
+        "speakers": len({row.speaker for row in rows.utterances}),
+        "hours": round(rows.hours, 6),
+        "left_out": dict(rows.left_out),
+    }
+
+
+def _write_json(path: Path, document: Mapping[str, Any]) -> None:
+    unfinished = path.with_name(f".{path.name}.tmp")
+    unfinished.write_text(json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+# ------------------------------------------------------------------------------------------------ telling the world
+
+
+def _line(progress: Any) -> str:
+    parts = [f"{progress.phase:<12} step {progress.step}/{progress.max_steps}"]
+    if progress.loss is not None:
+        parts.append(f"loss {progress.loss:.3f}")
+    if progress.wer is not None:
+        parts.append(f"dev WER {progress.wer:.1%}")
+    if progress.audio_s_per_s:
+        parts.append(f"{progress.audio_s_per_s:.0f} s of audio/s")
+    if progress.eta_s:
+        parts.append(f"{progress.eta_s:.0f} s to go")
+    return ", ".join(parts)
+
+
+def _say(pipes: Any, line: str) -> None:
+    print(line, flush=True)
+    if pipes is not None:
+        pipes.log.info(line)
+
+
+@contextlib.contextmanager
+def _pipes() -> Iterator[Any]:
+    """Yield the channel to Dagster where Dagster started this process, else nothing."""
+    if "DAGSTER_PIPES_CONTEXT" not in os.environ or _rank() != 0:
+        yield None
+        return
+    from dagster_pipes import open_dagster_pipes
+
+    with open_dagster_pipes() as context:
+        yield context
+
+
+def _report_to_dagster(pipes: Any, record: Mapping[str, Any]) -> None:
+    if pipes is not None:
+        pipes.report_custom_message({"training": json.loads(json.dumps(record, default=str))})
+
+
+class _Tracker:
+    """MLflow logging that never costs a training run: a server that fails is reported once and left alone."""
+
+    def __init__(self, spec: TrainingSpec, recipe: Recipe, checkpoints: Path, pipes: Any) -> None:
+        self.run_id: str | None = None
+        self._pipes = pipes
+        self._client: Any = None
+        if spec.mlflow is None:
+            return
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        remembered = checkpoints / "mlflow_run_id"
+        with self._guarded():
+            from mlflow.entities import Param
+            from mlflow.tracking import MlflowClient
+
+            client = MlflowClient(tracking_uri=spec.mlflow.tracking_uri)
+            if remembered.is_file():
+                self.run_id = remembered.read_text().strip()
+                client.update_run(self.run_id, status="RUNNING")
+            else:
+                experiment = client.get_experiment_by_name(spec.mlflow.experiment)
+                experiment_id = (
+                    experiment.experiment_id if experiment else client.create_experiment(spec.mlflow.experiment)
+                )
+                tags = {**spec.mlflow.tags, "language": spec.language, "recipe": recipe.name}
+                created = client.create_run(experiment_id, tags=tags, run_name=spec.name)
+                self.run_id = str(created.info.run_id)
+                remembered.write_text(self.run_id)
+                parameters = {"seed": spec.seed, "base": spec.base or "", **_flat(recipe.model_dump(mode="json"))}
+                client.log_batch(
+                    self.run_id, params=[Param(key, str(value)[:500]) for key, value in parameters.items()]
+                )
+            self._client = client
+
+    def metrics(self, progress: Any) -> None:
+        """Log the numbers of a report at its step."""
+        if self._client is None or progress.loss is None:
+            return
+        values = {
+            "loss": progress.loss,
+            "learning_rate": progress.learning_rate,
+            "audio_s_per_s": progress.audio_s_per_s,
+        }
+        if progress.phase == "evaluated":
+            values |= {"dev_wer": progress.wer, "dev_cer": progress.cer}
+        self._log(values, progress.step)
+
+    def finish(self, status: str, record: Mapping[str, Any] | None = None) -> None:
+        """Close the run, with its final numbers."""
+        if self._client is None:
+            return
+        if record is not None:
+            numbers = ("dev_wer", "dev_cer", "seconds", "audio_hours_seen")
+            self._log({f"final_{key}": record[key] for key in numbers}, record["steps"])
+        if self._client is not None:
+            with self._guarded():
+                if record is not None:
+                    self._client.set_tag(self.run_id, "bundle_digest", record["bundle_digest"])
+                self._client.set_terminated(self.run_id, status=status)
+
+    def _log(self, values: Mapping[str, float | None], step: int) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        with self._guarded():
+            self._client.log_batch(
+                self.run_id,
+                metrics=[Metric(key, float(value), now, step) for key, value in values.items() if value is not None],
+            )
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._client = None
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            _say(self._pipes, f"MLflow cannot be used ({reason}); training goes on without it.")
+
+
+def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in document.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+# ------------------------------------------------------------------------------------------------ stopping and failing
+
+
+class _Terminated(Exception):
+    """SIGTERM arrived; what could be saved is saved."""
+
+
+class _Stop:
+    """SIGTERM: ends the process at once, except while training, which first saves a checkpoint."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._deferred = False
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handle SIGTERM inside the block."""
+        before = signal.signal(signal.SIGTERM, self._on_signal)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Only remember the wish inside the block; the training loop asks for it after each step."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        if not self._deferred:
+            raise _Terminated("asked to end; the same command goes on from the last checkpoint.")
+
+
+def _known_failure(error: BaseException) -> str | None:
+    """Return one sentence for failures that need no traceback."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "The disk is full: free some space; the same command goes on from the last checkpoint."
+    if isinstance(error, OSError) and error.errno == errno.EDQUOT:
+        return "The disk quota is used up: free some space; the same command goes on from the last checkpoint."
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+        return "Memory ran out: lower batch.seconds (and raise batch.accumulate), then run the same command."
+    if isinstance(error, RuntimeError) and ("no space left" in text or "unexpected pos" in text):
+        return "The disk is full: free some space; the same command goes on from the last checkpoint."
+    return None
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) or 0)
+
+
+def _now() -> str:
+    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

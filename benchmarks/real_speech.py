@@ -121,9 +121,9 @@ def materialize(home: Path, bar: float) -> int:
     import dagster as dg
 
     from evaluation.scoring import Evaluation
-    from speech_assets.defs.evaluation import EVALUATION
-    from speech_assets.definitions import build
     from speech.store import DataStore
+    from speech_assets.definitions import build
+    from speech_assets.defs.evaluation import EVALUATION
 
     definitions = build()
     took: dict[str, float] = {}

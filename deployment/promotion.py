@@ -318,7 +318,7 @@ class Promotions:
                 and (model is None or entry.model == model)
             ]
             if not earlier:
-                wanted = f"version {version}" if version else "an earlier champion"
+                wanted = f"earlier champion of version {version}" if version else "earlier champion"
                 raise PromotionRefused(f"'{language}' has no {wanted} to roll back to; approve a version instead")
             back = earlier[-1]
             target = self._require_language(self.registry.verify(back.model, back.version), language)

@@ -116,22 +116,28 @@ class Settings(BaseSettings):
     """Everything a team edits. `Settings.load()` reads the file and the environment."""
 
     model_config = SettingsConfigDict(
-        env_prefix="SOUNDSTAGE_", env_nested_delimiter="__", extra="forbid", frozen=True, nested_model_default_partial_update=True
+        env_prefix="SOUNDSTAGE_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        nested_model_default_partial_update=True,
     )
 
     home: Path = Field(Path(".soundstage"), description="Data store: audio, manifests, models, verdicts, ledger.")
     languages: tuple[str, ...] = Field(("en", "de"), min_length=1, description="Languages, as primary BCP-47 tags.")
     first_quarter: str = Field("2024-01", description="First quarter, as its first month (YYYY-MM).")
-    sources: tuple[Source, ...] = Field((Source(kind="synthetic", path=None, language=None, domain="unknown", recorded_at=None),), min_length=1)
-    synthetic: Synthetic = Field(default_factory=Synthetic)  # type: ignore[arg-type]
-    training: Training = Field(default_factory=Training)  # type: ignore[arg-type]
+    sources: tuple[Source, ...] = Field(
+        (Source(kind="synthetic", path=None, language=None, domain="unknown", recorded_at=None),), min_length=1
+    )
+    synthetic: Synthetic = Field(default_factory=Synthetic)
+    training: Training = Field(default_factory=Training)
     gates: GateSettings = Field(default_factory=GateSettings)
     corpus: CorpusSettings = Field(default_factory=CorpusSettings)
     dagster_url: str = Field("http://127.0.0.1:3000", description="Where people open Dagster; links point there.")
-    registry: Registry = Field(default_factory=Registry)  # type: ignore[arg-type]
-    promotion: Promotion = Field(default_factory=Promotion)  # type: ignore[arg-type]
-    pages: Pages = Field(default_factory=Pages)  # type: ignore[arg-type]
-    serving: Serving = Field(default_factory=Serving)  # type: ignore[arg-type]
+    registry: Registry = Field(default_factory=Registry)
+    promotion: Promotion = Field(default_factory=Promotion)
+    pages: Pages = Field(default_factory=Pages)
+    serving: Serving = Field(default_factory=Serving)
 
     @property
     def tracking_uri(self) -> str:

@@ -58,7 +58,8 @@ def main() -> int:
     IMAGES.mkdir(exist_ok=True)
     with local.running(settings, console), sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=chromium, args=["--no-sandbox", "--disable-background-networking", "--disable-component-update"]
+            executable_path=chromium,
+            args=["--no-sandbox", "--disable-background-networking", "--disable-component-update"],
         )
         page = browser.new_page(viewport=SIZE)
         for name, url in pages(settings).items():

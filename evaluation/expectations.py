@@ -264,11 +264,13 @@ def text_audio_correlation(characters: np.ndarray, speech_s: np.ndarray) -> floa
 
 
 def _stretches(characters: np.ndarray, speech_s: np.ndarray) -> float:
-    """The lowest correlation of any stretch of rows; NaN when none can tell."""
-    if len(characters) < 2 * STRETCH_ROWS:
+    """The lowest correlation of any stretch of rows; NaN when none can tell. Stretches overlap by half."""
+    rows = len(characters)
+    if rows < 2 * STRETCH_ROWS:
         return math.nan
-    rows = np.array_split(np.arange(len(characters)), len(characters) // STRETCH_ROWS)
-    found = [text_audio_correlation(characters[part], speech_s[part]) for part in rows]
+    starts = [*range(0, rows - STRETCH_ROWS, STRETCH_ROWS // 2), rows - STRETCH_ROWS]
+    parts = [slice(start, start + STRETCH_ROWS) for start in starts]
+    found = [text_audio_correlation(characters[part], speech_s[part]) for part in parts]
     told = [value for value in found if math.isfinite(value)]
     return min(told, default=math.nan)
 
@@ -644,8 +646,9 @@ def _run_suites(
     docs_dir.mkdir(parents=True)
     context = great_expectations.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}
-    for site in list(context.list_data_docs_sites()):
-        context.delete_data_docs_site(site)
+    for name, site in list(context.list_data_docs_sites().items()):
+        context.delete_data_docs_site(name)
+        shutil.rmtree(site["store_backend"]["base_directory"], ignore_errors=True)  # made for a site nobody asked for
     context.add_data_docs_site(
         site_name="corpus",
         site_config={

@@ -39,7 +39,7 @@ REQUIRED_GATES = (
 AT_MOST, AT_LEAST = "at most", "at least"
 
 
-class GateRefused(Exception):  # noqa: N818 - named by what happened: nothing is broken, the answer is no
+class GateRefused(Exception):
     """A model may not move forward; the message is one sentence that says why."""
 
 
@@ -450,8 +450,10 @@ def load_verdict(folder: Path, bundle_digest: str) -> Verdict:
 
 def _require_consistent(verdict: Verdict, short: str) -> None:
     """Refuse a verdict whose conclusions do not follow from its own figures."""
-    names = {gate.name for gate in verdict.gates}
-    if absent := [name for name in REQUIRED_GATES if name not in names]:
+    judged = {gate.name for gate in verdict.gates} | {f"{gate.name} on {gate.test_set}" for gate in verdict.gates}
+    wanted = [*REQUIRED_GATES]
+    wanted += [f"{name} on {test_set}" for name in ("wer", "cer", "evidence") for test_set in (QUARTER, BENCHMARK)]
+    if absent := [name for name in wanted if name not in judged]:
         raise GateRefused(f"The verdict of bundle {short} is incomplete: gate {absent[0]} was not judged.")
     for gate in verdict.gates:
         if gate.passed and not _within(gate.value, gate.threshold, gate.sense):

@@ -18,6 +18,7 @@ have scored differently. So every rate here carries an interval, and two models 
 Not covered: how good the references are. A wrong transcript counts against every model alike.
 """
 
+import functools
 import hashlib
 import itertools
 import json
@@ -248,10 +249,15 @@ class Evaluation:
 
 def words_of(text: str, language: str) -> list[str]:
     """The words that are compared: of the normalised text; one a character where the script has no spaces."""
+    return list(_words_of(text, language))
+
+
+@functools.lru_cache(maxsize=50_000)  # a reference is read for every model, slice list, alignment and plot
+def _words_of(text: str, language: str) -> tuple[str, ...]:
     normalized = normalize(text, language)
     if language in UNSPACED_LANGUAGES:
-        return [character for character in normalized if not character.isspace()]
-    return normalized.split()
+        return tuple(character for character in normalized if not character.isspace())
+    return tuple(normalized.split())
 
 
 @dataclass(frozen=True)

@@ -446,9 +446,8 @@ def _spooled(stream: BinaryIO, limits: AudioLimits, label: str) -> BinaryIO:
 
 
 def _sentence(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    return str(error) or type(error).__name__
+    cause = getattr(error, "strerror", None)  # of the operating system and of FFmpeg
+    return str(cause).lower() if cause else str(error) or type(error).__name__
 
 
 # --- from bytes to blocks of frames -----------------------------------------------------------------------------------
@@ -581,7 +580,8 @@ def _open_container(recording: _Recording) -> "Iterator[InputContainer]":
     try:
         container = av.open(
             recording.reader,
-            # Three locks: only known demuxers, no protocol by name, and no second file through PyAV's own opener.
+            # Three locks: no demuxer that names other files, no protocol to reach them by (some demuxers do
+            # not ask io_open), and a refusal for those that ask.
             container_options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "none"},
             metadata_errors="replace",
             buffer_size=_IO_BUFFER_BYTES,
@@ -681,7 +681,8 @@ def _container_blocks(container: "InputContainer", recording: _Recording, limits
     if _container_name(container) == "ogg":  # pages follow each other without gaps: one means a page lost to damage
         lost_s += reach_s - got_s
         lost += reach_s > got_s
-    damage = f"reading stops with: {stopped}" if stopped else ""
+    # Some demuxers end a header that declares (next to) nothing with an error: that is empty, not damaged.
+    damage = f"reading stops with: {stopped}" if stopped and (got_s or declared_s is None) else ""
     if lost and (not got_s or lost_s > _tolerance_s(got_s + lost_s)):
         damage = f"{lost} parts of {lost_s:.2f} s could not be decoded"
     # Gaps in time stamps are no loss elsewhere: what counts is how far the audio reaches.

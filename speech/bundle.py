@@ -33,7 +33,8 @@ TOKENIZER = "tokenizer.model"
 _MAX_MANIFEST_BYTES = 8 * 1024 * 1024
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _KEYS = frozenset(
-    "schema kind name language sample_rate features geometry vocabulary blank_id calibration parity lineage files".split()
+    {"schema", "kind", "name", "language", "sample_rate", "features", "geometry"}
+    | {"vocabulary", "blank_id", "calibration", "parity", "lineage", "files"}
 )
 
 
@@ -61,8 +62,8 @@ class Geometry:
 
     def __post_init__(self) -> None:
         """Refuse shapes that no network of this family has."""
-        counts = (self.subsampling, self.chunk, self.history, self.lead, self.max_run_chunks)
-        counts += (*self.attention_cache, *self.convolution_cache)
+        counts = [self.subsampling, self.chunk, self.history, self.lead, self.max_run_chunks]
+        counts += [*self.attention_cache, *self.convolution_cache]
         if any(not isinstance(count, int) or isinstance(count, bool) or count < 0 for count in counts):
             raise ValueError("geometry must hold whole numbers, none below 0")
         if len(self.attention_cache) != 3 or len(self.convolution_cache) != 3:
@@ -108,7 +109,8 @@ class Geometry:
         if set(record) != names:
             odd = ", ".join(sorted(set(record) ^ names))
             raise ValueError(f"geometry must hold exactly {', '.join(sorted(names))}; check {odd}")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in record.items()})
+        values: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in record.items()}
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -267,9 +269,7 @@ def write_bundle(
     return ModelBundle.load(folder)
 
 
-def with_calibration(
-    bundle: ModelBundle, calibration: Calibration, destination: str | os.PathLike[str]
-) -> ModelBundle:
+def with_calibration(bundle: ModelBundle, calibration: Calibration, destination: str | os.PathLike[str]) -> ModelBundle:
     """Copy a bundle to a folder that does not exist yet, with this calibration: another model, another digest."""
     destination = Path(destination)
     if destination.exists():

@@ -7,10 +7,11 @@ All measures are taken on 16 kHz mono audio, over frames of 20 ms, in memory tha
   above full scale counts too). A recording clipped before it was made quieter is not recognised.
 * `silence_share`: frames below -60 dBFS or more than 40 dB under the loud frames (95th percentile). Background noise
   louder than that is not silence, nor is a pause in it: speech detection is another matter.
-* `snr_db`: after NIST's STNR (the SPQA package's `stnr -c`): the histogram of frame powers gives noise as a low
-  percentile (10th) and noisy speech as the 95th; `10 log10(speech / noise - 1)`. It is a peak-speech ratio, some 3 to
-  6 dB above the ratio of mean powers. Digitally silent frames (below -90 dBFS) are padding and left out. It needs
-  pauses: a steady sound, and speech without a gap, measure low. Bounded to [-20, 100].
+* `snr_db`: in the manner of NIST's STNR (SPQA package): the histogram of frame powers gives noise as a low percentile
+  (10th) and noisy speech as the 95th; `10 log10(speech / noise - 1)`. It is a peak-speech ratio: on read speech with
+  white noise at 0 to 20 dB it measured 6 dB above the ratio of mean powers, give or take 0.7. Digitally silent frames
+  (below -90 dBFS) are padding and left out. It needs pauses: a steady sound, and speech without a gap, measure low.
+  Bounded to [-20, 100].
 * `bandwidth_hz`: the highest frequency at which the long-term spectrum (Welch, Hann, 32 ms) holds energy within 50 dB
   of its peak. Narrow-band telephone stays below 4,000 Hz, also after it was upsampled.
 

@@ -183,16 +183,21 @@ class WordSpeller:
             raise BundleError(f"{bundle.path}: {TOKENIZER} is not a sentencepiece model") from error
         pieces = tuple(self._tokenizer.IdToPiece(index) for index in range(self._tokenizer.GetPieceSize()))
         if pieces != bundle.vocabulary:
-            raise BundleError(f"{bundle.path}: {TOKENIZER} has other pieces than the vocabulary; export the model again")
+            raise BundleError(
+                f"{bundle.path}: {TOKENIZER} has other pieces than the vocabulary; export the model again"
+            )
 
     def words(self, pieces: Sequence[Piece], duration_s: float | None = None) -> tuple[Word, ...]:
         """Return the words of pieces in order of time; no time lies after `duration_s`."""
         groups: list[list[Piece]] = []
+        apart = True  # sentencepiece sets spaces around the unknown piece
         for piece in pieces:
-            if not groups or self._bundle.vocabulary[piece.symbol].startswith(_SPACE):
+            unknown = self._tokenizer.IsUnknown(piece.symbol)
+            if apart or unknown or self._bundle.vocabulary[piece.symbol].startswith(_SPACE):
                 groups.append([])
             groups[-1].append(piece)
-        spelled = [(self._tokenizer.Decode([piece.symbol for piece in group]).strip(), group) for group in groups]
+            apart = unknown
+        spelled = [(self._spell(group), group) for group in groups]
         spelled = [(text, group) for text, group in spelled if text]
         confidences = np.array([min(piece.probability for piece in group) for _, group in spelled])
         if self._bundle.calibration is not None:
@@ -201,6 +206,10 @@ class WordSpeller:
             Word(text, *self._times(group, duration_s), confidence=min(1.0, float(confidence)))
             for (text, group), confidence in zip(spelled, confidences, strict=True)
         )
+
+    def _spell(self, group: Sequence[Piece]) -> str:
+        """Return the text of a word's pieces; sentencepiece joins bytes into characters."""
+        return " ".join(self._tokenizer.Decode([piece.symbol for piece in group]).split())
 
     def _times(self, group: Sequence[Piece], duration_s: float | None) -> tuple[float, float]:
         span = self._bundle.geometry.frame_span

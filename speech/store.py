@@ -46,7 +46,7 @@ def digest_tree(folder: Path) -> str:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace `path` by `content` in one step, flushed to disk: readers see the old content or the new, never a part."""
+    """Replace `path` by `content` in one step, flushed to disk; readers see the old content or the new, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -75,10 +75,17 @@ class Published:
 
 @dataclass
 class Staging:
-    """An output being written into `path`; `published` is set once the block has ended."""
+    """An output being written into the folder `path`."""
 
     path: Path
-    published: Published | None = field(default=None)
+    _published: Published | None = field(default=None)
+
+    @property
+    def published(self) -> Published:
+        """What became of it; there once the block has ended well."""
+        if self._published is None:
+            raise StoreError(f"{self.path} is not published yet: leave the block that writes it first")
+        return self._published
 
 
 class DataStore:
@@ -109,7 +116,7 @@ class DataStore:
                 staging.path.chmod(0o755)
                 os.replace(staging.path, target)
             write_json(folder / POINTER, {"digest": digest})
-            staging.published = Published(target, digest)
+            staging._published = Published(target, digest)
             self._prune(folder, target)
         finally:
             shutil.rmtree(staging.path, ignore_errors=True)

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 LONGEST_NUMBER = 6  # digits; longer ungrouped runs are telephone, card and customer numbers, read digit by digit
-_APOSTROPHES = dict.fromkeys(map(ord, "’‘ʼ＇´`‛′"), "'")  # noqa: RUF001
-_HYPHENS = dict.fromkeys(map(ord, "‐‑‒–—−"), "-")  # noqa: RUF001
+_APOSTROPHES = dict.fromkeys(map(ord, "’‘ʼ＇´`‛′"), "'")
+_HYPHENS = dict.fromkeys(map(ord, "‐‑‒–—−"), "-")
 
 # Letters of normalised text. Apostrophes are letters only where leaving one out makes another word.
 _ALPHABETS: Mapping[str, str] = {

@@ -286,7 +286,7 @@ def _wrapped(text: str) -> list[str]:
 
 def _srt_text(text: str) -> str:
     """SubRip has no escapes: its arrow and its tags must not occur in the text."""
-    return text.replace("-->", "→").replace("<", "‹").replace(">", "›")  # noqa: RUF001
+    return text.replace("-->", "→").replace("<", "‹").replace(">", "›")
 
 
 def _turns(transcript: Transcript) -> Iterator[tuple[float, float, str]]:

@@ -1,7 +1,7 @@
 """The main job, end to end, on this machine: `make demo`.
 
-Quarters of the embedded corpus become validated manifests, fine-tuned models, judged candidates and MLflow versions; one
-version is approved and released; the running server transcribes a recording that nobody trained on. Everything is
+Quarters of the embedded corpus become validated manifests, fine-tuned models, judged candidates and MLflow versions;
+one version is approved and released; the running server transcribes a recording that nobody trained on. Everything is
 launched in a real Dagster through its API, as a person would from the UI. What is there already and has not changed is
 not done again.
 """
@@ -122,7 +122,7 @@ class Demo:
         """What a running training says about itself."""
         import json
 
-        places = {"base_model": ("base_model", step.partition)}
+        places: dict[str, tuple[str, ...]] = {"base_model": ("base_model", step.partition)}
         if "|" in step.partition:
             language, quarter = step.partition.split("|")
             places["finetuned_model"] = ("finetuned_model", quarter, language)
@@ -189,7 +189,9 @@ class Demo:
                 if decision.digest in httpx.get(url, timeout=10).text:
                     return decision.digest
                 time.sleep(POLL_S)
-        raise DagsterError(f"the server did not take over {decision.digest[:12]} in time: open `serving_release` in Dagster")
+        raise DagsterError(
+            f"the server did not take over {decision.digest[:12]} in time: open `serving_release` in Dagster"
+        )
 
     def transcribe_unheard(self, language: str, quarter: str) -> None:
         """Send the server a recording of a test speaker, in the format it was delivered in."""
@@ -204,14 +206,18 @@ class Demo:
         audio = next(Path(r.audio) for r in read_manifest(delivered) if r.id == row.id)
         url = f"http://{self.settings.serving.host}:{self.settings.serving.port}/v1/transcribe"
         started = time.monotonic()
-        answer = httpx.post(url, params={"language": language}, files={"file": (audio.name, audio.read_bytes())}, timeout=60)
+        answer = httpx.post(
+            url, params={"language": language}, files={"file": (audio.name, audio.read_bytes())}, timeout=60
+        )
         answer.raise_for_status()
         said = answer.json()
         took = time.monotonic() - started
         self.console.print(f"\n[bold]A recording nobody trained on[/bold] ({audio.name}, speaker {row.speaker})")
         self.console.print(f"  said        {row.text}", highlight=False)
         self.console.print(f"  transcribed {said['text']}", highlight=False)
-        self.console.print(f"  {row.duration_s:.1f} s of audio in {took * 1000:.0f} ms by {said.get('model')}", highlight=False)
+        self.console.print(
+            f"  {row.duration_s:.1f} s of audio in {took * 1000:.0f} ms by {said.get('model')}", highlight=False
+        )
 
     def summary(self, partitions: Sequence[tuple[str, str]]) -> Table:
         """One row a partition, from what is stored."""
@@ -235,11 +241,14 @@ class Demo:
                 bundle = ModelBundle.load(workspace.store.current("model_bundle", quarter, language).path / BUNDLE)
                 verdict = load_verdict(workspace.verdicts, bundle.digest)
             except StoreError:
-                table.add_row(name, hours, "-", "-", f"[yellow]refused: {(refusal or '').split(':')[1:2]}[/yellow]", "-", "-")
+                table.add_row(
+                    name, hours, "-", "-", f"[yellow]refused: {(refusal or '').split(':')[1:2]}[/yellow]", "-", "-"
+                )
                 continue
             score = result.sets["quarter"].score
             version = next(
-                (v for v in workspace.registry().versions(workspace.model_name(language)) if v.digest == bundle.digest), None
+                (v for v in workspace.registry().versions(workspace.model_name(language)) if v.digest == bundle.digest),
+                None,
             )
             table.add_row(
                 name,
@@ -268,7 +277,9 @@ def main() -> int:
         settings = Settings.load()
         with local.running(settings, console) as services:
             _demonstrate(settings, console)
-            console.print(f"\ndone in {(time.monotonic() - started) / 60:.1f} minutes; the history is in {settings.home}")
+            console.print(
+                f"\ndone in {(time.monotonic() - started) / 60:.1f} minutes; the history is in {settings.home}"
+            )
             local.show(services, console)
             console.print("These servers stop now; [bold]make up[/bold] starts them again with the same history.")
     except (SettingsError, local.ServiceError, DagsterError) as error:
@@ -295,7 +306,9 @@ def _demonstrate(settings: Settings, console: Console) -> None:
     console.rule("3. every quarter: fine-tune, evaluate, judge, register")
     demo.run_all(
         [
-            Step(title(quarter, language), CANDIDATE if quarter == first else CORPUS + CANDIDATE, f"{language}|{quarter}")
+            Step(
+                title(quarter, language), CANDIDATE if quarter == first else CORPUS + CANDIDATE, f"{language}|{quarter}"
+            )
             for quarter, language in partitions
         ]
     )

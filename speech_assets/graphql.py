@@ -1,4 +1,4 @@
-"""A thin client of Dagster's GraphQL API: what the demo, the benchmarks and the tests launch runs with, as the UI does."""
+"""A thin client of Dagster's GraphQL API: the demo and the tests launch runs with it, as the UI does."""
 
 import time
 from collections.abc import Mapping, Sequence

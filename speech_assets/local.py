@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -49,6 +49,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "SOUNDSTAGE_HOME": str(settings.home),
         "DO_NOT_TRACK": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its queue workers serve features not used here
         "GX_ANALYTICS_ENABLED": "false",
         "PYTHONUNBUFFERED": "1",
         "PYTHONWARNINGS": "ignore",
@@ -86,7 +87,8 @@ def services(settings: Settings) -> list[Service]:
     if settings.registry.tracking_uri is None:
         command = (python, "-m", "mlflow", "server", "--backend-store-uri", settings.tracking_uri, "--workers", "1")
         found.insert(
-            1, Service("MLflow", (*command, *_listen(mlflow, "--host", "--port")), mlflow, "/health", "runs and versions")
+            1,
+            Service("MLflow", (*command, *_listen(mlflow, "--host", "--port")), mlflow, "/health", "runs and versions"),
         )
     return found
 
@@ -142,8 +144,8 @@ def _require_free_port(service: Service) -> None:
             probe.bind((parts.hostname, parts.port))
         except OSError as error:
             raise ServiceError(
-                f"{service.name} cannot listen on {service.url} ({error.strerror}): stop what runs there, or name another "
-                "port in soundstage.toml"
+                f"{service.name} cannot listen on {service.url} ({error.strerror}): stop what runs there, or name "
+                "another port in soundstage.toml"
             ) from error
 
 
@@ -167,10 +169,8 @@ def _stop(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
         _signal_group(process, signal.SIGTERM)
     deadline = time.monotonic() + STOP_TIMEOUT_S
     for process in processes:
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            pass
         _signal_group(process, signal.SIGKILL)  # whatever a server left behind in its group
         process.wait()
 

@@ -28,7 +28,6 @@ from training.batches import SAMPLE_RATE, AudioCache, BatchMaker, Corpus, StepSa
 from training.recipe import Recipe, TrainingError
 
 if TYPE_CHECKING:
-    import torch
     from nemo.collections.asr.models.ctc_bpe_models import EncDecCTCModelBPE
 
 Split = Literal["train", "dev", "test"]
@@ -39,7 +38,7 @@ MEL_BANDS = 80
 KEPT_CHECKPOINTS = 2  # the newest, and the one before it should the newest be torn
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 - a stop asked for is no error
     """The run was asked to stop; its state is in the checkpoint."""
 
     def __init__(self, step: int) -> None:
@@ -144,7 +143,8 @@ def read_split(manifests: Sequence[str | Path], split: Split, language: str) -> 
             )
         reasons = ", ".join(f"{count} with {reason}" for reason, count in left_out.items() if count)
         raise TrainingError(
-            f"No {split} rows in {where}" + (f" ({reasons})" if reasons else "")
+            f"No {split} rows in {where}"
+            + (f" ({reasons})" if reasons else "")
             + f": none of its {len(speakers)} speakers is in the {split} split; add speakers."
         )
     return SplitRows(tuple(utterances), tuple(texts), left_out, digests)
@@ -280,7 +280,7 @@ def quiet_nemo() -> None:
     warnings.filterwarnings("ignore", module=r"(lightning|nemo|torch|pydub|lhotse)\b.*")
     os.environ.setdefault("NEMO_NO_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    with contextlib.redirect_stderr(None if os.environ.get("SOUNDSTAGE_DEBUG") else open(os.devnull, "w")):  # noqa: SIM115
+    with contextlib.redirect_stderr(None if os.environ.get("SOUNDSTAGE_DEBUG") else open(os.devnull, "w")):
         import nemo.collections.asr.models.ctc_bpe_models  # noqa: F401
     from nemo.utils import logging as nemo_logging
 
@@ -485,7 +485,9 @@ def _require_streaming(model: Any, base: str) -> None:
     if not encoder.get("causal_downsampling") or encoder.get("conv_context_size") != "causal":
         faults.append("its convolutions look ahead")
     if faults:
-        raise TrainingError(f"Base model '{base}' cannot stream: {'; '.join(faults)}; choose a cache-aware streaming one.")
+        raise TrainingError(
+            f"Base model '{base}' cannot stream: {'; '.join(faults)}; choose a cache-aware streaming one."
+        )
 
 
 def _reason(error: BaseException) -> str:
@@ -606,16 +608,18 @@ def fit(
     Resumes from `checkpoints` when they belong to `fingerprint`. Raises TrainingError for data or a base
     that cannot be used, Interrupted after saving when `should_stop` says so.
     """
+    # Audio first: a fault in it shows within seconds, before the long import.
+    report(Progress("reading audio", 0, recipe.max_steps))
+    corpus = _corpus(train, recipe)
+    dev_corpus = _corpus(dev, recipe, bound_s=recipe.dev_minutes * 60)
+    corpus.cache.fill(corpus.utterances)
+    dev_corpus.cache.fill(dev_corpus.utterances)
     report(Progress("loading NeMo", 0, recipe.max_steps))
     quiet_nemo()
     import torch
 
     torch.set_num_threads(recipe.threads or _cores())
     torch.set_flush_denormal(True)
-    report(Progress("reading audio", 0, recipe.max_steps))
-    corpus = _corpus(train, recipe)
-    dev_corpus = _corpus(dev, recipe, bound_s=recipe.dev_minutes * 60)
-    corpus.cache.fill(corpus.utterances)
     report(Progress("building the model", 0, recipe.max_steps))
     if recipe.start == "base":
         if not base:
@@ -626,7 +630,10 @@ def fit(
         if base:
             raise TrainingError(f"Recipe '{recipe.name}' starts from scratch: leave the base out or use 'finetune'.")
         tokenizer = train_tokenizer(
-            corpus.texts, language, checkpoints / "tokenizer", recipe.tokenizer.vocabulary_size,
+            corpus.texts,
+            language,
+            checkpoints / "tokenizer",
+            recipe.tokenizer.vocabulary_size,
             recipe.tokenizer.sentences,
         )
         model = new_model(recipe, tokenizer, seed)

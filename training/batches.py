@@ -182,15 +182,17 @@ class StepSampler:
         from lhotse import CutSet
         from lhotse.dataset import DynamicBucketingSampler
 
-        count = len(epoch_of(self.corpus, 0, self.seed, self.join))
+        durations = sorted(example.duration_s for example in epoch_of(self.corpus, 0, self.seed, self.join))
+        count = len(durations)
+        buckets = max(2, min(self.batch.buckets, count // 8))
         sampler = DynamicBucketingSampler(
             CutSet(_EndlessCuts(self.corpus, self.seed, self.join)),
-            max_duration=max(self.batch.seconds, max(self.corpus.durations_s)),
+            max_duration=max(self.batch.seconds, durations[-1]),
             max_cuts=self.batch.utterances,
-            num_buckets=max(1, min(self.batch.buckets, count // 8)),
+            # Buckets of equally many examples; lhotse's own estimate needs more data than a small corpus has.
+            duration_bins=sorted({durations[count * place // buckets] for place in range(1, buckets)}),
             shuffle=True,
             seed=self.seed,
-            num_cuts_for_bins_estimate=min(10_000, max(count, 16)),
             # The buffer holds about two epochs of a small corpus, so that epochs mix little.
             buffer_size=min(20_000, max(2 * count, 8 * self.batch.utterances)),
             world_size=self.world_size,

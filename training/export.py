@@ -13,8 +13,8 @@ What a bundle says about its own geometry is read off the model, then proven by 
 compares the text of NeMo's offline decoding with the text of the finished bundle. Two exports of the
 same weights give the same bytes.
 
-Covered: cache-aware FastConformer/Conformer encoders with a CTC decoder over sentencepiece pieces
-(of a hybrid model, its CTC branch). Anything else is refused with an `ExportError`.
+Covered: cache-aware FastConformer/Conformer encoders with a CTC decoder over sentencepiece pieces.
+Anything else is refused with an `ExportError`.
 """
 
 import collections
@@ -59,7 +59,7 @@ def export(
 ) -> ModelBundle:
     """Write a NeMo CTC model as a bundle into `folder` (new or empty) and return it, verified.
 
-    model: an `EncDecCTCModelBPE` or hybrid; left as it was found. tokenizer_path: its sentencepiece
+    model: an `EncDecCTCModelBPE`; left as it was found. tokenizer_path: its sentencepiece
     model. parity_utterances: mono float samples [n] at the model's rate; the share of them whose text
     survived the export is in the bundle's `parity`. variants: "int8" adds network.int8.onnx, whose
     weights (not activations) are rounded to 8 bits, so that rows of a batch stay independent.
@@ -116,9 +116,7 @@ def parity(model: Any, bundle: ModelBundle, utterances: Sequence[np.ndarray]) ->
     result: dict[str, Any] = {
         "utterances": len(offline),
         "equal": _share(len(offline) - len(pairs), len(offline)),
-        "differences": [
-            {"checkpoint": before, "bundle": after} for before, after in pairs[:_SHOWN_DIFFERENCES]
-        ],
+        "differences": [{"checkpoint": before, "bundle": after} for before, after in pairs[:_SHOWN_DIFFERENCES]],
         # Rounded up to a power of ten: the last digits depend on the machine, the digest must not.
         "log_prob_difference": 10.0 ** math.ceil(math.log10(largest)) if largest else 0.0,
     }
@@ -145,17 +143,15 @@ def _offline(model: Any, samples: np.ndarray) -> tuple[str, np.ndarray]:
         frames, lengths = model.preprocessor(input_signal=signal, length=torch.tensor([len(samples)], device=device))
         encoded, counts = model.encoder(audio_signal=frames, length=lengths)
         log_probs = _decoder_of(model)(encoder_output=encoded)
-        decoding = getattr(model, "ctc_decoding", model.decoding)
-        hypotheses = decoding.ctc_decoder_predictions_tensor(log_probs, decoder_lengths=counts)
+        hypotheses = model.decoding.ctc_decoder_predictions_tensor(log_probs, decoder_lengths=counts)
     # The recogniser writes one space between words, as scoring does.
     return " ".join(hypotheses[0].text.split()), log_probs[0, : int(counts[0])].cpu().numpy()
 
 
 def _decoder_of(model: Any) -> Any:
-    """Return the CTC decoder, of a hybrid model its CTC branch."""
-    decoder = getattr(model, "ctc_decoder", getattr(model, "decoder", None))
+    decoder = getattr(model, "decoder", None)
     if decoder is None or not hasattr(decoder, "num_classes_with_blank") or not hasattr(decoder, "decoder_layers"):
-        raise ExportError(f"{type(model).__name__} has no CTC decoder; train a CTC or hybrid model")
+        raise ExportError(f"{type(model).__name__} has no CTC decoder; give a CTC model")
     return decoder
 
 
@@ -328,23 +324,30 @@ def _network_of(model: Any, geometry: Geometry) -> bytes:
     )
     device = next(model.parameters()).device
     inputs = ["audio_signal", "length", "cache_last_channel", "cache_last_time", "cache_last_channel_len"]
-    outputs = ["logprobs", "encoded_lengths"] + [f"{name}_next" for name in inputs[2:4]] + ["cache_last_channel_next_len"]
+    outputs = (
+        ["logprobs", "encoded_lengths"] + [f"{name}_next" for name in inputs[2:4]] + ["cache_last_channel_next_len"]
+    )
     axes: dict[str, dict[int, str]] = {name: {0: "batch"} for name in inputs + outputs}
     axes["audio_signal"][2] = "frames"
     axes["logprobs"][1] = "outputs"
-    written = io.BytesIO()
-    with _silence(), _streaming_form(encoder, geometry), torch.inference_mode():
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        _silence(),
+        _streaming_form(encoder, geometry),
+        torch.inference_mode(),
+    ):
         torch.onnx.export(
             Streaming().eval(),
             tuple(value.to(device) for value in example),
-            written,
+            f"{scratch}/network.onnx",
             input_names=inputs,
             output_names=outputs,
             dynamic_axes=axes,
             opset_version=OPSET,
             dynamo=False,
         )
-    return _canonical_onnx(onnx.load_from_string(written.getvalue()))
+        network = onnx.load(f"{scratch}/network.onnx")
+    return _canonical_onnx(network)
 
 
 def _canonical_onnx(network: Any) -> bytes:
@@ -470,7 +473,11 @@ def _silence() -> Iterator[None]:
     loud = [logging.getLogger(name) for name in ("torch.onnx", "onnxruntime", "onnxruntime.quantization")]
     levels = [logger.level for logger in loud]
     disabled = logging.root.manager.disable
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:

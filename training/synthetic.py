@@ -745,7 +745,7 @@ def main() -> None:
     parser.add_argument("--speakers", type=int, default=24)
     parser.add_argument("--corrupt", action="store_true", help="shift the transcripts against the audio")
     written = write_quarter(**vars(parser.parse_args()))
-    print(f"{written.table}: {written.rows} rows, {written.audio_s / 60:.1f} min, {len(written.broken)} broken files")
+    print(f"{written.table}: {written.rows} rows, {written.audio_s / 60:.1f} min, {len(written.broken)} broken files")  # noqa: T201
 
 
 if __name__ == "__main__":

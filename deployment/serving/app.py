@@ -205,7 +205,10 @@ class Replica:
                     served=served,
                 )
             if not served:
-                raise self._no_model("No language has a model in production")
+                broken = [
+                    error for report in self.models.report().languages.values() for error in report.errors.values()
+                ]
+                raise self._no_model("; ".join(broken) or "No language has a model in production")
             wanted = served[0]
         try:
             self.models.require(wanted, digest)

@@ -11,8 +11,25 @@ import dagster as dg
 
 from deployment.settings import Source
 from evaluation.expectations import CorpusProfile, ExpectationOutcome, ProfileError, catalogue, validate
-from speech.corpus import MANIFEST, Quarantined, Sorted, digest_sources, normalize_audio, read_quarantine, select_utterances
-from speech.manifest import IMPORTERS, Defaults, RejectedRow, Utterance, assign_splits, audio_location, quarter_of, read_manifest
+from speech.corpus import (
+    MANIFEST,
+    Quarantined,
+    Sorted,
+    digest_sources,
+    normalize_audio,
+    read_quarantine,
+    select_utterances,
+)
+from speech.manifest import (
+    IMPORTERS,
+    Defaults,
+    RejectedRow,
+    Utterance,
+    assign_splits,
+    audio_location,
+    quarter_of,
+    read_manifest,
+)
 from speech.store import StoreError, write_atomically, write_json
 from speech_assets.defs.metadata import counts_table, markdown_table, quarter_heading
 from speech_assets.defs.partitions import (
@@ -135,7 +152,7 @@ def normalized_audio(context: dg.AssetExecutionContext, workspace: Workspace) ->
             "recordings": len(outcome.kept),
             "quarantined": len(outcome.quarantined),
             "median_snr_db": _median([q.snr_db for q in qualities]),
-            "telephone_share": round(sum(q.bandwidth_hz < 4000 for q in qualities) / max(1, len(qualities)), 3),
+            "telephone_share": round(sum(q.narrow_band for q in qualities) / max(1, len(qualities)), 3),
             "quarantine": _quarantine_table(outcome.quarantined),
             "manifest": dg.MetadataValue.path(str(published.path / MANIFEST)),
         },
@@ -188,7 +205,10 @@ def utterances(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
             docs_dir=pages,
         )
         passed = all(o.passed for o in validation.outcomes if o.blocking)
-        write_json(staging.path / VALIDATION, {"passed": passed, "failed": [o.name for o in validation.outcomes if not o.passed]})
+        write_json(
+            staging.path / VALIDATION,
+            {"passed": passed, "failed": [o.name for o in validation.outcomes if not o.passed]},
+        )
         write_atomically(staging.path / PROFILE, validation.profile.to_json())
     published = staging.published
     hours = {name: sum(r.duration_s or 0 for r in kept if r.split == name) / 3600 for name in ("train", "dev", "test")}
@@ -285,7 +305,7 @@ def validated_utterances(workspace: Workspace, quarter: str, language: str) -> P
         raise dg.Failure(f"utterances of {quarter}, {language} cannot be used: {error}", allow_retries=False) from error
     if validation.get("passed") is not True:
         raise dg.Failure(
-            f"utterances of {quarter}, {language} did not pass {', '.join(validation.get('failed', ['their checks']))}: "
+            f"utterances of {quarter}, {language} did not pass {', '.join(validation.get('failed', ['any check']))}: "
             "open their Data Docs, correct the source and materialise the partition again",
             allow_retries=False,
         )

@@ -1,5 +1,6 @@
 """Evaluation: candidate and champion on the same test sets, and the verdict of the gates."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import dagster as dg
@@ -40,7 +41,10 @@ def evaluation(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
         "quarter": validated_utterances(workspace, quarter, language) / MANIFEST,
         "benchmark": store.current("benchmark_set", language).path / MANIFEST,
     }
-    sets = {key: [_absolute(row, path) for row in read_manifest(path) if row.split == "test"] for key, path in manifests.items()}
+    sets = {
+        key: [_absolute(row, path) for row in read_manifest(path) if row.split == "test"]
+        for key, path in manifests.items()
+    }
     result = evaluate(
         Contestant.load(store.current("model_bundle", quarter, language).path / BUNDLE),
         sets,
@@ -53,7 +57,13 @@ def evaluation(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
     )
     with store.replace("evaluation", quarter, language) as staging:
         result.save(staging.path / EVALUATION)
-        write_report(staging.path, result, audio={row.id: Path(row.audio) for rows in sets.values() for row in rows})
+        sounds = {(key, row.id): row.audio for key, rows in sets.items() for row in rows}
+        write_report(
+            staging.path,
+            result,
+            verdict=judge(result, workspace.settings.gates),
+            audio=lambda set_name, utterance: sounds.get((set_name, utterance)),
+        )
     published = staging.published
     pages = store.path("pages", "reports", quarter, language)
     pages.mkdir(parents=True, exist_ok=True)
@@ -66,14 +76,14 @@ def evaluation(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
     champion_figures = {
         f"champion_{key}_wer": round(part.champion.score.wer, 4) for key, part in result.sets.items() if part.champion
     }
-    benchmark = result.sets["benchmark"]
+    interval = result.sets["benchmark"].score.wer_interval
     return dg.MaterializeResult(
         metadata={
             "model": name,
             "quarter": quarter_heading(quarter, language),
             **headline,
             **champion_figures,
-            "benchmark_wer_interval": f"{benchmark.score.wer_interval.low:.2%} - {benchmark.score.wer_interval.high:.2%}",
+            "benchmark_wer_interval": f"{interval.low:.2%} - {interval.high:.2%}",
             "real_time_factor_inverse": round(result.rtfx, 1),
             "slices": _slice_table(result),
             "plot": inline_plot(wer_by_slice_png(result), "WER by slice"),
@@ -136,7 +146,15 @@ def gate_table(gates: tuple[GateResult, ...]) -> dg.MarkdownMetadataValue:
     return markdown_table(
         ("gate", "set", "slice", "value", "limit", "", "why"),
         [
-            (g.name, g.test_set, g.slice, f"{g.value:.4g}", f"{g.threshold:.4g}", "passed" if g.passed else "FAILED", g.explanation)
+            (
+                g.name,
+                g.test_set,
+                g.slice,
+                f"{g.value:.4g}",
+                f"{g.threshold:.4g}",
+                "passed" if g.passed else "FAILED",
+                g.explanation,
+            )
             for g in sorted(gates, key=lambda gate: gate.passed)
         ],
     )
@@ -151,8 +169,6 @@ def _champion(workspace: Workspace, language: str) -> Contestant | None:
 
 
 def _absolute(row: Utterance, manifest: Path) -> Utterance:
-    from dataclasses import replace
-
     return replace(row, audio=audio_location(row, manifest))
 
 

@@ -59,13 +59,14 @@ def train(
     `folders` are the validated corpus partitions to learn from, by quarter.
     """
     settings = workspace.settings.training
+    data = {quarter: digest_file(folder / MANIFEST) for quarter, folder in folders.items()}
     inputs = {
         "recipe": recipe,
         "language": language,
         "seed": settings.seed,
         "overrides": dict(settings.overrides),
         "base": digest_file(Path(base)) if base and Path(base).is_file() else base,
-        "data": {quarter: digest_file(folder / MANIFEST) for quarter, folder in folders.items()},
+        "data": data,
     }
     fingerprint = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
     work = workspace.store.path("training", *place, fingerprint)
@@ -110,7 +111,7 @@ def train(
             "audio_hours_seen": round(record["audio_hours_seen"], 3),
             "parity": bundle.parity.get("equal", 0.0),
             "resumed_from": record.get("resumed_from") or 0,
-            "data": markdown_table(("quarter", "manifest sha256"), list(inputs["data"].items())),
+            "data": markdown_table(("quarter", "manifest sha256"), list(data.items())),
             "checkpoint": dg.MetadataValue.path(str(staging.published.path / CHECKPOINT)),
             "mlflow_run": dg.MetadataValue.url(workspace.mlflow_run_url(record)),
         },
@@ -252,13 +253,13 @@ def model_bundle(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.
     with workspace.store.replace("model_bundle", quarter, language) as staging:
         bundle = with_calibration(exported, calibration.calibration, staging.path / BUNDLE)
     published = staging.published
-    equal = bundle.parity.get("equal", 0.0)
+    equal, compared = bundle.parity.get("equal", 0.0), bundle.parity.get("utterances", 0)
     return dg.MaterializeResult(
         metadata={
             "quarter": quarter_heading(quarter, language),
             "bundle_digest": bundle.digest,
             "parity": equal,
-            "parity_utterances": bundle.parity.get("utterances", 0),
+            "parity_utterances": compared,
             "calibration": calibration.note,
             "calibration_words": calibration.words,
             "megabytes": round(sum(p.stat().st_size for p in (published.path / BUNDLE).iterdir()) / 1e6, 2),
@@ -269,7 +270,7 @@ def model_bundle(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.
             dg.AssetCheckResult(
                 check_name="same_text_as_checkpoint",
                 passed=equal >= workspace.settings.gates.parity,
-                description=f"{equal:.1%} of {bundle.parity.get('utterances', 0)} utterances give the checkpoint's text",
+                description=f"{equal:.1%} of {compared} utterances give the checkpoint's text",
                 metadata={"differences": json.dumps(bundle.parity.get("differences", []), ensure_ascii=False)},
             )
         ],

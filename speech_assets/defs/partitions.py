@@ -59,5 +59,5 @@ def previous_quarter(quarter: str) -> str | None:
 
 def quarter_and_language(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -> tuple[str, str]:
     """The two keys of the running partition."""
-    keys = context.partition_key.keys_by_dimension  # type: ignore[attr-defined]
+    keys = context.partition_key.keys_by_dimension
     return keys["quarter"], keys["language"]

@@ -57,7 +57,7 @@ class RollbackConfig(dg.Config):
     deps=[verdict],
 )
 def registered_model(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
-    """An MLflow version with its lineage, waiting as `challenger`; only with a passing verdict for exactly this bundle."""
+    """An MLflow version with its lineage, waiting as `challenger`; only with a passing verdict for this very bundle."""
     quarter, language = quarter_and_language(context)
     store, settings = workspace.store, workspace.settings
     bundle = ModelBundle.load(store.current("model_bundle", quarter, language).path / BUNDLE)

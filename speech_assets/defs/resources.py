@@ -54,7 +54,9 @@ class Workspace(dg.ConfigurableResource):
         """
         names = {self.model_name(language): language for language in self.settings.languages}
         if model not in names:
-            raise dg.Failure(f"there is no model '{model}'; this deployment has {', '.join(names)}", allow_retries=False)
+            raise dg.Failure(
+                f"there is no model '{model}'; this deployment has {', '.join(names)}", allow_retries=False
+            )
         return names[model]
 
     def promotions(self) -> "Promotions":

@@ -37,7 +37,9 @@ def serving_release(context: dg.AssetExecutionContext, workspace: Workspace) -> 
     promotions, registry = workspace.promotions(), workspace.registry()
     decision = promotions.current(language)
     if decision is None:
-        raise dg.Failure(f"'{language}' has no champion yet: approve a version with the job `promote`", allow_retries=False)
+        raise dg.Failure(
+            f"'{language}' has no champion yet: approve a version with the job `promote`", allow_retries=False
+        )
     try:
         require_passed(workspace.verdicts, decision.digest, language=language)
         bundle = registry.download(decision.model, decision.version)
@@ -75,7 +77,7 @@ def serving_release(context: dg.AssetExecutionContext, workspace: Workspace) -> 
 def _golden(workspace: Workspace, language: str) -> list[tuple[Path, str]]:
     """Audio and reference of a few benchmark utterances, each of another speaker."""
     manifest = workspace.store.current("benchmark_set", language).path / MANIFEST
-    chosen = {}
+    chosen: dict[str, tuple[Path, str]] = {}
     for row in sorted(read_manifest(manifest), key=lambda row: (row.duration_s or 0, row.id)):
         chosen.setdefault(row.speaker, (Path(audio_location(row, manifest)), row.text))
     return list(chosen.values())[:GOLDEN_UTTERANCES]

@@ -1,13 +1,11 @@
 """The registry keeps one version per bundle, only of what passed, and hands out only what was registered."""
 
 import json
-import multiprocessing
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
-import textwrap
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote, urlparse
@@ -15,7 +13,7 @@ from urllib.parse import unquote, urlparse
 import pytest
 
 from deployment.registry import Registry, RegistryError
-from evaluation.gates import GateRefused
+from evaluation.gates import GateRefused, load_verdict, save_verdict
 from speech.bundle import BundleError, ModelBundle
 from tests.toy_bundle import write_toy_bundle
 
@@ -144,44 +142,41 @@ def test_unknown_version_is_named(house, key):
         house.registry.version("soundstage-xx", "1")
 
 
-SCRIPT = textwrap.dedent("""
-    import sys
-    from pathlib import Path
-    from deployment.registry import Registry
-    from evaluation.gates import load_verdict
-    from speech.bundle import ModelBundle
-    home, crash = Path(sys.argv[1]), sys.argv[2]
-    registry = Registry(f"sqlite:///{home / 'mlflow' / 'mlflow.db'}")
-    if crash != "none":
+def _forked(work: Callable[[], None]) -> int:
+    """Run `work` in another process; the database must not have been opened in this one."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return pid
+
+
+def _register(house, bundle: ModelBundle, die_after: str = "") -> None:
+    registry = Registry(house.registry.tracking_uri)
+    if die_after:
         client = registry._client()
-        real = getattr(client, crash)
-        def dying(*args, **kwargs):
-            result = real(*args, **kwargs)
-            if crash != "log_artifacts" or args[2] == "bundle":
-                import os, signal
-                os.kill(os.getpid(), signal.SIGKILL)
-            return result
-        setattr(client, crash, dying)
-    for folder in sys.argv[3:]:
-        bundle = ModelBundle.load(folder)
-        verdict = load_verdict(home / "verdicts", bundle.digest)
-        registry.register("soundstage-en", bundle.path, None, verdict, None, partition="p")
-""")
+        real = getattr(client, die_after)
 
+        def dying(*args: object, **options: object) -> object:
+            real(*args, **options)
+            os.kill(os.getpid(), signal.SIGKILL)
 
-def _process(house, crash: str, *folders: Path) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(house.home), crash, *map(str, folders)])
+        setattr(client, die_after, dying)
+    verdict = load_verdict(house.home / "verdicts", bundle.digest)
+    registry.register(MODEL, bundle.path, None, verdict, None, partition="p")
 
 
 @pytest.mark.parametrize("step", ["create_run", "log_artifacts", "create_model_version", "set_registered_model_alias"])
 def test_killed_registration_is_completed_without_duplicates(house, verdict_of, step):
     """kill -9 at any step, then the same call: one version, one run, challenger set."""
-    from evaluation.gates import save_verdict
-
     bundle = house.bundle(1)
     save_verdict(verdict_of(bundle), house.home / "verdicts")
-    process = _process(house, step, bundle.path)
-    assert process.wait(timeout=60) == -signal.SIGKILL
+    pid = _forked(lambda: _register(house, bundle, step))
+    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
     version = house.register(1)
     assert [v.version for v in house.registry.versions(MODEL)] == [version.version] == ["1"]
     assert version.aliases == ("challenger",)
@@ -192,31 +187,53 @@ def test_killed_registration_is_completed_without_duplicates(house, verdict_of, 
 
 def test_two_processes_register_the_same_bundles_at_once(house, verdict_of):
     """Backfilled quarters register in parallel, and a retry may overlap with what it retries."""
-    from evaluation.gates import save_verdict
-
     bundles = [house.bundle(number) for number in range(3)]
     for bundle in bundles:
         save_verdict(verdict_of(bundle), house.home / "verdicts")
-    folders = [bundle.path for bundle in bundles]
-    processes = [_process(house, "none", *folders), _process(house, "none", *reversed(folders))]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+
+    def all_of(order: list[ModelBundle]) -> None:
+        for bundle in order:
+            _register(house, bundle)
+
+    processes = [_forked(lambda order=order: all_of(order)) for order in (bundles, bundles[::-1])]
+    assert [os.waitpid(pid, 0)[1] for pid in processes] == [0, 0]
     assert sorted(v.digest for v in house.registry.versions(MODEL)) == sorted(bundle.digest for bundle in bundles)
+
+
+class _LateLook(Registry):
+    """Looks for the bundle just before another machine registers it."""
+
+    looks = 0
+
+    def _find(self, model_name: str, digest: str) -> str | None:
+        self.looks += 1
+        return None if self.looks == 1 else super()._find(model_name, digest)
+
+
+def test_race_between_machines_keeps_the_lower_version(house, verdict_of):
+    """Two machines share a server but no file lock: the later one takes its version back."""
+    house.register(1)
+    bundle = house.bundle(1)
+    late = _LateLook(house.registry.tracking_uri)
+    kept = late.register(MODEL, bundle.path, None, verdict_of(bundle), None, partition="2024-04|en")
+    assert kept.version == "1"
+    assert [v.version for v in house.registry.versions(MODEL)] == ["1"]
 
 
 def test_registration_waits_for_a_locked_database(house):
     """SQLite allows one writer; a long write elsewhere must delay a registration, not fail it."""
     house.register(1)
-    ready = multiprocessing.get_context("fork").Event()
+    ready, tell = os.pipe()
 
-    pid = os.fork()
-    if pid == 0:  # another process, with a transaction of its own
+    def hold() -> None:
         connection = sqlite3.connect(house.home / "mlflow" / "mlflow.db", isolation_level=None)
         connection.execute("BEGIN EXCLUSIVE")
-        ready.set()
-        signal.sigtimedwait([signal.SIGUSR1], 7)
+        os.write(tell, b"x")
+        time.sleep(7)  # longer than the five seconds that SQLite's driver waits by itself
         connection.execute("ROLLBACK")
-        os._exit(0)
-    assert ready.wait(10)
+
+    pid = _forked(hold)
+    os.read(ready, 1)
     assert house.register(2).version == "2"
     os.waitpid(pid, 0)
 

@@ -312,7 +312,7 @@ def test_a_map_that_is_not_monotone_in_the_unit_square_is_refused(
     confidences: tuple[float, ...], probabilities: tuple[float, ...]
 ) -> None:
     """A broken fit must not decide what is published."""
-    with pytest.raises(ValueError, match="must|needs"):
+    with pytest.raises(ValueError, match=r"must|needs"):
         Calibration(confidences, probabilities)
 
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,7 +48,7 @@ class Deployment:
 
     home: Path
     materialize: Callable[..., object]
-    settings_file: Path
+    instance: Any
 
 
 @pytest.fixture(scope="session")
@@ -76,4 +77,4 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
                     raise_on_error=False,
                 )
 
-            yield Deployment(folder / "store", materialize, settings_file)
+            yield Deployment(folder / "store", materialize, instance)

@@ -34,7 +34,9 @@ def test_loading_the_code_location_is_cheap() -> None:
         "import json, sys, time; import speech_assets.definitions; "
         f"print(json.dumps([time.process_time(), [m for m in {HEAVY!r} if m in sys.modules]]))"
     )
-    out = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     cpu_s, heavy = json.loads(out.stdout.splitlines()[-1])
     assert heavy == []
     assert cpu_s <= 5.0

@@ -1,0 +1,136 @@
+"""The release document: whole at every moment, and left clean whatever happens to a roll-out."""
+
+import json
+import os
+import threading
+import time
+
+import pytest
+
+from deployment.rollout import (
+    GoldenUtterance,
+    LanguageRelease,
+    LanguageReport,
+    ReleaseDocumentError,
+    ReleaseFailed,
+    ReleaseFolder,
+    ReplicaReport,
+    Route,
+    release,
+)
+from speech.audio import Waveform, encode_flac
+from tests.toy_bundle import tones, write_toy_bundle
+
+ROUTE = Route("a" * 64, "models/a", 1.0, "3", "soundstage-en")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return ReleaseFolder(tmp_path)
+
+
+@pytest.fixture
+def golden(tmp_path):
+    encode_flac(Waveform(tones(["one", "two"])), tmp_path / "golden.flac")
+    return [GoldenUtterance(tmp_path / "golden.flac", "one two")]
+
+
+def test_document_has_its_published_shape(folder):
+    folder.set_language("en", LanguageRelease((ROUTE,)))
+    content = json.loads(folder.document.read_text())
+    assert content["schema"] == 1
+    assert content["revision"] == 1
+    assert content["languages"]["en"]["state"] == "full"
+    assert content["languages"]["en"]["routes"] == [
+        {"digest": "a" * 64, "bundle": "models/a", "share": 1.0, "version": "3", "model": "soundstage-en"}
+    ]
+    assert folder.read().languages["en"].routes == (ROUTE,)
+
+
+def test_languages_are_released_independently(folder):
+    folder.set_language("en", LanguageRelease((ROUTE,)))
+    assert folder.set_language("de", LanguageRelease((ROUTE,))).revision == 2
+    assert set(folder.set_language("en", None).languages) == {"de"}
+
+
+def test_concurrent_changes_are_all_kept(folder):
+    """Two languages' releases change one file."""
+    threads = [
+        threading.Thread(target=folder.set_language, args=(f"l{n}", LanguageRelease((ROUTE,)))) for n in range(16)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert folder.read().revision == len(folder.read().languages) == 16
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "{}", '{"schema": 2}', '{"schema":1,"revision":1,"languages":{"en":{}},"updated_at":""}']
+)
+def test_unreadable_document_is_named(folder, content):
+    folder.root.mkdir()
+    folder.document.write_text(content)
+    with pytest.raises(ReleaseDocumentError, match=r"release\.json"):
+        folder.read()
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, "x", None])
+def test_shares_lie_between_none_and_all(folder, share):
+    folder.set_language("en", LanguageRelease((ROUTE,)))
+    content = json.loads(folder.document.read_text())
+    content["languages"]["en"]["routes"][0]["share"] = share
+    folder.document.write_text(json.dumps(content))
+    with pytest.raises(ReleaseDocumentError):
+        folder.read()
+
+
+def test_bundles_inside_the_home_are_written_relative_to_it(folder, tmp_path):
+    assert folder.relative(tmp_path / "models" / "a") == "models/a"
+    assert folder.resolve(ROUTE) == tmp_path / "models" / "a"
+    assert folder.relative(tmp_path.parent / "elsewhere") == str(tmp_path.parent / "elsewhere")
+
+
+def test_old_reports_are_not_alive(folder):
+    folder.report(ReplicaReport("a", "http://a", 1, heartbeat=0.0))
+    (folder.replicas / "b.json").write_text("{")
+    assert [report.replica for report in folder.reports()] == ["a"]
+    assert folder.live() == ()
+
+
+def test_route_that_a_killed_rollout_left_is_taken_out(folder, golden, tmp_path):
+    """A roll-out that died while probing left its bundle with share 0; the next one starts from what was served."""
+    dead = Route("b" * 64, "models/b", 0.0)
+    folder.set_language("en", LanguageRelease((ROUTE, dead), "probe", (ROUTE,)))
+    bundle = write_toy_bundle(tmp_path / "models" / "new")
+    result = release(folder, "en", bundle.path, bundle.digest, golden, version="4", allow_no_replica=True)
+    now = folder.read().languages["en"]
+    assert [(route.digest, route.share, route.version) for route in now.routes] == [(bundle.digest, 1.0, "4")]
+    assert (now.state, now.previous, result.previous) == ("full", (ROUTE,), ("a" * 64,))
+    assert folder.history()[-1]["outcome"] == "full"
+
+
+def test_rollout_lock_dies_with_its_process(folder, golden, tmp_path):
+    pid = os.fork()
+    if pid == 0:
+        with folder.exclusive():
+            os._exit(9)
+    os.waitpid(pid, 0)
+    bundle = write_toy_bundle(tmp_path / "models" / "new")
+    assert release(folder, "en", bundle.path, bundle.digest, golden, allow_no_replica=True).changed
+
+
+def test_document_is_put_back_when_a_replica_does_not_answer(folder, golden, tmp_path):
+    """The replica's report is fresh, but nobody listens at its address."""
+    bundle = write_toy_bundle(tmp_path / "models" / "new")
+    folder.set_language("en", LanguageRelease((ROUTE,)))
+    report = ReplicaReport("a", "http://127.0.0.1:9", 99, time.time() + 60)
+    folder.report(report)
+    with pytest.raises(ReleaseFailed, match="a did not load it within 0.5 s"):
+        release(folder, "en", bundle.path, bundle.digest, golden, timeout_s=0.5)
+    folder.report(ReplicaReport("a", report.url, 99, report.heartbeat, {"en": LanguageReport({}, (bundle.digest,))}))
+    with pytest.raises(ReleaseFailed, match="could not be probed"):
+        release(folder, "en", bundle.path, bundle.digest, golden, timeout_s=5)
+    now = folder.read().languages["en"]
+    assert (now.routes, now.state) == ((ROUTE,), "back")
+    assert [event["outcome"] for event in folder.history()] == ["back", "back"]

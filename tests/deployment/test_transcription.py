@@ -1,0 +1,47 @@
+"""Segments are what people read: cut at pauses, never too long, nothing lost."""
+
+import random
+
+from deployment.serving.transcription import segments_from_words
+from speech.transcript import Word
+
+
+def _words(*spans: tuple[float, float]) -> list[Word]:
+    return [Word(f"w{number}", start, end, 0.9) for number, (start, end) in enumerate(spans)]
+
+
+def test_pauses_cut():
+    segments = segments_from_words(_words((0, 1), (1.2, 2), (2.61, 3), (3.5, 4)))
+    assert [segment.text for segment in segments] == ["w0 w1", "w2 w3"]
+    assert [(segment.start_s, segment.end_s) for segment in segments] == [(0, 2), (2.61, 4)]
+
+
+def test_long_speech_is_cut_at_its_widest_gap():
+    """Someone who speaks for a minute without a pause still gets segments that fit a screen."""
+    spans = [(k * 1.0, k * 1.0 + 0.9) for k in range(20)]
+    spans[10] = (10.05, 10.9)  # the gap before word 10 is the widest
+    segments = segments_from_words(_words(*spans))
+    assert segments[0].text.split()[-1] == "w9"
+    assert all(segment.end_s - segment.start_s <= 14 for segment in segments)
+
+
+def test_no_word_is_lost_or_moved():
+    rng = random.Random(7)
+    for _ in range(50):
+        at, spans = 0.0, []
+        for _ in range(rng.randrange(0, 80)):
+            at += rng.choice([0.0, 0.05, 0.3, 0.9])
+            length = rng.choice([0.1, 0.4, 2.0, 20.0])
+            spans.append((at, at + length))
+            at += length
+        words = _words(*spans)
+        segments = segments_from_words(words)
+        assert [word for segment in segments for word in segment.words] == words
+        for segment in segments:
+            assert segment.words
+            assert (segment.start_s, segment.end_s) == (segment.words[0].start_s, segment.words[-1].end_s)
+            assert segment.end_s - segment.start_s <= 14.0 or len(segment.words) == 1
+
+
+def test_nothing_said_has_no_segments():
+    assert segments_from_words([]) == ()

@@ -1,0 +1,102 @@
+"""Starts and ends real replicas of the serving tier."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from deployment.rollout import LanguageRelease, ReleaseFolder, ReplicaReport, Route
+from speech.audio import Waveform, encode_wav
+from speech.bundle import ModelBundle
+from tests.toy_bundle import tones, write_toy_bundle
+
+ROOT = Path(__file__).parents[2]
+
+
+class Tier:
+    """A home folder and the replicas that serve from it."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.folder = ReleaseFolder(home)
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, name: str, *options: str) -> str:
+        """Start a replica and return its address."""
+        self.launch(name, *options)
+        return self.wait(name, lambda report: True).url
+
+    def launch(self, name: str, *options: str) -> None:
+        command = [sys.executable, "-m", "deployment.serving", "--home", str(self.home), "--port", "0"]
+        with (self.home / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                [*command, "--replica", name, *options],
+                cwd=self.home,
+                env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+                stderr=log,
+            )
+
+    def wait(self, name: str, done: Callable[[ReplicaReport], bool], timeout_s: float = 60.0) -> ReplicaReport:
+        """Wait until a replica's report says so."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            assert self.processes[name].poll() is None, self.log(name)
+            found = [r for r in self.folder.reports() if r.replica == name and r.fresh()]
+            if found and found[0].revision >= self.folder.read().revision and done(found[0]):
+                return found[0]
+            time.sleep(0.05)
+        raise AssertionError(f"{name} did not get there: {self.folder.reports()}\n{self.log(name)}")
+
+    def stop(self, name: str, how: int = signal.SIGTERM) -> int:
+        process = self.processes.pop(name)
+        process.send_signal(how)
+        return process.wait(timeout=60)
+
+    def log(self, name: str) -> str:
+        return (self.home / f"{name}.log").read_text()
+
+    def bundle(self, name: str, language: str = "en", **options: object) -> ModelBundle:
+        folder = self.home / "models" / name
+        return write_toy_bundle(folder, language, name=name, **options)
+
+    def serve(self, *bundles: ModelBundle) -> None:
+        """Write the document as it is after releases of these bundles, one a language."""
+        for bundle in bundles:
+            route = Route(bundle.digest, self.folder.relative(bundle.path), 1.0, "1", f"soundstage-{bundle.language}")
+            self.folder.set_language(bundle.language, LanguageRelease((route,)))
+
+
+@pytest.fixture
+def tier(tmp_path: Path) -> Iterator[Tier]:
+    tier = Tier(tmp_path)
+    yield tier
+    for process in tier.processes.values():
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def shared_tier(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Tier, str]]:
+    """One replica that serves an English and a German bundle, for tests that change nothing."""
+    tier = Tier(tmp_path_factory.mktemp("tier"))
+    tier.serve(tier.bundle("en-1"), tier.bundle("de-1", "de"))
+    tier.launch("shared", "--max-bytes", "4000000", "--max-duration-s", "40", "--workers", "2")
+    url = tier.wait("shared", lambda report: set(report.languages) == {"en", "de"}).url
+    yield tier, url
+    tier.processes["shared"].kill()
+    tier.processes["shared"].wait()
+
+
+def wav(*words: str, language: str = "en", gap_s: float = 0.24) -> bytes:
+    return encode_wav(Waveform(tones(words, language, gap_s=gap_s)))
+
+
+@pytest.fixture
+def speech_of() -> Callable[..., bytes]:
+    """WAV bytes in which a toy bundle hears the given words."""
+    return wav

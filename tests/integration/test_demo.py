@@ -1,0 +1,105 @@
+"""`make demo` as a user runs it, with a dozen training steps: real Dagster, MLflow and server, twice."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def settings_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo")
+    path = folder / "soundstage.toml"
+    path.write_text(
+        f"""
+home = "store"
+dagster_url = "http://127.0.0.1:{free_port()}"
+
+[synthetic]
+minutes = 8
+
+[training]
+threads = 1
+[training.overrides]
+max_steps = 8
+evaluate_every = 8
+
+[registry]
+ui_url = "http://127.0.0.1:{free_port()}"
+[pages]
+url = "http://127.0.0.1:{free_port()}"
+[serving]
+port = {free_port()}
+
+[promotion]
+approvers = ["speech-lead"]
+
+[corpus]
+min_hours = 0.02
+
+[gates]
+# Eight steps teach nothing; this test is about the way, not the figures.
+wer = 1.0
+cer = 1.0
+slice_wer = 9.0
+min_words = 50
+min_speakers = 3
+insertions_per_minute = 100000.0
+"""
+    )
+    return path
+
+
+def demo(settings_file: Path) -> "subprocess.CompletedProcess[str]":
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("SOUNDSTAGE_", "DAGSTER_"))}
+    return subprocess.run(
+        [sys.executable, "-m", "speech_assets.demo"],
+        cwd=ROOT,
+        env={**environment, "SOUNDSTAGE_CONFIG": str(settings_file), "COLUMNS": "160"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+
+
+def test_the_demo_ends_with_a_served_model_and_the_corrupt_quarter_refused(settings_file: Path) -> None:
+    ended = demo(settings_file)
+    assert ended.returncode == 0, ended.stdout[-4000:] + ended.stderr[-2000:]
+    table = ended.stdout.split("Quarters")[-1]
+    assert "2024 Q3, en" in table
+    refused = next(line for line in table.splitlines() if "2024 Q3, en" in line)
+    assert "refused" in refused
+    assert "challenger" not in refused
+    assert table.count("passed") == 3
+    assert "champion" in table
+    store = settings_file.parent / "store"
+    ledger = [json.loads(line) for line in (store / "ledger" / "en.jsonl").read_text().splitlines()]
+    assert [entry["action"] for entry in ledger] == ["approve"]
+    document = json.loads((store / "release" / "release.json").read_text())
+    assert document["languages"]["en"]["routes"][0]["digest"] == ledger[0]["digest"]
+
+
+def test_a_second_run_recomputes_nothing(settings_file: Path) -> None:
+    """Nothing changed, so no training runs again and the whole takes as long as starting the servers."""
+    records = {path: path.stat().st_mtime_ns for path in settings_file.parent.glob("store/training/**/training.json")}
+    assert len(records) == 5
+    started = time.monotonic()
+    ended = demo(settings_file)
+    assert ended.returncode == 0, ended.stdout[-4000:] + ended.stderr[-2000:]
+    assert time.monotonic() - started < 120
+    assert {path: path.stat().st_mtime_ns for path in records} == records
+    assert "champion already" in ended.stdout

@@ -1,0 +1,133 @@
+"""What a transcript promises: nothing lost in JSON, and subtitle files that players accept."""
+
+import json
+import re
+
+import pytest
+
+from speech.transcript import Intent, Segment, Transcript, TranscriptError, Word
+
+
+def words(text: str, start_s: float = 0.0, speaker: str | None = None, each_s: float = 0.5) -> tuple[Word, ...]:
+    return tuple(
+        Word(word, start_s + n * each_s, start_s + (n + 1) * each_s, 0.9, speaker)
+        for n, word in enumerate(text.split())
+    )
+
+
+def transcript(*segments: Segment) -> Transcript:
+    return Transcript(
+        language="en",
+        segments=segments,
+        confidence=0.9,
+        source_digest="d" * 64,
+        duration_s=10.0,
+        models={"asr": "en 3", "speaker": "1"},
+        language_confidence=0.99,
+    )
+
+
+AGENT = Segment(
+    words("please pay forty two dollars"),
+    0.0,
+    2.5,
+    speaker="agent one",
+    written="Please pay $42.",
+    intent=Intent("pay", 0.8, {"amount": "$42"}),
+)
+CALLER = Segment(words("yes <b> & no", start_s=3.0), 3.0, 5.0, speaker="caller")
+
+
+def test_json_holds_everything() -> None:
+    """Review and streaming pass transcripts on as JSON; what it drops nobody gets back."""
+    original = transcript(AGENT, CALLER, Segment((), 6.0, 7.0))
+    assert Transcript.from_json(json.loads(json.dumps(original.to_json()))) == original
+    assert original.text == "please pay forty two dollars yes <b> & no"
+    assert {word.speaker for word in original.words} == {"agent one", "caller"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {},
+        {"schema_version": 2},
+        {"schema_version": 1},
+        {"schema_version": 1, "segments": 3, "language": "en"},
+        [],
+        None,
+    ],
+)
+def test_foreign_document_is_refused(row: object) -> None:
+    """A newer schema read by older code would lose corrections without a word."""
+    with pytest.raises(TranscriptError):
+        Transcript.from_json(row)  # type: ignore[arg-type]
+
+
+def test_segment_without_words_has_no_confidence() -> None:
+    """Silence must not count as sure."""
+    assert Segment((), 0.0, 1.0).score == 0.0
+    assert AGENT.score == pytest.approx(0.9)
+
+
+def test_srt_is_numbered_and_safe() -> None:
+    """SubRip has no escapes: a tag in the text would be swallowed by the player."""
+    blocks = transcript(AGENT, CALLER).to_srt().strip().split("\n\n")
+    assert blocks[0] == "1\n00:00:00,000 --> 00:00:02,500\nPlease pay $42."
+    assert blocks[1].startswith("2\n00:00:03,000 --> 00:00:05,000\n")
+    assert "<" not in blocks[1]
+    arrow = transcript(Segment(words("a --> b"), 0.0, 1.5)).to_srt()
+    assert arrow.count("-->") == 1
+
+
+def test_vtt_names_the_speaker_and_escapes() -> None:
+    """WebVTT voice tags are how players show who speaks."""
+    text = transcript(AGENT, CALLER).to_vtt()
+    assert text.startswith("WEBVTT\n\n00:00:00.000 --> 00:00:02.500\n<v agent one>Please pay $42.</v>\n")
+    assert "<v caller>yes &lt;b&gt; &amp; no</v>" in text
+
+
+def test_long_speech_becomes_short_cues() -> None:
+    """A subtitle of half a minute cannot be read."""
+    monologue = Segment(words("extraordinary " * 100, each_s=0.3), 0.0, 30.0, written="far too long " * 30)
+    text = transcript(monologue).to_srt()
+    cues = re.findall(r"(\d\d):(\d\d):(\d\d),(\d\d\d) --> (\d\d):(\d\d):(\d\d),(\d\d\d)\n(.*?)\n(?:\n|$)", text, re.S)
+    assert len(cues) >= 5
+    for cue in cues:
+        times = [int(value) for value in cue[:8]]
+        seconds = (times[6] - times[2]) + 60 * (times[5] - times[1]) + (times[7] - times[3]) / 1000
+        assert 0 < seconds <= 6.0
+        assert all(len(line) <= 56 for line in cue[8].split("\n"))
+    assert text.count("extraordinary") == 100
+
+
+def test_cue_never_has_two_speakers() -> None:
+    """Words carry their own speaker where turns overlap a segment."""
+    mixed = Segment(words("i say", 0.0, "a") + words("you say", 1.0, "b"), 0.0, 2.0)
+    assert re.findall(r"<v (\w)>(.*?)</v>", transcript(mixed).to_vtt()) == [("a", "i say"), ("b", "you say")]
+
+
+def test_hours_are_written_out() -> None:
+    """Rounding must not produce 00:59:60."""
+    late = Segment((Word("end", 3599.9996, 3599.9999, 1.0),), 3599.9996, 3599.9999)
+    assert "01:00:00,000 --> 01:00:00,001" in transcript(late).to_srt()
+
+
+def test_ctm_and_rttm_have_their_columns() -> None:
+    """Scorers split on white space."""
+    both = transcript(CALLER, AGENT)
+    ctm = [line.split() for line in both.to_ctm("my file").splitlines()]
+    assert all(len(line) == 6 for line in ctm)
+    assert ctm[0] == ["my_file", "1", "0.000", "0.500", "please", "0.9000"]
+    rttm = [line.split() for line in both.to_rttm("my file").splitlines()]
+    assert all(len(line) == 10 for line in rttm)
+    assert [(line[3], line[4], line[7]) for line in rttm] == [
+        ("0.000", "2.500", "agent_one"),
+        ("3.000", "2.000", "caller"),
+    ]
+
+
+def test_empty_transcript_is_a_document_too() -> None:
+    """A silent recording is transcribed, as nothing."""
+    silent = transcript()
+    assert (silent.to_srt(), silent.to_vtt(), silent.to_ctm("x"), silent.to_rttm("x")) == ("", "WEBVTT\n", "", "")
+    assert Transcript.from_json(silent.to_json()) == silent

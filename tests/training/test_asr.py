@@ -1,0 +1,218 @@
+"""What a training run rests on: its recipe, its text units, the order of its data, its checkpoints."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.training.toy_corpus import write_toy_corpus
+
+from speech.text import charset
+from training.asr import (
+    learning_rate,
+    load_state,
+    read_split,
+    require_disjoint_speakers,
+    save_state,
+    train_tokenizer,
+    word_errors,
+)
+from training.batches import AudioCache, Augmentation, BatchMaker, Corpus, StepSampler, epoch_of
+from training.recipe import AugmentationSettings, JoinSettings, TrainingError, load_recipe, recipe_names
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    rows = read_split([write_toy_corpus(tmp_path_factory.mktemp("toy"))], "train", "en")
+    durations = [row.duration_s or 0.0 for row in rows.utterances]
+    tokens = [[len(word) for word in text.split()] for text in rows.texts]
+    return Corpus(list(rows.utterances), list(rows.texts), durations, AudioCache(2**24), tokens)
+
+
+@pytest.mark.parametrize("name", ["tiny", "small", "finetune"])
+def test_every_shipped_recipe_is_valid(name: str) -> None:
+    """A recipe that does not load would be found by the first person to choose it."""
+    assert name in recipe_names()
+    assert load_recipe(name).name == name
+
+
+def test_an_override_reaches_a_nested_field_and_leaves_the_rest() -> None:
+    """A quarter's settings change single fields without copying a recipe."""
+    plain = load_recipe("tiny")
+    changed = load_recipe("tiny", {"optimizer.learning_rate": 0.01, "max_steps": 7, "batch": {"seconds": 5}})
+    assert (changed.optimizer.learning_rate, changed.max_steps, changed.batch.seconds) == (0.01, 7, 5)
+    assert changed.model == plain.model
+    assert changed.batch.utterances == plain.batch.utterances
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "said"),
+    [
+        ("huge", {}, "choose one of finetune, small, tiny"),
+        ("tiny", {"learning_rate": 1}, "learning_rate"),
+        ("tiny", {"max_steps": 0}, "max_steps"),
+        ("tiny", {"model.heads": 5}, "multiple of heads"),
+        ("missing.yaml", {}, "cannot be read"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_with_what_is_wrong(recipe: str, overrides: dict[str, object], said: str) -> None:
+    """A misspelt setting that is ignored trains another model than the one asked for."""
+    with pytest.raises(TrainingError, match=said):
+        load_recipe(recipe, overrides)
+
+
+def test_the_learning_rate_rises_then_falls_to_its_final_value() -> None:
+    """The rate is a function of the step alone: a resumed run goes on where it was."""
+    recipe = load_recipe("tiny", {"max_steps": 100, "optimizer.warmup_steps": 10})
+    rates = [learning_rate(step, recipe) for step in range(101)]
+    assert rates[:11] == sorted(rates[:11])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert max(rates) == recipe.optimizer.learning_rate
+    assert rates[-1] == recipe.optimizer.final_learning_rate
+
+
+def test_the_tokenizer_is_the_same_whatever_the_order_of_its_text(tmp_path: Path) -> None:
+    """Two trainings on the same data must agree on what an output number means."""
+    texts = ["play the news", "stop", "play some jazz", "yes please"] * 3
+    first = train_tokenizer(texts, "en", tmp_path / "a", 64).read_bytes()
+    assert train_tokenizer(texts[::-1], "en", tmp_path / "b", 64).read_bytes() == first
+
+
+@pytest.mark.parametrize("texts", [["yes"], ["yes no", "no yes yes"], ["a"]])
+def test_a_vocabulary_larger_than_the_text_supports_is_cut_not_refused(tmp_path: Path, texts: list[str]) -> None:
+    """A new language begins with little text, and sentencepiece refuses sizes beyond what that supports."""
+    import sentencepiece
+
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=train_tokenizer(texts, "en", tmp_path, 1000).read_bytes())
+    assert len(pieces) < 1000
+    for word in {word for text in texts for word in text.split()}:
+        assert len(pieces.encode(word)) == 1, "frequent words of a small corpus are single pieces"
+
+
+def test_every_character_of_the_language_has_a_piece(tmp_path: Path) -> None:
+    """A letter that the training text happened not to hold must not make a fine-tune impossible."""
+    import sentencepiece
+
+    pieces = sentencepiece.SentencePieceProcessor(
+        model_proto=train_tokenizer(["yes", "no"], "en", tmp_path, 64).read_bytes()
+    )
+    for character in charset("en") - {" "}:
+        assert pieces.unk_id() not in pieces.encode(character), character
+
+
+def test_an_epoch_holds_every_utterance_once_and_joins_only_one_speaker(corpus: Corpus) -> None:
+    """Joined examples of two speakers would teach a model that voices change in mid-sentence."""
+    examples = epoch_of(corpus, 3, 0, JoinSettings(probability=0.8, parts=4, longest_s=6.0))
+    assert sorted(part for example in examples for part in example.parts) == list(range(len(corpus.utterances)))
+    assert any(len(example.parts) > 1 for example in examples)
+    for example in examples:
+        assert len({corpus.utterances[part].speaker for part in example.parts}) == 1
+        assert example.duration_s <= 6.0
+
+
+def test_the_same_seed_gives_the_same_batches_and_a_later_start_their_rest(corpus: Corpus) -> None:
+    """Resuming is going on with the very batch that would have come: this is what makes a kill harmless."""
+    recipe = load_recipe("tiny", {"batch.seconds": 6})
+    maker = BatchMaker(corpus, recipe.augmentation, seed=5)
+
+    def batches(start: int, count: int) -> list[dict[str, object]]:
+        order = iter(StepSampler(corpus, recipe.batch, recipe.augmentation.join, seed=5, start=start))
+        return [maker[next(order)] for _ in range(count)]
+
+    whole, rest = batches(0, 12), batches(7, 5)
+    for expected, actual in zip(whole[7:], rest, strict=True):
+        assert np.array_equal(expected["audio"], actual["audio"])
+        assert np.array_equal(expected["tokens"], actual["tokens"])
+    assert not all(np.array_equal(a["audio"], b["audio"]) for a, b in zip(whole[:5], rest, strict=True))
+
+
+def test_two_devices_share_the_data_and_never_a_batch(corpus: Corpus) -> None:
+    """Devices that see the same batch do the same work twice."""
+    recipe = load_recipe("tiny", {"batch.seconds": 6})
+
+    def names(rank: int) -> list[list[str]]:
+        order = iter(StepSampler(corpus, recipe.batch, recipe.augmentation.join, seed=0, rank=rank, world_size=2))
+        return [[example.id for example in next(order)] for _ in range(6)]
+
+    first, second = names(0), names(1)
+    assert not {name for batch in first for name in batch} & {name for batch in second for name in batch}
+
+
+def test_augmentation_is_drawn_from_the_example_and_stays_within_full_scale() -> None:
+    """A worker process must draw what the training process would; clipping would be a fault of our own."""
+    loud = np.sin(np.arange(16_000) * 0.3).astype(np.float32)
+    settings = AugmentationSettings(
+        speed_probability=1, noise_probability=1, telephone_probability=1, gain_db=(6, 6), noise_snr_db=(0, 5)
+    )
+    first, second = Augmentation(settings, 1), Augmentation(settings, 1)
+    assert np.array_equal(first(loud, "x-0"), second(loud, "x-0"))
+    assert not np.array_equal(first(loud, "x-0")[:9000], first(loud, "x-1")[:9000])
+    assert np.abs(first(loud, "x-0")).max() <= 1
+    assert first(np.zeros(800, np.float32), "silence").max() == 0
+
+
+def test_audio_beyond_the_cache_is_read_again_and_equal(tmp_path: Path) -> None:
+    """A corpus larger than memory trains, only slower."""
+    rows = read_split([write_toy_corpus(tmp_path)], "train", "en").utterances
+    small, large = AudioCache(0), AudioCache(2**24)
+    large.fill(rows)
+    assert small.bytes == 0 < large.bytes
+    for row in rows[:3]:
+        assert np.array_equal(small.samples(row), large.samples(row))
+
+
+def test_unreadable_audio_names_the_utterance(tmp_path: Path) -> None:
+    """Among a hundred thousand files, "format not recognised" helps nobody."""
+    manifest = write_toy_corpus(tmp_path)
+    rows = read_split([manifest], "train", "en").utterances
+    (tmp_path / "s0-0.flac").write_bytes(b"not audio")
+    (tmp_path / "s0-1.flac").unlink()
+    for row, said in ((rows[0], "cannot be read"), (rows[1], "is missing")):
+        with pytest.raises(TrainingError, match=f"{row.id}.*{said}"):
+            AudioCache(0).samples(row)
+
+
+def test_a_speaker_in_both_train_and_dev_is_refused(tmp_path: Path) -> None:
+    """A dev WER of known voices flatters, and the best weights would be chosen by it."""
+    manifest = write_toy_corpus(tmp_path)
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+    lines[-1]["speaker"] = lines[0]["speaker"]
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(TrainingError, match="speaker-0"):
+        require_disjoint_speakers(read_split([manifest], "train", "en"), read_split([manifest], "dev", "en"))
+
+
+def test_rows_without_text_or_of_another_language_are_counted_not_learnt(tmp_path: Path) -> None:
+    """What is left out is said, so that a number that shrinks is noticed."""
+    manifest = write_toy_corpus(tmp_path)
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+    lines[0]["text"], lines[1]["language"] = "...", "de"
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = read_split([manifest], "train", "en")
+    assert dict(rows.left_out) == {"no text": 1, "other language": 1}
+    assert len(rows.utterances) == 22
+
+
+def test_a_torn_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None:
+    """A disk that loses the end of the newest file costs minutes, not the run."""
+    import torch
+
+    for step in (10, 20, 30):
+        save_state(tmp_path, {"fingerprint": "f", "step": step, "weights": torch.full((1000,), float(step))})
+    newest = sorted(tmp_path.glob("step-*.pt"))
+    assert len(newest) == 2, "older checkpoints are dropped"
+    newest[-1].write_bytes(newest[-1].read_bytes()[:-900])
+    state = load_state(tmp_path, "f")
+    assert state is not None
+    assert state["step"] == 20
+    assert load_state(tmp_path, "another run") is None
+
+
+def test_word_errors_add_up_over_batches() -> None:
+    """Devices and batches report counts; rates of parts cannot be averaged."""
+    assert word_errors(["yes no", "stop"], ["yes", "stop stop"]) == {
+        "word_edits": 2,
+        "words": 3,
+        "character_edits": 3 + 5,
+        "characters": 10,
+    }

@@ -288,6 +288,12 @@ class ReleaseFolder:
         """Remove a replica's report: it has ended."""
         (self.replicas / f"{replica}.json").unlink(missing_ok=True)
 
+    def forget_dead(self) -> None:
+        """Remove reports of replicas that were killed long ago and could not do it themselves."""
+        for report in self.reports():
+            if time.time() - report.heartbeat > FORGOTTEN_AFTER_S:
+                self.forget(report.replica)
+
     def record(self, event: Mapping[str, Any]) -> None:
         """Append to the history, flushed to disk."""
         self.root.mkdir(parents=True, exist_ok=True)
@@ -354,6 +360,7 @@ def release(
     """
     folder = store if isinstance(store, ReleaseFolder) else ReleaseFolder(store)
     with folder.exclusive():
+        folder.forget_dead()
         return _Rollout(folder, language, bundle_path, digest, tuple(golden), timeout_s, latency_limit_s).run(
             model, version, allow_no_replica
         )

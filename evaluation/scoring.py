@@ -768,18 +768,6 @@ def _transcribe(
     return run
 
 
-def recognised_words(
-    contestant: Contestant,
-    utterances: Sequence["Utterance"],
-    resolve_audio: Callable[["Utterance"], str | os.PathLike[str] | bytes],
-    language: str,
-    progress: Callable[[Progress], None] | None = None,
-) -> tuple[list[float], list[bool]]:
-    """Confidence and correctness of every word recognised in a dev set: what a calibration is fitted on."""
-    outcomes = _transcribe(contestant, "dev", utterances, resolve_audio, language, progress).outcomes
-    return [confidence for confidence, _ in outcomes], [correct for _, correct in outcomes]
-
-
 def _batches(utterances: Iterable["Utterance"]) -> Iterator[list["Utterance"]]:
     """Utterances of like length together, so little is padded; segments of one file stay together."""
     shared: dict[str, int] = {}

@@ -368,25 +368,34 @@ def new_model(recipe: Recipe, tokenizer: Path, seed: int) -> "EncDecCTCModelBPE"
     return EncDecCTCModelBPE(cfg=OmegaConf.create(network_configuration(recipe, tokenizer)))
 
 
-def fold_in_statistics(model: "EncDecCTCModelBPE", sounds: Sequence[Any]) -> None:
-    """Make a new network's first convolution see features of mean 0 and deviation 1 of these sounds.
+def calibrate_subsampling(model: "EncDecCTCModelBPE", sounds: Sequence[Any]) -> None:
+    """Give each layer of a new network's subsampling outputs of mean 0 and deviation 1 on these sounds.
 
-    Features of a streaming model are not normalised (log-mel lies around -8), and a network that begins
-    far from its data spends its first hundreds of steps on getting there. Scale and shift go into the
-    weights, so neither the features nor the exported network know of it.
+    Features of a streaming model are not normalised, and with the usual random weights the five
+    convolutions shrink what they hear to a few percent of their own biases: training then spends
+    hundreds of steps on learning to listen at all. One pass per layer avoids that (layer-sequential
+    unit variance, Mishkin & Matas 2016).
     """
     import torch
 
-    batch = collate(sounds, [[]] * len(sounds))
+    signal = torch.from_numpy(np.concatenate(sounds))[None]
     model.eval()
     with torch.no_grad():
-        features, lengths = model.preprocessor(input_signal=batch["audio"], length=batch["audio_lengths"])
-        heard = torch.cat([row[:, : int(length)] for row, length in zip(features, lengths, strict=True)], dim=1)
-        mean, deviation = heard.mean(), heard.std().clamp(min=1e-3)
-        first = next(layer for layer in model.encoder.pre_encode.modules() if isinstance(layer, torch.nn.Conv2d))
-        first.weight.div_(deviation)
-        if first.bias is not None:
-            first.bias.sub_(first.weight.sum(dim=(1, 2, 3)) * mean)
+        features, lengths = model.preprocessor(input_signal=signal, length=torch.tensor([signal.shape[1]]))
+        subsampling = model.encoder.pre_encode
+        for layer in subsampling.modules():
+            if not isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
+                continue
+            heard: list[torch.Tensor] = []
+            hook = layer.register_forward_hook(lambda module, inputs, output, heard=heard: heard.append(output))
+            subsampling(x=features.transpose(1, 2), lengths=lengths)
+            hook.remove()
+            channel = 1 if isinstance(layer, torch.nn.Conv2d) else -1
+            values = heard[0].transpose(channel, -1).flatten(0, -2)
+            deviation = values.std(dim=0).mean().clamp(min=1e-4)
+            layer.weight.div_(deviation)
+            if layer.bias is not None:
+                layer.bias.sub_(values.mean(dim=0)).div_(deviation)
 
 
 def load_base(base: str, recipe: Recipe, tokenizer: Path) -> "EncDecCTCModelBPE":
@@ -639,7 +648,7 @@ def fit(
         model = new_model(recipe, tokenizer, seed)
         typical = sorted(range(len(corpus.texts)), key=lambda index: (corpus.durations_s[index], index))
         step = max(1, len(typical) // 50)
-        fold_in_statistics(
+        calibrate_subsampling(
             model, [corpus.cache.samples(corpus.utterances[index]) / np.float32(32_768) for index in typical[::step]]
         )
     corpus.tokens = [model.tokenizer.text_to_ids(text) for text in corpus.texts]

@@ -96,6 +96,8 @@ def test_old_reports_are_not_alive(folder):
     (folder.replicas / "b.json").write_text("{")
     assert [report.replica for report in folder.reports()] == ["a"]
     assert folder.live() == ()
+    folder.forget_dead()
+    assert folder.reports() == ()
 
 
 def test_route_that_a_killed_rollout_left_is_taken_out(folder, golden, tmp_path):

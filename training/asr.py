@@ -38,7 +38,7 @@ MEL_BANDS = 80
 KEPT_CHECKPOINTS = 2  # the newest, and the one before it should the newest be torn
 
 
-class Interrupted(Exception):  # noqa: N818 - a stop asked for is no error
+class Interrupted(Exception):
     """The run was asked to stop; its state is in the checkpoint."""
 
     def __init__(self, step: int) -> None:

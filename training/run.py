@@ -513,7 +513,7 @@ def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------ stopping and failing
 
 
-class _Terminated(Exception):  # noqa: N818 - a stop asked for is no error
+class _Terminated(Exception):
     """SIGTERM arrived; what could be saved is saved."""
 
 

@@ -269,7 +269,7 @@ def model_bundle(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.
         check_results=[
             dg.AssetCheckResult(
                 check_name="same_text_as_checkpoint",
-                passed=equal >= workspace.settings.gates.parity,
+                passed=compared > 0 and equal >= workspace.settings.gates.parity,
                 description=f"{equal:.1%} of {compared} utterances give the checkpoint's text",
                 metadata={"differences": json.dumps(bundle.parity.get("differences", []), ensure_ascii=False)},
             )

@@ -40,7 +40,7 @@ class Workspace(dg.ConfigurableResource):
         """The model registry."""
         from deployment.registry import Registry
 
-        return Registry(self.tracking_uri)
+        return Registry(self.tracking_uri, cache=self.store.path("bundles"))
 
     def model_name(self, language: str) -> str:
         """Name of a language's registered model."""

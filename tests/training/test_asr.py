@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.training.toy_corpus import write_toy_corpus
 
 from speech.text import charset
+from tests.training.toy_corpus import write_toy_corpus
 from training.asr import (
     learning_rate,
     load_state,

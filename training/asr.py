@@ -369,7 +369,7 @@ def new_model(recipe: Recipe, tokenizer: Path, seed: int) -> "EncDecCTCModelBPE"
 
 
 def calibrate_subsampling(model: "EncDecCTCModelBPE", sounds: Sequence[Any]) -> None:
-    """Give each layer of a new network's subsampling outputs of mean 0 and deviation 1 on these sounds.
+    """Give each layer of a new network's subsampling outputs of mean 0 and unit deviation on these sounds.
 
     Features of a streaming model are not normalised, and with the usual random weights the five
     convolutions shrink what they hear to a few percent of their own biases: training then spends
@@ -393,6 +393,8 @@ def calibrate_subsampling(model: "EncDecCTCModelBPE", sounds: Sequence[Any]) -> 
             channel = 1 if isinstance(layer, torch.nn.Conv2d) else -1
             values = heard[0].transpose(channel, -1).flatten(0, -2)
             deviation = values.std(dim=0).mean().clamp(min=1e-4)
+            if isinstance(layer, torch.nn.Linear) and model.cfg.encoder.get("xscaling"):
+                deviation *= model.cfg.encoder.d_model**0.5  # which the encoder multiplies by again
             layer.weight.div_(deviation)
             if layer.bias is not None:
                 layer.bias.sub_(values.mean(dim=0)).div_(deviation)
@@ -804,6 +806,8 @@ def _module(
             now = time.monotonic()
             self._last_tick = self._last_report = self._last_checkpoint = now
             self._losses: list[torch.Tensor] = []
+            self._dropouts = [(part, part.p) for part in self.asr.modules() if isinstance(part, torch.nn.Dropout)]
+            self._masks = self.asr.spec_augmentation
             self._audio_at_report = self.audio_s
             self._start_step, self._start_seconds = self.step, self.seconds
 
@@ -838,7 +842,9 @@ def _module(
             )
             workers = recipe.batch.workers
             return torch.utils.data.DataLoader(
-                BatchMaker(corpus, recipe.augmentation, seed),  # type: ignore[arg-type]
+                BatchMaker(
+                    corpus, recipe.augmentation, seed, unchanged=recipe.settle_steps * recipe.batch.accumulate
+                ),  # type: ignore[arg-type]
                 sampler=sampler,
                 batch_size=None,
                 num_workers=workers,
@@ -853,6 +859,10 @@ def _module(
         def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
             # Dropout and masks of a step depend on the step alone, so that resuming repeats them.
             torch.manual_seed(hash((seed, self.step, batch_index % recipe.batch.accumulate, self.global_rank)) % 2**63)
+            settled = self.step >= recipe.settle_steps
+            for part, probability in self._dropouts:
+                part.p = probability if settled else 0.0
+            self.asr.spec_augmentation = self._masks if settled else None
             for group in self.trainer.optimizers[0].param_groups:
                 group["lr"] = learning_rate(self.step, recipe)
 

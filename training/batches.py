@@ -163,7 +163,7 @@ class _EndlessCuts:
 
 
 class StepSampler:
-    """The examples of each batch from `start` on, for one of `world_size` devices."""
+    """The number and examples of each batch from `start` on, for one of `world_size` devices."""
 
     def __init__(
         self,
@@ -178,7 +178,7 @@ class StepSampler:
         self.corpus, self.batch, self.join, self.seed = corpus, batch, join, seed
         self.start, self.rank, self.world_size = start, rank, world_size
 
-    def __iter__(self) -> Iterator[list[Example]]:
+    def __iter__(self) -> Iterator[tuple[int, list[Example]]]:
         from lhotse import CutSet
         from lhotse.dataset import DynamicBucketingSampler
 
@@ -198,22 +198,26 @@ class StepSampler:
             world_size=self.world_size,
             rank=self.rank,
         )
-        for cuts in itertools.islice(iter(sampler), self.start, None):
-            yield [cut.custom["example"] for cut in cuts]
+        for number, cuts in enumerate(itertools.islice(iter(sampler), self.start, None), self.start):
+            yield number, [cut.custom["example"] for cut in cuts]
 
 
 class BatchMaker:
     """Loads, joins and augments the examples of a batch; runs in worker processes too."""
 
-    def __init__(self, corpus: Corpus, augmentation: AugmentationSettings, seed: int) -> None:
+    def __init__(self, corpus: Corpus, augmentation: AugmentationSettings, seed: int, unchanged: int = 0) -> None:
+        """`unchanged`: so many batches at the start are left as recorded."""
         self.corpus = corpus
         self.augment = Augmentation(augmentation, seed)
+        self.unchanged = unchanged
 
-    def __getitem__(self, examples: list[Example]) -> dict[str, Any]:
+    def __getitem__(self, numbered: tuple[int, list[Example]]) -> dict[str, Any]:
         """Return the batch as a dictionary, which every data loader and device mover understands."""
+        number, examples = numbered
         sounds, tokens = [], []
         for example in examples:
-            sounds.append(self.augment(self._joined(example), f"{example.id}"))
+            sound = self._joined(example)
+            sounds.append(sound if number < self.unchanged else self.augment(sound, example.id))
             tokens.append([token for part in example.parts for token in self.corpus.tokens[part]])
         return collate(sounds, tokens, epoch=max(example.epoch for example in examples))
 

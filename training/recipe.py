@@ -128,6 +128,12 @@ class Recipe(_Section):
     description: str = ""
     start: Literal["scratch", "base"] = Field("scratch", description="'base' continues from a checkpoint.")
     max_steps: int = Field(ge=1, description="Optimiser steps.")
+    settle_steps: int = Field(
+        0,
+        ge=0,
+        description="Steps at the start without dropout, masks and changes of the sound: a small network that first"
+        " learns to listen to plain speech gets over CTC's blank plateau several times sooner.",
+    )
     evaluate_every: int = Field(100, ge=1, description="Steps between two evaluations on the dev set.")
     dev_minutes: float = Field(30.0, gt=0, description="Audio of the dev set that is evaluated, a fixed sample.")
     patience: int = Field(0, ge=0, description="Evaluations without a better WER that end the run; 0: never.")

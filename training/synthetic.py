@@ -133,9 +133,9 @@ def drift(quarter_index: int) -> Drift:
     place = min(max(quarter_index, 0), DRIFT_QUARTERS - 1) / (DRIFT_QUARTERS - 1)
     return Drift(
         quarter=quarter_index,
-        telephone_share=round(0.25 + 0.35 * place, 4),
-        snr_db=round(27.0 - 11.0 * place, 4),
-        reverberant_share=round(0.20 + 0.25 * place, 4),
+        telephone_share=round(0.20 + 0.35 * place, 4),
+        snr_db=round(30.0 - 11.0 * place, 4),
+        reverberant_share=round(0.15 + 0.25 * place, 4),
         phrases=min(max(quarter_index, 0), DRIFT_QUARTERS - 1),
         speaker_turnover=1 / DRIFT_QUARTERS,
     )
@@ -233,7 +233,7 @@ def speaker_of(name: str, language: str, seed: int = 0) -> Speaker:
         voice=f"{draw.choice(voices['accents'])}+{variant}",
         pitch=draw.randint(35, 65),
         pitch_range=draw.randint(30, 70),
-        words_per_minute=draw.randint(150, 195),
+        words_per_minute=draw.randint(120, 165),
         vocal_tract=round(tract, 3),
     )
 

@@ -29,7 +29,7 @@ home = "store"
 dagster_url = "http://127.0.0.1:{free_port()}"
 
 [synthetic]
-minutes = 8
+minutes = 14
 
 [training]
 threads = 1

@@ -14,7 +14,7 @@ languages = ["en", "de"]
 first_quarter = "2024-01"
 
 [synthetic]
-minutes = 8
+minutes = 14
 speakers = 40
 corrupt = ["en|2024-07"]
 

@@ -91,7 +91,7 @@ def test_registering_the_same_bundle_twice_is_one_version(deployment, candidate,
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"approver": "somebody-else"}, "approve"),
+        ({"approver": "somebody-else"}, "may not decide"),
         ({"reason": "  "}, "reason"),
         ({"version": "77"}, "77"),
         ({"model": "soundstage-xx"}, "no model"),

@@ -132,7 +132,7 @@ def test_two_devices_share_the_data_and_never_a_batch(corpus: Corpus) -> None:
 
     def names(rank: int) -> list[list[str]]:
         order = iter(StepSampler(corpus, recipe.batch, recipe.augmentation.join, seed=0, rank=rank, world_size=2))
-        return [[example.id for example in next(order)] for _ in range(6)]
+        return [[example.id for example in next(order)[1]] for _ in range(6)]
 
     first, second = names(0), names(1)
     assert not {name for batch in first for name in batch} & {name for batch in second for name in batch}

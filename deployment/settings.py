@@ -73,7 +73,12 @@ class Training(Section):
     base_quarters: int = Field(1, ge=1, description="Quarters, from the first, that a base model learns from.")
     window: int = Field(4, ge=1, description="Quarters that a fine-tune reads: its own and those before it.")
     seed: int = Field(0, description="Seed of initialisation, augmentation and order.")
-    threads: int | None = Field(None, ge=1, description="CPU threads of a training process; None: torch decides.")
+    threads: int = Field(
+        max(1, (os.cpu_count() or 1) // 2),
+        ge=1,
+        description="CPU threads of a training process; half the cores, since two run side by side. More threads than "
+        "cores make both crawl.",
+    )
     max_runtime_s: int = Field(7_200, gt=0, description="A training process is stopped after this many seconds.")
     overrides: dict[str, float | int | str | bool] = Field(
         default_factory=dict, description="Recipe fields to replace in both recipes, such as `max_steps`."

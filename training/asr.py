@@ -544,15 +544,14 @@ def load_state(folder: Path, fingerprint: str) -> dict[str, Any] | None:
 # ------------------------------------------------------------------------------------------------ fitting
 
 
-def learning_rate(step: int, recipe: Recipe) -> float:
-    """Rate of a step (from 0): linear warm-up, then a cosine down to the final rate at the last step."""
+def rate_of(step: int, recipe: Recipe) -> float:
+    """Share of the highest learning rates in use at a step (from 0): linear warm-up, then a cosine."""
     settings = recipe.optimizer
     warmup = min(settings.warmup_steps, recipe.max_steps)
     if step < warmup:
-        return settings.learning_rate * (step + 1) / (warmup + 1)
-    done = (step - warmup) / max(1, recipe.max_steps - warmup)
-    fall = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-    return settings.final_learning_rate + (settings.learning_rate - settings.final_learning_rate) * fall
+        return (step + 1) / (warmup + 1)
+    done = min(1.0, (step - warmup) / max(1, recipe.max_steps - warmup))
+    return settings.final_share + (1 - settings.final_share) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> dict[str, int]:
@@ -731,6 +730,64 @@ def _hardware(recipe: Recipe) -> dict[str, Any]:
     }
 
 
+def _optimizer(model: "EncDecCTCModelBPE", recipe: Recipe) -> Any:
+    """Return Muon and AdamW as one optimiser, each with its share of the parameters."""
+    import torch
+
+    settings = recipe.optimizer
+    matrices, decayed, plain = [], [], []
+    for name, value in model.named_parameters():
+        if not value.requires_grad:
+            continue
+        if settings.matrix_learning_rate and value.ndim == 2 and "encoder.layers" in name and "pos_bias" not in name:
+            matrices.append(value)
+        else:
+            # Biases and norms are left undecayed: shrinking them regularises nothing.
+            (decayed if value.ndim > 1 else plain).append(value)
+    parts: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(
+            [
+                {"params": decayed, "weight_decay": settings.weight_decay},
+                {"params": plain, "weight_decay": 0.0},
+            ],
+            lr=settings.learning_rate,
+            betas=settings.betas,
+        )
+    ]
+    if matrices:
+        parts.append(
+            torch.optim.Muon(
+                matrices, lr=settings.matrix_learning_rate, momentum=0.95, weight_decay=settings.weight_decay
+            )
+        )
+    for part in parts:
+        for group in part.param_groups:
+            group["highest_lr"] = group["lr"]
+
+    class Together(torch.optim.Optimizer):
+        """Steps its parts one after the other; shares their parameter groups with who sets the rates."""
+
+        def __init__(self) -> None:
+            super().__init__([value for part in parts for group in part.param_groups for value in group["params"]], {})
+            self.param_groups = [group for part in parts for group in part.param_groups]
+
+        def step(self, closure: Any = None) -> Any:
+            loss = closure() if closure is not None else None
+            for part in parts:
+                part.step()
+            return loss
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"parts": [part.state_dict() for part in parts]}
+
+        def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+            for part, state in zip(parts, state_dict["parts"], strict=True):
+                part.load_state_dict(state)
+            self.param_groups = [group for part in parts for group in part.param_groups]
+
+    return Together()
+
+
 def _train(module: Any, recipe: Recipe) -> None:
     import lightning.pytorch as lightning
 
@@ -814,17 +871,7 @@ def _module(
         # -- what Lightning asks for
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
-            # Biases and norms are left undecayed: shrinking them regularises nothing.
-            decayed = [value for value in self.asr.parameters() if value.requires_grad and value.ndim > 1]
-            plain = [value for value in self.asr.parameters() if value.requires_grad and value.ndim <= 1]
-            optimizer = torch.optim.AdamW(
-                [
-                    {"params": decayed, "weight_decay": recipe.optimizer.weight_decay},
-                    {"params": plain, "weight_decay": 0.0},
-                ],
-                lr=recipe.optimizer.learning_rate,
-                betas=recipe.optimizer.betas,
-            )
+            optimizer = _optimizer(self.asr, recipe)
             if self._optimizer_state is not None:
                 optimizer.load_state_dict(self._optimizer_state)
                 self._optimizer_state = None
@@ -839,12 +886,12 @@ def _module(
                 start=self.step * recipe.batch.accumulate,
                 rank=self.global_rank,
                 world_size=self.trainer.world_size,
+                start_longest_s=recipe.start_longest_s,
+                lengthen_s_per_step=recipe.lengthen_s_per_step / recipe.batch.accumulate,
             )
             workers = recipe.batch.workers
             return torch.utils.data.DataLoader(
-                BatchMaker(
-                    corpus, recipe.augmentation, seed, unchanged=recipe.settle_steps * recipe.batch.accumulate
-                ),  # type: ignore[arg-type]
+                BatchMaker(corpus, recipe.augmentation, seed, unchanged=recipe.settle_steps * recipe.batch.accumulate),  # type: ignore[arg-type]
                 sampler=sampler,
                 batch_size=None,
                 num_workers=workers,
@@ -864,7 +911,7 @@ def _module(
                 part.p = probability if settled else 0.0
             self.asr.spec_augmentation = self._masks if settled else None
             for group in self.trainer.optimizers[0].param_groups:
-                group["lr"] = learning_rate(self.step, recipe)
+                group["lr"] = group["highest_lr"] * rate_of(self.step, recipe)
 
         def training_step(self, batch: dict[str, Any], batch_index: int) -> torch.Tensor:
             log_probs, lengths, _ = self.asr.forward(
@@ -985,7 +1032,7 @@ def _module(
                     loss=self.loss,
                     wer=latest.get("wer"),
                     cer=latest.get("cer"),
-                    learning_rate=learning_rate(max(0, self.step - 1), recipe),
+                    learning_rate=recipe.optimizer.learning_rate * rate_of(max(0, self.step - 1), recipe),
                     audio_s_per_s=round((self.audio_s - self._audio_at_report) / elapsed, 1),
                     eta_s=round(pace * (recipe.max_steps - self.step), 1),
                 )

@@ -11,6 +11,7 @@ thousand examples.
 """
 
 import itertools
+import math
 import os
 import zlib
 from collections import deque
@@ -174,11 +175,45 @@ class StepSampler:
         start: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        *,
+        start_longest_s: float = 0.0,
+        lengthen_s_per_step: float = 0.01,
     ) -> None:
         self.corpus, self.batch, self.join, self.seed = corpus, batch, join, seed
         self.start, self.rank, self.world_size = start, rank, world_size
+        self.start_longest_s, self.lengthen_s_per_step = start_longest_s, lengthen_s_per_step
+
+    @property
+    def graded_steps(self) -> int:
+        """Steps until utterances of any length occur."""
+        if not self.start_longest_s:
+            return 0
+        return max(0, math.ceil((max(self.corpus.durations_s) - self.start_longest_s) / self.lengthen_s_per_step))
 
     def __iter__(self) -> Iterator[tuple[int, list[Example]]]:
+        for step in range(self.start, self.graded_steps):
+            yield step, self._short_batch(step)
+        yield from self._bucketed(max(self.start, self.graded_steps))
+
+    def _short_batch(self, step: int) -> list[Example]:
+        """Utterances below the limit of a step, drawn by the step alone."""
+        rng = np.random.default_rng([self.seed, step, self.rank])
+        durations = np.asarray(self.corpus.durations_s)
+        allowed = np.flatnonzero(durations <= self.start_longest_s + step * self.lengthen_s_per_step)
+        if len(allowed) < self.batch.utterances:
+            allowed = np.argsort(durations)[: self.batch.utterances]
+        examples: list[Example] = []
+        seconds = 0.0
+        for index in rng.choice(allowed, self.batch.utterances):
+            seconds += float(durations[index])
+            if examples and seconds > self.batch.seconds:
+                break
+            name = f"{self.corpus.utterances[index].id}-step{step}-{len(examples)}"
+            examples.append(Example(name, 0, (int(index),), (), float(durations[index])))
+        return examples
+
+    def _bucketed(self, start: int) -> Iterator[tuple[int, list[Example]]]:
+        """Batches of examples of about equal length, from the one of step `start` on."""
         from lhotse import CutSet
         from lhotse.dataset import DynamicBucketingSampler
 
@@ -198,7 +233,7 @@ class StepSampler:
             world_size=self.world_size,
             rank=self.rank,
         )
-        for number, cuts in enumerate(itertools.islice(iter(sampler), self.start, None), self.start):
+        for number, cuts in enumerate(itertools.islice(iter(sampler), start - self.graded_steps, None), start):
             yield number, [cut.custom["example"] for cut in cuts]
 
 

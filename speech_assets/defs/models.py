@@ -81,15 +81,14 @@ def train(
         "base": base,
         "output": str(work),
         "seed": settings.seed,
-        "overrides": dict(settings.overrides),
+        "overrides": {"threads": settings.threads, **settings.overrides},
         "mlflow": {"tracking_uri": workspace.tracking_uri, "experiment": f"training-{language}", "tags": run_tags},
     }
     write_json(work.with_suffix(".json"), spec)
-    threads = {} if settings.threads is None else {"OMP_NUM_THREADS": str(settings.threads)}
     pipes.run(
         context=context,
         command=[sys.executable, "-m", "training.run", str(work.with_suffix(".json"))],
-        env={**os.environ, **threads},
+        env=dict(os.environ),
         cwd=str(Path(__file__).parents[2]),
     )
     record = training_record(work)

@@ -9,8 +9,8 @@ import pytest
 from speech.text import charset
 from tests.training.toy_corpus import write_toy_corpus
 from training.asr import (
-    learning_rate,
     load_state,
+    rate_of,
     read_split,
     require_disjoint_speakers,
     save_state,
@@ -64,11 +64,11 @@ def test_a_wrong_recipe_is_refused_with_what_is_wrong(recipe: str, overrides: di
 def test_the_learning_rate_rises_then_falls_to_its_final_value() -> None:
     """The rate is a function of the step alone: a resumed run goes on where it was."""
     recipe = load_recipe("tiny", {"max_steps": 100, "optimizer.warmup_steps": 10})
-    rates = [learning_rate(step, recipe) for step in range(101)]
+    rates = [rate_of(step, recipe) for step in range(101)]
     assert rates[:11] == sorted(rates[:11])
     assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert max(rates) == recipe.optimizer.learning_rate
-    assert rates[-1] == recipe.optimizer.final_learning_rate
+    assert max(rates) == 1
+    assert rates[-1] == recipe.optimizer.final_share
 
 
 def test_the_tokenizer_is_the_same_whatever_the_order_of_its_text(tmp_path: Path) -> None:

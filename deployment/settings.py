@@ -52,8 +52,8 @@ class Source(Section):
 class Synthetic(Section):
     """Size and faults of the embedded corpus."""
 
-    minutes: float = Field(25.0, gt=0, description="Minutes of speech per quarter and language.")
-    speakers: int = Field(40, ge=4, description="Voices heard in a quarter.")
+    minutes: float = Field(60.0, gt=0, description="Minutes of speech per quarter and language.")
+    speakers: int = Field(200, ge=4, description="Voices heard in a quarter.")
     seed: int = Field(0, description="Same seed, same bytes.")
     corrupt: tuple[str, ...] = Field(
         ("en|2024-07",), description="Partitions (`language|quarter`) whose transcripts slipped against the audio."

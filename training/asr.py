@@ -167,7 +167,9 @@ def _corpus(rows: SplitRows, recipe: Recipe, *, bound_s: float | None = None) ->
     pairs = list(zip(rows.utterances, rows.texts, strict=True))
     if bound_s is not None:
         pairs.sort(key=lambda pair: hashlib.sha256(pair[0].id.encode()).digest())
-    utterances, texts, durations = [], [], []
+    utterances: list[Utterance] = []
+    texts: list[str] = []
+    durations: list[float] = []
     for row, text in pairs:
         duration = row.duration_s if row.duration_s is not None else len(cache.samples(row)) / SAMPLE_RATE
         if bound_s is not None and utterances and sum(durations) + duration > bound_s:
@@ -735,7 +737,9 @@ def _optimizer(model: "EncDecCTCModelBPE", recipe: Recipe) -> Any:
     import torch
 
     settings = recipe.optimizer
-    matrices, decayed, plain = [], [], []
+    matrices: list[torch.nn.Parameter] = []
+    decayed: list[torch.nn.Parameter] = []
+    plain: list[torch.nn.Parameter] = []
     for name, value in model.named_parameters():
         if not value.requires_grad:
             continue
@@ -797,7 +801,7 @@ def _train(module: Any, recipe: Recipe) -> None:
         accelerator="gpu" if gpu else "cpu",
         devices=devices,
         strategy="ddp" if devices not in (1, "auto") or (gpu and _gpus() > 1) else "auto",
-        precision=_precision(recipe),  # type: ignore[arg-type]
+        precision=_precision(recipe),
         max_steps=recipe.max_steps - module.step,
         max_epochs=-1,
         gradient_clip_val=recipe.optimizer.clip,

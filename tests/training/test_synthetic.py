@@ -100,7 +100,7 @@ def test_every_row_is_importable_and_in_its_quarter(quarter: SyntheticQuarter) -
 
 
 def test_sound_files_hold_speech(quarter: SyntheticQuarter) -> None:
-    """1 to 6 seconds, neither silent nor clipped, in several formats and sample rates."""
+    """Half a second to six, neither silent nor clipped, in several formats and sample rates."""
     durations, suffixes = [], Counter()
     for row in imported(quarter):
         relative = str(Path(row.audio).relative_to(quarter.folder))
@@ -109,11 +109,11 @@ def test_sound_files_hold_speech(quarter: SyntheticQuarter) -> None:
         waveform = decode(row.audio)
         durations.append(waveform.duration_s)
         suffixes[Path(row.audio).suffix] += 1
-        assert 0.9 < waveform.duration_s < 6.2
+        assert 0.45 < waveform.duration_s < 6.2
         assert 0.03 < np.max(np.abs(waveform.samples)) < 1.05
         assert -42 < 10 * np.log10(np.mean(waveform.samples**2)) < -15
     assert sum(durations) == pytest.approx(quarter.audio_s, rel=0.02)
-    assert 2.3 < np.mean(durations) < 3.5
+    assert 1.5 < np.mean(durations) < 3.0
     assert len(suffixes) >= 4
 
 
@@ -180,15 +180,17 @@ def test_later_quarters_say_new_things(language: str) -> None:
     """A model of the first quarters has never heard these words."""
     early = {word for s in itertools.islice(sentences(language, phrases=0), 4000) for word in s.spoken.split()}
     late = {word for s in itertools.islice(sentences(language), 4000) for word in s.spoken.split()}
-    assert len(late - early) >= 8
-    assert 120 <= len(early) <= len(late) <= 225
+    assert len(late - early) >= 7
+    assert 50 <= len(early) <= len(late) <= 90
 
 
 @pytest.mark.parametrize("language", languages())
 def test_sentences_rarely_repeat(language: str) -> None:
-    """A corpus of a few sentences would be learnt by heart."""
+    """A corpus of a few sentences would be learnt by heart; only short answers to menus come again."""
     said = [sentence.spoken for sentence in itertools.islice(sentences(language), 400)]
-    assert len(set(said)) > 0.8 * len(said)
+    longer = [spoken for spoken in said if len(spoken.split()) > 3]
+    assert len(longer) > 0.3 * len(said)
+    assert len(set(longer)) > 0.8 * len(longer)
 
 
 @pytest.mark.parametrize("language", languages())

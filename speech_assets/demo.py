@@ -186,7 +186,8 @@ class Demo:
         with self.console.status("waiting for the release: verify, load, warm, probe, switch"):
             deadline = time.monotonic() + RELEASE_TIMEOUT_S
             while time.monotonic() < deadline:
-                if decision.digest in httpx.get(url, timeout=10).text:
+                routed = httpx.get(url, timeout=10).json()["running"]["languages"].get(language, {}).get("active", {})
+                if routed.get(decision.digest, 0) == 1:
                     return decision.digest
                 time.sleep(POLL_S)
         raise DagsterError(
@@ -216,7 +217,7 @@ class Demo:
         self.console.print(f"  said        {row.text}", highlight=False)
         self.console.print(f"  transcribed {said['text']}", highlight=False)
         self.console.print(
-            f"  {row.duration_s:.1f} s of audio in {took * 1000:.0f} ms by {said.get('model')}", highlight=False
+            f"  {row.duration_s:.1f} s of audio in {took * 1000:.0f} ms by {said['models']['recognition']}", highlight=False
         )
 
     def summary(self, partitions: Sequence[tuple[str, str]]) -> Table:

@@ -82,6 +82,7 @@ def train(
         "output": str(work),
         "seed": settings.seed,
         "overrides": {"threads": settings.threads, **settings.overrides},
+        "shared_speakers": workspace.settings.corpus.split == "given",
         "mlflow": {"tracking_uri": workspace.tracking_uri, "experiment": f"training-{language}", "tags": run_tags},
     }
     write_json(work.with_suffix(".json"), spec)

@@ -1,0 +1,113 @@
+"""From rows to normalised utterances: each row is kept or quarantined with its reason, whatever it holds."""
+
+import datetime as dt
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from speech.audio import Waveform, decode, encode_flac
+from speech.corpus import MANIFEST, SOURCE_DIGEST, Sorted, normalize_audio, read_quarantine, select_utterances
+from speech.manifest import Utterance, read_manifest
+
+
+def row(name: str, audio: Path | str, **changes: object) -> Utterance:
+    plain = Utterance(
+        id=name,
+        audio=str(audio),
+        duration_s=None,
+        text="hello",
+        speaker="s",
+        language="en",
+        domain="unknown",
+        recorded_at=dt.date(2024, 1, 15),
+        digest="source",
+    )
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def tone(path: Path, seconds: float, hz: float = 440.0) -> Path:
+    time = np.arange(round(seconds * 16_000)) / 16_000
+    encode_flac(Waveform((0.3 * np.sin(2 * np.pi * hz * time)).astype(np.float32)), path)
+    return path
+
+
+def test_every_real_file_is_decoded_or_quarantined_with_a_reason(tmp_path: Path) -> None:
+    """Broken, lying and foreign files are normal input: nothing is lost and nothing crashes."""
+    data = os.environ.get("SOUNDSTAGE_REAL_DATA")
+    if not data:
+        pytest.skip("SOUNDSTAGE_REAL_DATA is not set")
+    files = sorted(p for p in (Path(data) / "formats").rglob("*") if p.is_file() and p.suffix != ".md")
+    rows = [row(f"file-{number:03d}", path) for number, path in enumerate(files)]
+    outcome = normalize_audio(rows, tmp_path)
+    assert len(rows) == len(outcome.kept) + len(outcome.quarantined)
+    assert len(outcome.kept) > 80
+    assert len(outcome.quarantined) > 30
+    assert all(bad.code and bad.reason for bad in outcome.quarantined)
+    for kept in outcome.kept:
+        assert decode(tmp_path / kept.audio).duration_s == pytest.approx(kept.duration_s, abs=1e-3)
+        assert kept.quality is not None
+
+
+def test_segments_of_one_file_are_cut_where_they_lie(tmp_path: Path) -> None:
+    source = tmp_path / "long.flac"
+    time = np.arange(40 * 16_000) / 16_000
+    encode_flac(Waveform((0.3 * np.sin(2 * np.pi * np.where(time < 31, 300, 900) * time)).astype(np.float32)), source)
+    rows = [
+        row("before", source, offset_s=1.0, duration_s=2.0),
+        row("across", source, offset_s=29.5, duration_s=3.0),  # over the boundary of two decoded chunks
+        row("after", source, offset_s=33.0, duration_s=1.5),
+        row("rounded", source, offset_s=38.0, duration_s=2.05),  # ends 50 ms after the file: annotation tools round
+        row("outside", source, offset_s=39.0, duration_s=5.0),
+    ]
+    outcome = normalize_audio(rows, tmp_path)
+    assert {kept.id: round(kept.duration_s or 0, 2) for kept in outcome.kept} == {
+        "before": 2.0,
+        "across": 3.0,
+        "after": 1.5,
+        "rounded": 2.0,
+    }
+    assert [bad.code for bad in outcome.quarantined] == ["segment-outside"]
+    after = next(kept for kept in outcome.kept if kept.id == "after")
+    spectrum = np.abs(np.fft.rfft(decode(tmp_path / after.audio).samples))
+    assert np.argmax(spectrum) / (after.duration_s or 1) == pytest.approx(900, abs=2)
+
+
+def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
+    rows = [row("b", tone(tmp_path / "b.flac", 1.0)), row("a", tone(tmp_path / "a.flac", 2.0, 500))]
+    for folder, order in (("one", rows), ("two", rows[::-1])):
+        (tmp_path / folder).mkdir()
+        normalize_audio(order, tmp_path / folder).write(tmp_path / folder)
+    assert (tmp_path / "one" / MANIFEST).read_bytes() == (tmp_path / "two" / MANIFEST).read_bytes()
+
+
+def test_rows_that_cannot_be_trained_on_are_quarantined_each_for_its_reason(tmp_path: Path) -> None:
+    good = row("good", "x.flac", duration_s=1.0, digest="1")
+    bad = [
+        row("short", "x.flac", duration_s=0.05, digest="2"),
+        row("long", "x.flac", duration_s=3_600.0, digest="3"),
+        row("wordless", "x.flac", duration_s=1.0, digest="4", text=" ... "),
+        row("foreign", "x.flac", duration_s=1.0, digest="5", text="добрый день"),
+        row("twin", "x.flac", duration_s=1.0, digest="1"),
+    ]
+    outcome = select_utterances([good, *bad], "en")
+    assert [kept.id for kept in outcome.kept] == ["good"]
+    assert {q.id: q.code for q in outcome.quarantined} == {
+        "short": "duration",
+        "long": "duration",
+        "wordless": "no-words",
+        "foreign": "charset",
+        "twin": "duplicate",
+    }
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    rows = [row("a", tone(tmp_path / "a.flac", 1.0)), row("gone", tmp_path / "gone.wav")]
+    outcome = normalize_audio(rows, tmp_path)
+    Sorted(outcome.kept, outcome.quarantined).write(tmp_path)
+    (kept,) = read_manifest(tmp_path / MANIFEST)
+    assert kept == outcome.kept[0]
+    assert kept.attributes[SOURCE_DIGEST] == "source"
+    assert read_quarantine(tmp_path) == list(outcome.quarantined)

@@ -216,9 +216,8 @@ class Demo:
         self.console.print(f"\n[bold]A recording nobody trained on[/bold] ({audio.name}, speaker {row.speaker})")
         self.console.print(f"  said        {row.text}", highlight=False)
         self.console.print(f"  transcribed {said['text']}", highlight=False)
-        self.console.print(
-            f"  {row.duration_s:.1f} s of audio in {took * 1000:.0f} ms by {said['models']['recognition']}", highlight=False
-        )
+        by = said["models"]["recognition"]
+        self.console.print(f"  {row.duration_s:.1f} s of audio in {took * 1000:.0f} ms by {by}", highlight=False)
 
     def summary(self, partitions: Sequence[tuple[str, str]]) -> Table:
         """One row a partition, from what is stored."""

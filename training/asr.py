@@ -654,6 +654,8 @@ def fit(
         calibrate_subsampling(
             model, [corpus.cache.samples(corpus.utterances[index]) / np.float32(32_768) for index in typical[::step]]
         )
+    # Devices evaluate their own share of the dev set: none may wait for the others within the encoder.
+    model.encoder.sync_max_audio_length = False
     corpus.tokens = [model.tokenizer.text_to_ids(text) for text in corpus.texts]
     state = load_state(checkpoints, fingerprint)
     module = _module(model, recipe, corpus, dev_corpus, checkpoints, fingerprint, seed, state, report, should_stop)
@@ -794,6 +796,7 @@ def _optimizer(model: "EncDecCTCModelBPE", recipe: Recipe) -> Any:
 
 def _train(module: Any, recipe: Recipe) -> None:
     import lightning.pytorch as lightning
+    import torch
 
     gpu = _on_gpu(recipe)
     devices: int | str = recipe.devices or ("auto" if gpu else 1)
@@ -819,6 +822,8 @@ def _train(module: Any, recipe: Recipe) -> None:
             module.evaluate()
         return
     trainer.fit(module)
+    if torch.distributed.is_initialized():  # what follows, export among it, is the first device's work alone
+        torch.distributed.destroy_process_group()
 
 
 def _gpus() -> int:

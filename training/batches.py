@@ -27,6 +27,7 @@ from training.recipe import AugmentationSettings, BatchSettings, JoinSettings, T
 
 SAMPLE_RATE = 16_000
 TELEPHONE_BAND_HZ = (300.0, 3_400.0)
+NONSPEECH_LEVEL_DBFS = (-70.0, -10.0)
 _INT16 = 32_768.0
 
 
@@ -249,9 +250,15 @@ class BatchMaker:
     def __getitem__(self, numbered: tuple[int, list[Example]]) -> dict[str, Any]:
         """Return the batch as a dictionary, which every data loader and device mover understands."""
         number, examples = numbered
-        sounds, tokens = [], []
+        sounds: list[np.ndarray] = []
+        tokens: list[list[int]] = []
         for example in examples:
             sound = self._joined(example)
+            wordless = self.augment.nonspeech(len(sound), example.id)
+            if wordless is not None:
+                sounds.append(wordless)
+                tokens.append([])
+                continue
             sounds.append(sound if number < self.unchanged else self.augment(sound, example.id))
             tokens.append([token for part in example.parts for token in self.corpus.tokens[part]])
         return collate(sounds, tokens, epoch=max(example.epoch for example in examples))
@@ -307,6 +314,28 @@ class Augmentation:
             samples = self._noisy(samples, rng)
         loudest = float(np.abs(samples).max(initial=0.0))
         return (samples / np.float32(loudest) if loudest > 1 else samples).astype(np.float32, copy=False)
+
+    def nonspeech(self, count: int, key: str) -> np.ndarray | None:
+        """Noise, hum or near silence, float32 [count], in place of a share of the examples; None for the others.
+
+        A model that has only ever heard speech writes words for whatever it hears.
+        """
+        rng = np.random.default_rng([self.seed, zlib.crc32(f"nonspeech {key}".encode())])
+        if rng.random() >= self.settings.nonspeech_probability:
+            return None
+        times = np.arange(count) / SAMPLE_RATE
+        if rng.random() < 0.2:
+            mains_hz = rng.choice((50.0, 60.0))
+            signal = sum(np.sin(2 * np.pi * mains_hz * h * times + rng.uniform(0, 6)) / h for h in range(1, 10))
+        else:
+            frequencies = np.maximum(np.fft.rfftfreq(count, 1 / SAMPLE_RATE), 30.0)
+            slope = frequencies ** -rng.uniform(0.0, 1.2)
+            signal = np.fft.irfft(np.fft.rfft(rng.standard_normal(count)) * slope, count)
+            swell = np.sin(2 * np.pi * rng.uniform(1.0, 8.0) * times + rng.uniform(0, 6))
+            signal = signal * (1 + rng.uniform(0.0, 1.0) * swell)
+        unit = signal / (np.sqrt(np.mean(np.square(signal))) + 1e-9)
+        level = 10 ** (rng.uniform(*NONSPEECH_LEVEL_DBFS) / 20)
+        return np.clip(unit * level, -1.0, 1.0).astype(np.float32)
 
     def _noisy(self, samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         power = float(np.mean(np.square(samples)))

@@ -14,6 +14,8 @@ import contextlib
 import hashlib
 import math
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -848,6 +850,8 @@ def _module(
     import lightning.pytorch as lightning
     import torch
 
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+
     class Run(lightning.LightningModule):
         """Loss, schedule, dev evaluation, checkpoints and progress of one run."""
 
@@ -909,6 +913,9 @@ def _module(
             )
 
         def on_train_start(self) -> None:
+            # Lightning's own handler ends the process with code 0 and on each device at another step.
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, on_sigterm)
             self.average = {name: value.to(self.device) for name, value in self.average.items()}
             self._last_tick = time.monotonic()
 

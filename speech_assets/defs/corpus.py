@@ -34,6 +34,7 @@ from speech.store import StoreError, write_atomically, write_json
 from speech_assets.defs.metadata import counts_table, markdown_table, quarter_heading
 from speech_assets.defs.partitions import (
     SETTINGS,
+    base_quarters,
     first_quarters,
     languages,
     previous_quarter,
@@ -138,7 +139,7 @@ def normalized_audio(context: dg.AssetExecutionContext, workspace: Workspace) ->
     quarter, language = quarter_and_language(context)
     source = workspace.store.current("recordings", quarter, language)
     manifest = source.path / MANIFEST
-    rows = [_located(row, manifest) for row in read_manifest(manifest)]
+    rows = [located(row, manifest) for row in read_manifest(manifest)]
     with workspace.store.replace("normalized_audio", quarter, language) as staging:
         outcome = normalize_audio(rows, staging.path)
         outcome.write(staging.path)
@@ -196,7 +197,7 @@ def utterances(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
         kept = [_located_below(row, relative) for row in kept]
         Sorted(tuple(kept), outcome.quarantined).write(staging.path)
         validation = validate(
-            [_located(row, staging.path / MANIFEST) for row in kept],
+            [located(row, staging.path / MANIFEST) for row in kept],
             language=language,
             quarter=quarter,
             rejected=len(outcome.quarantined) + len(read_quarantine(source.path)),
@@ -248,16 +249,7 @@ def utterances(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
     group_name="corpus",
     code_version="1",
     deps=[
-        dg.AssetDep(
-            utterances,
-            partition_mapping=dg.SpecificPartitionsPartitionMapping(
-                [
-                    dg.MultiPartitionKey({"quarter": quarter, "language": language})
-                    for quarter in first_quarters(SETTINGS.training.base_quarters)
-                    for language in SETTINGS.languages
-                ]
-            ),
-        )
+        dg.AssetDep(utterances, partition_mapping=base_quarters),
     ],
 )
 def benchmark_set(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
@@ -312,7 +304,8 @@ def validated_utterances(workspace: Workspace, quarter: str, language: str) -> P
     return folder
 
 
-def _located(row: Utterance, manifest: Path) -> Utterance:
+def located(row: Utterance, manifest: Path) -> Utterance:
+    """A row of a manifest with the absolute path of its audio."""
     return replace(row, audio=audio_location(row, manifest))
 
 

@@ -1,16 +1,13 @@
 """Evaluation: candidate and champion on the same test sets, and the verdict of the gates."""
 
-from dataclasses import replace
-from pathlib import Path
-
 import dagster as dg
 
 from evaluation.gates import GateResult, judge, save_verdict
 from evaluation.scoring import Contestant, Evaluation, evaluate
 from speech.corpus import MANIFEST
-from speech.manifest import Utterance, audio_location, quarter_title, read_manifest
+from speech.manifest import quarter_title, read_manifest
 from speech.store import digest_file
-from speech_assets.defs.corpus import benchmark_set, utterances, validated_utterances
+from speech_assets.defs.corpus import benchmark_set, located, utterances, validated_utterances
 from speech_assets.defs.metadata import inline_plot, markdown_table, quarter_heading
 from speech_assets.defs.models import BUNDLE, model_bundle
 from speech_assets.defs.partitions import quarter_and_language, quarter_language, same_language
@@ -42,7 +39,7 @@ def evaluation(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
         "benchmark": store.current("benchmark_set", language).path / MANIFEST,
     }
     sets = {
-        key: [_absolute(row, path) for row in read_manifest(path) if row.split == "test"]
+        key: [located(row, path) for row in read_manifest(path) if row.split == "test"]
         for key, path in manifests.items()
     }
     result = evaluate(
@@ -166,10 +163,6 @@ def _champion(workspace: Workspace, language: str) -> Contestant | None:
     if champion is None:
         return None
     return Contestant.load(registry.download(name, champion.version), champion.digest)
-
-
-def _absolute(row: Utterance, manifest: Path) -> Utterance:
-    return replace(row, audio=audio_location(row, manifest))
 
 
 def _slice_table(result: Evaluation) -> dg.MarkdownMetadataValue:

@@ -25,6 +25,7 @@ from speech_assets.defs.corpus import utterances, validated_utterances
 from speech_assets.defs.metadata import markdown_table, quarter_heading
 from speech_assets.defs.partitions import (
     SETTINGS,
+    base_quarters,
     first_quarters,
     languages,
     quarter_and_language,
@@ -132,16 +133,7 @@ def training_record(folder: Path) -> dict[str, Any]:
     code_version=f"1-{SETTINGS.training.base_recipe}",
     pool=TRAINING_POOL,
     deps=[
-        dg.AssetDep(
-            utterances,
-            partition_mapping=dg.SpecificPartitionsPartitionMapping(
-                [
-                    dg.MultiPartitionKey({"quarter": quarter, "language": language})
-                    for quarter in first_quarters(SETTINGS.training.base_quarters)
-                    for language in SETTINGS.languages
-                ]
-            ),
-        )
+        dg.AssetDep(utterances, partition_mapping=base_quarters),
     ],
 )
 def base_model(

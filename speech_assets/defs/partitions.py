@@ -44,6 +44,15 @@ def first_quarters(count: int) -> list[str]:
     return list(keys)
 
 
+base_quarters = dg.SpecificPartitionsPartitionMapping(
+    [
+        dg.MultiPartitionKey({"quarter": quarter, "language": language})
+        for quarter in first_quarters(SETTINGS.training.base_quarters)
+        for language in SETTINGS.languages
+    ]
+)
+
+
 def window_ending(quarter: str, count: int) -> list[str]:
     """Keys of `quarter` and of the up to `count - 1` quarters before it, oldest first."""
     keys = quarters.get_partition_keys()

@@ -35,6 +35,7 @@ from speech_assets.defs.partitions import (
     window_ending,
 )
 from speech_assets.defs.resources import Workspace, git_revision
+from training.recipe import load_recipe
 
 TRAINING_POOL = "training"
 TRAINING_RECORD = "training.json"
@@ -62,10 +63,9 @@ def train(
     settings = workspace.settings.training
     data = {quarter: digest_file(folder / MANIFEST) for quarter, folder in folders.items()}
     inputs = {
-        "recipe": recipe,
+        "recipe": recipe_version(recipe),
         "language": language,
         "seed": settings.seed,
-        "overrides": dict(settings.overrides),
         "base": digest_file(Path(base)) if base and Path(base).is_file() else base,
         "data": data,
     }
@@ -120,6 +120,12 @@ def train(
     )
 
 
+def recipe_version(recipe: str) -> str:
+    """Changes whenever a recipe does, so that Dagster shows the models made with the old one as stale."""
+    resolved = load_recipe(recipe, SETTINGS.training.overrides).model_dump(mode="json")
+    return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:12]
+
+
 def training_record(folder: Path) -> dict[str, Any]:
     """What a training wrote about itself: data, recipe, steps, loss, WER, seconds."""
     record: dict[str, Any] = json.loads((folder / TRAINING_RECORD).read_text())
@@ -130,7 +136,7 @@ def training_record(folder: Path) -> dict[str, Any]:
     partitions_def=languages,
     group_name="models",
     kinds={"pytorch"},
-    code_version=f"1-{SETTINGS.training.base_recipe}",
+    code_version=f"1-{recipe_version(SETTINGS.training.base_recipe)}",
     pool=TRAINING_POOL,
     deps=[
         dg.AssetDep(utterances, partition_mapping=base_quarters),
@@ -170,7 +176,7 @@ def base_model(
     partitions_def=quarter_language,
     group_name="models",
     kinds={"pytorch"},
-    code_version=f"1-{SETTINGS.training.finetune_recipe}",
+    code_version=f"1-{recipe_version(SETTINGS.training.finetune_recipe)}",
     pool=TRAINING_POOL,
     deps=[
         dg.AssetDep(base_model, partition_mapping=same_language),

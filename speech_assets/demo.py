@@ -273,6 +273,7 @@ def main() -> int:
     """Run the demo; the exit code is 0 only if a recording was transcribed by the approved model."""
     console = Console()
     started = time.monotonic()
+    local.stop_on_sigterm()
     try:
         settings = Settings.load()
         with local.running(settings, console) as services:

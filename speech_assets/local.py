@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from urllib.parse import urlsplit
 
 from rich.console import Console
@@ -182,6 +183,15 @@ def _signal_group(process: "subprocess.Popen[bytes]", number: signal.Signals) ->
         return
 
 
+def stop_on_sigterm() -> None:
+    """Treat SIGTERM as Ctrl-C, so that the services are stopped on the way out."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+
+
 def show(wanted: Sequence[Service], console: Console) -> None:
     """Print where everything is."""
     table = Table(title="Running on this machine")
@@ -195,7 +205,7 @@ def show(wanted: Sequence[Service], console: Console) -> None:
 def main() -> int:
     """Run the services until Ctrl-C."""
     console = Console()
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    stop_on_sigterm()
     try:
         settings = Settings.load()
         with running(settings, console) as wanted:

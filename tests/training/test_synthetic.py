@@ -188,9 +188,7 @@ def test_later_quarters_say_new_things(language: str) -> None:
 def test_sentences_rarely_repeat(language: str) -> None:
     """A corpus of a few sentences would be learnt by heart; only short answers to menus come again."""
     said = [sentence.spoken for sentence in itertools.islice(sentences(language), 400)]
-    longer = [spoken for spoken in said if len(spoken.split()) > 3]
-    assert len(longer) > 0.3 * len(said)
-    assert len(set(longer)) > 0.8 * len(longer)
+    assert len(set(said)) > 0.6 * len(said)
 
 
 @pytest.mark.parametrize("language", languages())

@@ -52,7 +52,7 @@ class Source(Section):
 class Synthetic(Section):
     """Size and faults of the embedded corpus."""
 
-    minutes: float = Field(60.0, gt=0, description="Minutes of speech per quarter and language.")
+    minutes: float = Field(70.0, gt=0, description="Minutes of speech per quarter and language.")
     speakers: int = Field(200, ge=4, description="Voices heard in a quarter.")
     seed: int = Field(0, description="Same seed, same bytes.")
     corrupt: tuple[str, ...] = Field(

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.short_recipes import write_short_recipes
+
 SETTINGS = """
 home = "store"
 languages = ["en", "de"]
@@ -20,10 +22,7 @@ corrupt = ["en|2024-07"]
 
 [training]
 threads = 2
-
-[training.overrides]
-max_steps = 12
-evaluate_every = 6
+RECIPES
 
 [promotion]
 approvers = ["speech-lead"]
@@ -32,7 +31,7 @@ approvers = ["speech-lead"]
 min_hours = 0.02
 
 [gates]
-# A dozen steps teach nothing: these tests are about what moves a model, so the measures may be as bad as they are.
+# So few steps teach little: these tests are about what moves a model, so the measures may be as bad as they are.
 wer = 1.0
 cer = 1.0
 slice_wer = 9.0
@@ -55,7 +54,7 @@ class Deployment:
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     folder = tmp_path_factory.mktemp("deployment")
     settings_file = folder / "soundstage.toml"
-    settings_file.write_text(SETTINGS)
+    settings_file.write_text(SETTINGS.replace("RECIPES", write_short_recipes(folder)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SOUNDSTAGE_CONFIG", str(settings_file))
         for name in [name for name in os.environ if name.startswith("SOUNDSTAGE_") and name != "SOUNDSTAGE_CONFIG"]:

@@ -22,6 +22,7 @@ def test_a_model_of_hard_real_speech_is_refused_and_nothing_moves(tmp_path: Path
         cwd=ROOT,
         env={
             **environment,
+            "PYTHONPATH": str(ROOT),
             "SOUNDSTAGE_REAL_DATA": data,
             "SOUNDSTAGE_TRAINING__OVERRIDES": '{"max_steps": 36, "evaluate_every": 36}',
         },

@@ -8,7 +8,7 @@ not done again.
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
 from deployment.settings import Settings, SettingsError
-from speech.manifest import quarter_title
 from speech_assets import local
+from speech_assets.defs.metadata import quarter_heading
 from speech_assets.graphql import ENDED, DagsterClient, DagsterError
 
 CORPUS = ("recordings", "normalized_audio", "utterances")
@@ -233,7 +233,7 @@ class Demo:
         for column in ("partition", "hours", "WER", "CER", "verdict", "version", "alias"):
             table.add_column(column)
         for quarter, language in partitions:
-            name = f"{quarter_title(quarter)}, {language}"
+            name = quarter_heading(quarter, language)
             hours = f"{self._hours(quarter, language):.2f}"
             refusal = self.refusals.get(f"{language}|{quarter}")
             try:
@@ -298,17 +298,18 @@ def _demonstrate(settings: Settings, console: Console) -> None:
     partitions = [(quarter, language) for language, count in QUARTERS.items() for quarter in first_quarters(count)]
     demo = Demo(settings, console)
     first = first_quarters(1)[0]
-    title: Callable[[str, str], str] = lambda quarter, language: f"{quarter_title(quarter)}, {language}"  # noqa: E731
 
     console.rule("1. the first quarter of each language: ingest, normalise, validate")
-    demo.run_all([Step(title(first, language), CORPUS, f"{language}|{first}") for language in QUARTERS])
+    demo.run_all([Step(quarter_heading(first, language), CORPUS, f"{language}|{first}") for language in QUARTERS])
     console.rule("2. a base model for each language, from scratch")
     demo.run_all([Step(f"base model, {language}", BASE, language) for language in QUARTERS])
     console.rule("3. every quarter: fine-tune, evaluate, judge, register")
     demo.run_all(
         [
             Step(
-                title(quarter, language), CANDIDATE if quarter == first else CORPUS + CANDIDATE, f"{language}|{quarter}"
+                quarter_heading(quarter, language),
+                CANDIDATE if quarter == first else CORPUS + CANDIDATE,
+                f"{language}|{quarter}",
             )
             for quarter, language in partitions
         ]

@@ -29,13 +29,6 @@ query Run($id: ID!) {
   }
 }
 """
-RUNS = """
-query Runs($filter: RunsFilter!) {
-  runsOrError(filter: $filter, limit: 50) {
-    ... on Runs { results { runId status creationTime assetSelection { path } tags { key value } } }
-  }
-}
-"""
 FAILURES = """
 query Failures($id: ID!) {
   logsForRun(runId: $id) {
@@ -138,11 +131,6 @@ class DagsterClient:
                 return status
             time.sleep(0.5)
         raise DagsterError(f"run {run_id} did not end within {timeout_s:.0f} s: open it in Dagster")
-
-    def runs(self, **wanted: Any) -> list[dict[str, Any]]:
-        """The latest runs that fit a RunsFilter."""
-        found: list[dict[str, Any]] = self.query(RUNS, filter=wanted)["runsOrError"]["results"]
-        return found
 
     def why_failed(self, run_id: str) -> list[str]:
         """Sentences that say why a run failed: failed checks first, then failed steps."""

@@ -5,10 +5,10 @@ import dagster as dg
 from evaluation.gates import GateResult, judge, save_verdict
 from evaluation.scoring import Contestant, Evaluation, evaluate
 from speech.corpus import MANIFEST
-from speech.manifest import quarter_title, read_manifest
+from speech.manifest import read_manifest
 from speech.store import digest_file
 from speech_assets.defs.corpus import benchmark_set, located, utterances, validated_utterances
-from speech_assets.defs.metadata import inline_plot, markdown_table, quarter_heading
+from speech_assets.defs.metadata import candidate_name, inline_plot, markdown_table, quarter_heading
 from speech_assets.defs.models import BUNDLE, model_bundle
 from speech_assets.defs.partitions import quarter_and_language, quarter_language, same_language
 from speech_assets.defs.resources import Workspace
@@ -33,7 +33,7 @@ def evaluation(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
 
     quarter, language = quarter_and_language(context)
     store = workspace.store
-    name = f"{language}-{quarter_title(quarter).replace(' ', '-')}"
+    name = candidate_name(quarter, language)
     manifests = {
         "quarter": validated_utterances(workspace, quarter, language) / MANIFEST,
         "benchmark": store.current("benchmark_set", language).path / MANIFEST,

@@ -16,6 +16,11 @@ def quarter_heading(quarter: str, language: str) -> str:
     return f"{quarter_title(quarter)}, {language}"
 
 
+def candidate_name(quarter: str, language: str) -> str:
+    """Name of a quarter's model: 'en-2024-Q2'."""
+    return f"{language}-{quarter_title(quarter).replace(' ', '-')}"
+
+
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> dg.MarkdownMetadataValue:
     """A table of at most `MAX_ROWS` rows; cells are plain text, whatever they hold."""
     rows = list(rows)

@@ -22,7 +22,7 @@ from speech.corpus import MANIFEST
 from speech.manifest import audio_location, quarter_title, read_manifest
 from speech.store import digest_file, write_json
 from speech_assets.defs.corpus import utterances, validated_utterances
-from speech_assets.defs.metadata import markdown_table, quarter_heading
+from speech_assets.defs.metadata import candidate_name, markdown_table, quarter_heading
 from speech_assets.defs.partitions import (
     SETTINGS,
     base_quarters,
@@ -30,8 +30,8 @@ from speech_assets.defs.partitions import (
     languages,
     quarter_and_language,
     quarter_language,
-    quarters_before,
     same_language,
+    training_window,
     window_ending,
 )
 from speech_assets.defs.resources import Workspace, git_revision
@@ -180,7 +180,7 @@ def base_model(
     pool=TRAINING_POOL,
     deps=[
         dg.AssetDep(base_model, partition_mapping=same_language),
-        dg.AssetDep(utterances, partition_mapping=quarters_before(SETTINGS.training.window - 1, own=True)),
+        dg.AssetDep(utterances, partition_mapping=training_window),
     ],
 )
 def finetuned_model(
@@ -204,7 +204,7 @@ def finetuned_model(
         pipes,
         place=("finetuned_model", quarter, language),
         recipe=workspace.settings.training.finetune_recipe,
-        name=f"{language}-{quarter_title(quarter).replace(' ', '-')}",
+        name=candidate_name(quarter, language),
         language=language,
         folders=dict(sorted(folders.items())),
         base=json.loads((base / "base.json").read_text())["checkpoint"]

@@ -23,19 +23,18 @@ quarter_language = dg.MultiPartitionsDefinition({"quarter": quarters, "language"
 same_language = dg.MultiToSingleDimensionPartitionMapping("language")
 
 
-def quarters_before(count: int, *, own: bool) -> dg.MultiPartitionMapping:
-    """The `count` quarters before a partition's own, with it or without it, in its language."""
-    return dg.MultiPartitionMapping(
-        {
-            "quarter": dg.DimensionPartitionMapping(
-                "quarter",
-                dg.TimeWindowPartitionMapping(
-                    start_offset=-count, end_offset=0 if own else -1, allow_nonexistent_upstream_partitions=True
-                ),
+# A fine-tune reads its own quarter and those before it that the window holds, in its language.
+training_window = dg.MultiPartitionMapping(
+    {
+        "quarter": dg.DimensionPartitionMapping(
+            "quarter",
+            dg.TimeWindowPartitionMapping(
+                start_offset=1 - SETTINGS.training.window, allow_nonexistent_upstream_partitions=True
             ),
-            "language": dg.DimensionPartitionMapping("language", dg.IdentityPartitionMapping()),
-        }
-    )
+        ),
+        "language": dg.DimensionPartitionMapping("language", dg.IdentityPartitionMapping()),
+    }
+)
 
 
 def first_quarters(count: int) -> list[str]:

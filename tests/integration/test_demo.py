@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.short_recipes import write_short_recipes
+from tests.short_recipes import SHORT_LIMITS, write_short_recipes
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,17 +47,7 @@ port = {free_port()}
 [promotion]
 approvers = ["speech-lead"]
 
-[corpus]
-min_hours = 0.02
-
-[gates]
-# So few steps teach little; this test is about the way, not the figures.
-wer = 1.0
-cer = 1.0
-slice_wer = 9.0
-min_words = 50
-min_speakers = 3
-insertions_per_minute = 100000.0
+{SHORT_LIMITS}
 """
     )
     return path

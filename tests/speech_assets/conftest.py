@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.short_recipes import write_short_recipes
+from tests.short_recipes import SHORT_LIMITS, write_short_recipes
 
 SETTINGS = """
 home = "store"
@@ -27,17 +27,7 @@ RECIPES
 [promotion]
 approvers = ["speech-lead"]
 
-[corpus]
-min_hours = 0.02
-
-[gates]
-# So few steps teach little: these tests are about what moves a model, so the measures may be as bad as they are.
-wer = 1.0
-cer = 1.0
-slice_wer = 9.0
-min_words = 50
-min_speakers = 3
-insertions_per_minute = 100000.0
+LIMITS
 """
 
 
@@ -54,7 +44,7 @@ class Deployment:
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     folder = tmp_path_factory.mktemp("deployment")
     settings_file = folder / "soundstage.toml"
-    settings_file.write_text(SETTINGS.replace("RECIPES", write_short_recipes(folder)))
+    settings_file.write_text(SETTINGS.replace("RECIPES", write_short_recipes(folder)).replace("LIMITS", SHORT_LIMITS))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SOUNDSTAGE_CONFIG", str(settings_file))
         for name in [name for name in os.environ if name.startswith("SOUNDSTAGE_") and name != "SOUNDSTAGE_CONFIG"]:

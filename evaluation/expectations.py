@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from speech.corpus import MAX_DURATION_S, MIN_DURATION_S
 from speech.manifest import Utterance, quarter_of, quarter_title
 from speech.text import normalize, speech_rate, unexpected_characters
 
@@ -73,8 +74,8 @@ class CorpusSettings(BaseModel):
     test_share: float = Field(0.2, gt=0, lt=1, description="Share of the speakers whose utterances judge a model.")
     min_hours: float = Field(0.1, ge=0, description="Least speech in a partition (hours).")
     min_speakers: int = Field(5, ge=1, description="Fewest speakers in a partition (speakers).")
-    min_duration_s: float = Field(0.2, gt=0, description="Shortest utterance (seconds).")
-    max_duration_s: float = Field(40.0, gt=0, description="Longest utterance (seconds).")
+    min_duration_s: float = Field(MIN_DURATION_S, gt=0, description="Shortest utterance (seconds).")
+    max_duration_s: float = Field(MAX_DURATION_S, gt=0, description="Longest utterance (seconds).")
     max_duplicate_share: float = Field(
         0.01, ge=0, le=1, description="Highest share of utterances whose audio is in the partition already (share)."
     )

@@ -157,7 +157,13 @@ def _file_name(utterance_id: str) -> str:
     return plain if plain == utterance_id else f"{plain}-{hashlib.sha256(utterance_id.encode()).hexdigest()[:8]}"
 
 
-def select_utterances(rows: Iterable[Utterance], language: str) -> Sorted:
+def select_utterances(
+    rows: Iterable[Utterance],
+    language: str,
+    *,
+    min_duration_s: float = MIN_DURATION_S,
+    max_duration_s: float = MAX_DURATION_S,
+) -> Sorted:
     """The normalised rows that can be trained and tested on; the others quarantined with the reason.
 
     Refused are: audio too short or too long, no words in the transcript, characters that the language's scoring form
@@ -167,7 +173,7 @@ def select_utterances(rows: Iterable[Utterance], language: str) -> Sorted:
     quarantined: list[Quarantined] = []
     seen: dict[str, str] = {}
     for row in sorted(rows, key=lambda r: r.id):
-        problem = _problem(row, language, seen)
+        problem = _wrong_length(row, min_duration_s, max_duration_s) or _problem(row, language, seen)
         if problem:
             quarantined.append(Quarantined(row.id, row.audio, *problem))
         else:
@@ -176,10 +182,14 @@ def select_utterances(rows: Iterable[Utterance], language: str) -> Sorted:
     return Sorted(tuple(kept), tuple(quarantined))
 
 
-def _problem(row: Utterance, language: str, seen: dict[str, str]) -> tuple[str, str] | None:
+def _wrong_length(row: Utterance, min_s: float, max_s: float) -> tuple[str, str] | None:
     duration_s = row.duration_s or 0.0
-    if not MIN_DURATION_S <= duration_s <= MAX_DURATION_S:
-        return "duration", f"{duration_s:.2f} s is outside {MIN_DURATION_S}-{MAX_DURATION_S} s: segment the recording"
+    if min_s <= duration_s <= max_s:
+        return None
+    return "duration", f"{duration_s:.2f} s is outside {min_s:g}-{max_s:g} s: segment the recording"
+
+
+def _problem(row: Utterance, language: str, seen: dict[str, str]) -> tuple[str, str] | None:
     if not normalize(row.text, language):
         return "no-words", f"the transcript '{row.text[:60]}' holds no words: transcribe the recording or drop the row"
     strange = unexpected_characters(row.text, language)

@@ -106,17 +106,22 @@ class Demo:
 
     def _standing_refusal(self, step: Step, stale: Mapping[str, str]) -> str | None:
         """Why a partition stands refused though its corpus is up to date; None when it does not."""
+        if "|" not in step.partition or any(stale.get(asset, "FRESH") != "FRESH" for asset in CORPUS):
+            return None
+        language, quarter = step.partition.split("|")
+        failed = self._failed_checks(quarter, language)
+        return f"utterances: {', '.join(failed)} failed" if failed else None
+
+    def _failed_checks(self, quarter: str, language: str) -> list[str]:
+        """The corpus checks for which a partition was refused; empty when it passed or is not there yet."""
         import json
 
         from speech_assets.defs.corpus import VALIDATION
 
-        if "|" not in step.partition or any(stale.get(asset, "FRESH") != "FRESH" for asset in CORPUS):
-            return None
-        language, quarter = step.partition.split("|")
         if not self.store.exists("utterances", quarter, language):
-            return None
+            return []
         validation = json.loads((self.store.current("utterances", quarter, language).path / VALIDATION).read_text())
-        return None if validation["passed"] else f"utterances: {', '.join(validation['failed'])} failed"
+        return [] if validation["passed"] else list(validation["failed"])
 
     def _training_progress(self, step: Step, now: Sequence[str]) -> str | None:
         """What a running training says about itself."""
@@ -144,7 +149,7 @@ class Demo:
         """Approve the newest version of a language, as a person would in the launchpad of `promote`."""
         from speech_assets.defs.resources import Workspace
 
-        workspace = Workspace(home=str(self.settings.home))
+        workspace = Workspace(self.settings)
         model = workspace.model_name(language)
         versions = workspace.registry().versions(model)
         if not versions:
@@ -180,7 +185,7 @@ class Demo:
 
         from speech_assets.defs.resources import Workspace
 
-        decision = Workspace(home=str(self.settings.home)).promotions().current(language)
+        decision = Workspace(self.settings).promotions().current(language)
         assert decision is not None
         url = f"http://{self.settings.serving.host}:{self.settings.serving.port}/v1/release"
         with self.console.status("waiting for the release: verify, load, warm, probe, switch"):
@@ -228,22 +233,22 @@ class Demo:
         from speech_assets.defs.models import BUNDLE
         from speech_assets.defs.resources import Workspace
 
-        workspace = Workspace(home=str(self.settings.home))
+        workspace = Workspace(self.settings)
         table = Table(title="Quarters")
         for column in ("partition", "hours", "WER", "CER", "verdict", "version", "alias"):
             table.add_column(column)
         for quarter, language in partitions:
             name = quarter_heading(quarter, language)
             hours = f"{self._hours(quarter, language):.2f}"
-            refusal = self.refusals.get(f"{language}|{quarter}")
             try:
                 result = load_evaluation(workspace, quarter, language)
                 bundle = ModelBundle.load(workspace.store.current("model_bundle", quarter, language).path / BUNDLE)
                 verdict = load_verdict(workspace.verdicts, bundle.digest)
             except StoreError:
-                table.add_row(
-                    name, hours, "-", "-", f"[yellow]refused: {(refusal or '').split(':')[1:2]}[/yellow]", "-", "-"
+                why = ", ".join(self._failed_checks(quarter, language)) or self.refusals.get(
+                    f"{language}|{quarter}", ""
                 )
+                table.add_row(name, hours, "-", "-", f"[yellow]refused: {why}[/yellow]", "-", "-")
                 continue
             score = result.sets["quarter"].score
             version = next(

@@ -186,6 +186,7 @@ def run(spec: TrainingSpec, stop: "_Stop | None" = None) -> dict[str, Any]:
             "dev": _described(dev),
             "wall_seconds": round(time.monotonic() - began, 3),
             "mlflow_run_id": tracker.run_id if tracker is not None else None,
+            "mlflow_experiment_id": tracker.experiment_id if tracker is not None else None,
         }
         _publish(spec, record, fitted, dev, train)
         report(
@@ -428,6 +429,7 @@ class _Tracker:
 
     def __init__(self, spec: TrainingSpec, recipe: Recipe, checkpoints: Path, pipes: Any) -> None:
         self.run_id: str | None = None
+        self.experiment_id: str | None = None
         self._pipes = pipes
         self._client: Any = None
         if spec.mlflow is None:
@@ -442,14 +444,15 @@ class _Tracker:
             client = MlflowClient(tracking_uri=spec.mlflow.tracking_uri)
             if remembered.is_file():
                 self.run_id = remembered.read_text().strip()
+                self.experiment_id = str(client.get_run(self.run_id).info.experiment_id)
                 client.update_run(self.run_id, status="RUNNING")
             else:
                 experiment = client.get_experiment_by_name(spec.mlflow.experiment)
-                experiment_id = (
+                self.experiment_id = str(
                     experiment.experiment_id if experiment else client.create_experiment(spec.mlflow.experiment)
                 )
                 tags = {**spec.mlflow.tags, "language": spec.language, "recipe": recipe.name}
-                created = client.create_run(experiment_id, tags=tags, run_name=spec.name)
+                created = client.create_run(self.experiment_id, tags=tags, run_name=spec.name)
                 self.run_id = str(created.info.run_id)
                 remembered.write_text(self.run_id)
                 parameters = {"seed": spec.seed, "base": spec.base or "", **_flat(recipe.model_dump(mode="json"))}

@@ -128,6 +128,14 @@ def languages() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in VOCABULARY.glob("*.yaml")))
 
 
+def edition() -> str:
+    """A digest of what the corpus is made by, so that one can tell when it would come out different."""
+    made_by = hashlib.sha256(str(VERSION).encode())
+    for path in sorted(VOCABULARY.glob("*.yaml")):
+        made_by.update(path.read_bytes())
+    return made_by.hexdigest()
+
+
 def drift(quarter_index: int) -> Drift:
     """The drift of a quarter, counted from FIRST_QUARTER; earlier quarters are like the first."""
     place = min(max(quarter_index, 0), DRIFT_QUARTERS - 1) / (DRIFT_QUARTERS - 1)

@@ -41,7 +41,7 @@ from speech_assets.defs.partitions import (
     quarter_and_language,
     quarter_language,
 )
-from speech_assets.defs.resources import Workspace
+from speech_assets.defs.resources import Workspace, version_of
 
 COUNTS = "counts.json"
 VALIDATION = "validation.json"
@@ -71,14 +71,24 @@ def read_source(source: Source, workspace: Workspace, quarter: str, language: st
     yield from IMPORTERS[kind](path, defaults)
 
 
+def _sources_version() -> str:
+    if all(source.kind != "synthetic" for source in SETTINGS.sources):
+        return version_of(*SETTINGS.sources)
+    from training.synthetic import edition
+
+    return version_of(*SETTINGS.sources, SETTINGS.synthetic, edition())
+
+
 @dg.asset(
     partitions_def=quarter_language,
     group_name="corpus",
     kinds={"python"},
-    code_version="1",
-    check_specs=[dg.AssetCheckSpec("every_row_accounted_for", asset="recordings", blocking=True)],
+    code_version=_sources_version(),
+    check_specs=[
+        dg.AssetCheckSpec("every_row_accounted_for", asset="recordings", partitions_def=quarter_language, blocking=True)
+    ],
 )
-def recordings(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+def recordings(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
     """What the sources hold for the quarter: a manifest of audio files, transcripts and speakers, by reference.
 
     Rows that no importer can read are kept aside with the file, the row and the reason.
@@ -132,9 +142,13 @@ def recordings(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
     kinds={"ffmpeg"},
     code_version="1",
     deps=[recordings],
-    check_specs=[dg.AssetCheckSpec("in_equals_out_plus_quarantined", asset="normalized_audio", blocking=True)],
+    check_specs=[
+        dg.AssetCheckSpec(
+            "in_equals_out_plus_quarantined", asset="normalized_audio", partitions_def=quarter_language, blocking=True
+        )
+    ],
 )
-def normalized_audio(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+def normalized_audio(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
     """Every recording as 16 kHz mono FLAC with its quality measured; what cannot be decoded is quarantined."""
     quarter, language = quarter_and_language(context)
     source = workspace.store.current("recordings", quarter, language)
@@ -166,17 +180,23 @@ def normalized_audio(context: dg.AssetExecutionContext, workspace: Workspace) ->
     partitions_def=quarter_language,
     group_name="corpus",
     kinds={"greatexpectations"},
-    code_version="1",
+    code_version=version_of(SETTINGS.corpus),
     deps=[normalized_audio],
     check_specs=[
-        dg.AssetCheckSpec("no_utterance_lost", asset="utterances", blocking=True),
+        dg.AssetCheckSpec("no_utterance_lost", asset="utterances", partitions_def=quarter_language, blocking=True),
         *(
-            dg.AssetCheckSpec(name, asset="utterances", blocking=blocking, description=description)
+            dg.AssetCheckSpec(
+                name,
+                asset="utterances",
+                partitions_def=quarter_language,
+                blocking=blocking,
+                description=description,
+            )
             for name, blocking, description in catalogue(SETTINGS.corpus)
         ),
     ],
 )
-def utterances(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+def utterances(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
     """The quarter's utterances, split by speaker, checked by Great Expectations.
 
     A speaker stays in one of train, dev and test for ever. The outcome of the checks is stored with the manifest, and
@@ -186,7 +206,12 @@ def utterances(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
     settings, store = workspace.settings, workspace.store
     source = store.current("normalized_audio", quarter, language)
     rows = list(read_manifest(source.path / MANIFEST))
-    outcome = select_utterances(rows, language)
+    outcome = select_utterances(
+        rows,
+        language,
+        min_duration_s=settings.corpus.min_duration_s,
+        max_duration_s=settings.corpus.max_duration_s,
+    )
     kept = list(outcome.kept)
     if settings.corpus.split == "speaker":
         kept = assign_splits(kept, settings.corpus.dev_share, settings.corpus.test_share)
@@ -252,7 +277,7 @@ def utterances(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
         dg.AssetDep(utterances, partition_mapping=base_quarters),
     ],
 )
-def benchmark_set(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+def benchmark_set(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
     """The frozen test set of a language: the test speakers of the first quarters, written once and then kept.
 
     Every candidate and champion of the language is scored on it, so figures of different quarters compare. It changes

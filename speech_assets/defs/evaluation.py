@@ -10,8 +10,8 @@ from speech.store import digest_file
 from speech_assets.defs.corpus import benchmark_set, located, utterances, validated_utterances
 from speech_assets.defs.metadata import candidate_name, inline_plot, markdown_table, quarter_heading
 from speech_assets.defs.models import BUNDLE, model_bundle
-from speech_assets.defs.partitions import quarter_and_language, quarter_language, same_language
-from speech_assets.defs.resources import Workspace
+from speech_assets.defs.partitions import SETTINGS, quarter_and_language, quarter_language, same_language
+from speech_assets.defs.resources import Workspace, version_of
 
 EVALUATION = "evaluation.json"
 REPORT = "report.html"
@@ -24,7 +24,7 @@ REPORT = "report.html"
     code_version="1",
     deps=[model_bundle, utterances, dg.AssetDep(benchmark_set, partition_mapping=same_language)],
 )
-def evaluation(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+def evaluation(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
     """WER and CER of the candidate and of today's champion, on the quarter's own test set and on the frozen benchmark.
 
     Figures come with intervals by speaker and per slice; the report has the worst utterances, aligned and audible.
@@ -95,18 +95,19 @@ def evaluation(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
     partitions_def=quarter_language,
     group_name="evaluation",
     kinds={"python"},
-    code_version="1",
+    code_version=version_of(SETTINGS.gates),
     deps=[evaluation],
     check_specs=[
         dg.AssetCheckSpec(
             "gates_passed",
             asset="verdict",
+            partitions_def=quarter_language,
             blocking=True,
             description="Every gate of the settings; the verdict is stored and read again by whatever moves the model.",
         )
     ],
 )
-def verdict(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+def verdict(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
     """The judgement of the gates over exactly this bundle, stored under its digest."""
     quarter, language = quarter_and_language(context)
     result = load_evaluation(workspace, quarter, language)

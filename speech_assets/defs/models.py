@@ -34,7 +34,7 @@ from speech_assets.defs.partitions import (
     training_window,
     window_ending,
 )
-from speech_assets.defs.resources import Workspace, git_revision
+from speech_assets.defs.resources import Workspace, git_revision, version_of
 from training.recipe import load_recipe
 
 TRAINING_POOL = "training"
@@ -122,8 +122,7 @@ def train(
 
 def recipe_version(recipe: str) -> str:
     """Changes whenever a recipe does, so that Dagster shows the models made with the old one as stale."""
-    resolved = load_recipe(recipe, SETTINGS.training.overrides).model_dump(mode="json")
-    return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:12]
+    return version_of(load_recipe(recipe, SETTINGS.training.overrides))
 
 
 def training_record(folder: Path) -> dict[str, Any]:
@@ -136,14 +135,14 @@ def training_record(folder: Path) -> dict[str, Any]:
     partitions_def=languages,
     group_name="models",
     kinds={"pytorch"},
-    code_version=f"1-{recipe_version(SETTINGS.training.base_recipe)}",
+    code_version=recipe_version(SETTINGS.training.base_recipe),
     pool=TRAINING_POOL,
     deps=[
         dg.AssetDep(utterances, partition_mapping=base_quarters),
     ],
 )
 def base_model(
-    context: dg.AssetExecutionContext, workspace: Workspace, pipes: dg.PipesSubprocessClient
+    context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace], pipes: dg.PipesSubprocessClient
 ) -> dg.MaterializeResult:
     """What a language's fine-tunes start from: a recipe trained from scratch on the first quarters.
 
@@ -176,7 +175,7 @@ def base_model(
     partitions_def=quarter_language,
     group_name="models",
     kinds={"pytorch"},
-    code_version=f"1-{recipe_version(SETTINGS.training.finetune_recipe)}",
+    code_version=recipe_version(SETTINGS.training.finetune_recipe),
     pool=TRAINING_POOL,
     deps=[
         dg.AssetDep(base_model, partition_mapping=same_language),
@@ -184,7 +183,7 @@ def base_model(
     ],
 )
 def finetuned_model(
-    context: dg.AssetExecutionContext, workspace: Workspace, pipes: dg.PipesSubprocessClient
+    context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace], pipes: dg.PipesSubprocessClient
 ) -> dg.MaterializeResult:
     """The base model tuned to the latest quarters: this one and those of the training window before it.
 
@@ -223,12 +222,13 @@ def finetuned_model(
         dg.AssetCheckSpec(
             "same_text_as_checkpoint",
             asset="model_bundle",
+            partitions_def=quarter_language,
             blocking=True,
             description="The exported network gives the checkpoint's text on real utterances.",
         )
     ],
 )
-def model_bundle(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+def model_bundle(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
     """The fine-tuned network as it is served: ONNX with streaming caches, tokenizer, and calibrated confidence."""
     from evaluation.calibration import calibrate
     from evaluation.scoring import word_outcomes

@@ -56,7 +56,7 @@ class RollbackConfig(dg.Config):
     code_version="1",
     deps=[verdict],
 )
-def registered_model(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+def registered_model(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
     """An MLflow version with its lineage, waiting as `challenger`; only with a passing verdict for this very bundle."""
     quarter, language = quarter_and_language(context)
     store, settings = workspace.store, workspace.settings
@@ -154,7 +154,9 @@ def _report(context: dg.OpExecutionContext, workspace: Workspace, decision: Deci
 
 
 @dg.op
-def decide_promotion(context: dg.OpExecutionContext, workspace: Workspace, config: PromotionConfig) -> None:
+def decide_promotion(
+    context: dg.OpExecutionContext, workspace: dg.ResourceParam[Workspace], config: PromotionConfig
+) -> None:
     """Approve or reject a registered version."""
     language = workspace.language_of(config.model)
     promotions = workspace.promotions()
@@ -168,7 +170,9 @@ def decide_promotion(context: dg.OpExecutionContext, workspace: Workspace, confi
 
 
 @dg.op
-def decide_rollback(context: dg.OpExecutionContext, workspace: Workspace, config: RollbackConfig) -> None:
+def decide_rollback(
+    context: dg.OpExecutionContext, workspace: dg.ResourceParam[Workspace], config: RollbackConfig
+) -> None:
     """Make an earlier champion the champion again."""
     language = workspace.language_of(config.model)
     decision = _decide(

@@ -1,12 +1,16 @@
 """What the assets work with: the data store and the settings of this deployment."""
 
+import hashlib
+import json
 import subprocess
 from collections.abc import Mapping
-from functools import cache, cached_property
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
+from pydantic import BaseModel
 
 from deployment.settings import Settings
 from speech.store import DataStore
@@ -16,20 +20,19 @@ if TYPE_CHECKING:
     from deployment.registry import Registry
 
 
-class Workspace(dg.ConfigurableResource):
-    """The data store of this deployment and what is derived from it."""
+@dataclass(frozen=True)
+class Workspace:
+    """The data store of a deployment and what is derived from it.
 
-    home: str
+    A plain object, not a configurable resource: which store a run works on is not a choice of the launchpad.
+    """
 
-    @cached_property
-    def settings(self) -> Settings:
-        """The settings, with the data store of this resource."""
-        return Settings.load().model_copy(update={"home": Path(self.home).absolute()})
+    settings: Settings
 
     @property
     def store(self) -> DataStore:
         """Outputs of asset partitions."""
-        return DataStore(self.home)
+        return DataStore(self.settings.home)
 
     @property
     def tracking_uri(self) -> str:
@@ -73,7 +76,7 @@ class Workspace(dg.ConfigurableResource):
 
     def mlflow_run_url(self, record: Mapping[str, Any]) -> str:
         """Where the run of a training record is shown in MLflow."""
-        experiment, run = record.get("mlflow_experiment_id", 0), record.get("mlflow_run_id")
+        experiment, run = record.get("mlflow_experiment_id"), record.get("mlflow_run_id")
         return f"{self.settings.registry.ui_url}/#/experiments/{experiment}/runs/{run}"
 
     @property
@@ -96,6 +99,12 @@ def git_revision() -> str:
         return "unknown"
 
 
+def version_of(*parts: BaseModel | str) -> str:
+    """A code version that changes with the settings behind an asset, so that Dagster shows older output as stale."""
+    identity = [part if isinstance(part, str) else part.model_dump(mode="json") for part in parts]
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+
+
 def resources() -> dict[str, object]:
     """The resources of this deployment."""
-    return {"workspace": Workspace(home=str(Settings.load().home)), "pipes": dg.PipesSubprocessClient()}
+    return {"workspace": Workspace(Settings.load()), "pipes": dg.PipesSubprocessClient()}

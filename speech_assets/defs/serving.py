@@ -24,7 +24,7 @@ GOLDEN_UTTERANCES = 5  # probes of a release; the shortest of the benchmark's, o
     if SETTINGS.serving.auto_release
     else None,
 )
-def serving_release(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+def serving_release(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
     """What the serving tier runs for a language: the champion, verified, probed with real audio, then switched to.
 
     On any failure the tier keeps what it had. Where no replica runs yet, the champion is verified and probed here and

@@ -31,7 +31,7 @@ def candidate(deployment):  # type: ignore[no-untyped-def]
 def workspace(deployment):  # type: ignore[no-untyped-def]
     from speech_assets.defs.resources import Workspace
 
-    return Workspace(home=str(deployment.home))
+    return Workspace(deployment)
 
 
 def metadata(result, asset: str) -> dict[str, object]:  # type: ignore[no-untyped-def]

@@ -396,8 +396,8 @@ class Promotions:
                     return before
                 if before:
                     raise PromotionRefused(
-                        f"'{approver}' has approved {model} version {candidate.version} already, on {before.time[:10]}: "
-                        f"two people are asked for, so another approver has to decide ({self._allowed()})"
+                        f"'{approver}' has approved {model} version {candidate.version} on {before.time[:10]}: two "
+                        f"people are asked for, so another approver has to decide ({self._allowed()})"
                     )
             return self._decide(ledger, entries, action, candidate, sha, approver, reason, overridden)
 
@@ -426,14 +426,19 @@ class Promotions:
         """
         ledger = self.ledger(language)
         with ledger.locked():
-            candidate = self.registry.challenger(model)
-            deadline = self._expires_at(candidate) if candidate else None
-            if candidate is None or deadline is None or datetime.now(UTC) <= deadline:
+            candidate = self.overdue(model)
+            if candidate is None:
                 return None
             entries = ledger.entries()
             reason = f"waited longer than {self._expires_days} days for a decision: evaluate and judge it again"
             sha = _file_sha256(self._verdicts / f"{candidate.digest}.json")
             return self._decide(ledger, entries, "expire", candidate, sha, SYSTEM, reason)
+
+    def overdue(self, model: str) -> ModelVersion | None:
+        """The challenger, if it waited too long."""
+        candidate = self.registry.challenger(model)
+        deadline = self._expires_at(candidate) if candidate else None
+        return candidate if deadline and datetime.now(UTC) > deadline else None
 
     def override(self, language: str, model: str, bundle: Path, digest: str, approver: str, reason: str) -> Decision:
         """Accept the failed gates of exactly this bundle and verdict, so that it can be registered and approved.
@@ -635,9 +640,15 @@ class Promotions:
         """All decisions of a language, oldest first, verified."""
         return self.ledger(language).entries()
 
-    def verify(self, language: str) -> str | None:
-        """None when the ledger is intact, else a sentence that names the first broken entry."""
-        return self.ledger(language).verify()
+    def verify(self, language: str, model: str | None = None) -> str | None:
+        """None when the ledger is intact, else a sentence that names what is broken.
+
+        With `model`, the ledger's end is compared with what the registry notes of it.
+        """
+        ledger = self.ledger(language)
+        if broken := ledger.verify():
+            return broken
+        return self._cut_off(ledger.entries(), model, language) if model else None
 
     def check_alias(self, language: str, model: str) -> AliasState:
         """Whether the registry's alias and its note of the ledger's head agree with the ledger.

@@ -1,8 +1,8 @@
 """The model registry: MLflow versions that carry everything needed to judge, serve and continue a model.
 
 A version is registered only with a passing verdict for exactly its bundle (or one whose failed gates people accepted in
-the promotion ledger), once per bundle digest, and is handed out only after every byte was compared with that digest. The tags and artifacts are the lineage: partition, data digests,
-code revision, recipe, figures, and the verdict itself.
+the promotion ledger), once per bundle digest, and is handed out only after every byte was compared with that digest.
+The tags and artifacts are the lineage: partition, data digests, code revision, recipe, figures, and the verdict itself.
 
 MLflow has no "create once" operation, so registration is made idempotent here: one run per digest collects the
 artifacts and is continued if a process died half way; the version is created last, in one transaction with its tags;
@@ -184,6 +184,11 @@ class Registry:
         with self._fetched(wanted):
             return wanted
 
+    @property
+    def exists(self) -> bool:
+        """False while nothing was ever written to a local registry; asking does not create it."""
+        return self._database is None or self._database.exists()
+
     def champion(self, model_name: str) -> ModelVersion | None:
         """The version that carries the alias `champion`, if any."""
         return self._by_alias(model_name, CHAMPION)
@@ -242,8 +247,6 @@ class Registry:
 
     def tagged(self, model_name: str, key: str) -> tuple[ModelVersion, ...]:
         """Versions of a model that carry a tag, newest first."""
-        if self._database is not None and not self._database.exists():
-            return ()  # nothing was ever registered: looking must not create the database
         query = f"name = '{_quoted(model_name)}' and tags.`{key}` LIKE '%'"
         aliases = self._aliases(model_name)
         return tuple(self._described(entity, aliases) for entity in self._search(query))

@@ -11,6 +11,7 @@ What the ledger cannot know is whether a name is its owner's: a proxy before Dag
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
+from functools import partial
 
 import dagster as dg
 from pydantic import Field
@@ -89,7 +90,9 @@ class OverrideConfig(dg.Config):
     reason: str = Field(description="Why these failures are acceptable; kept in the ledger with the gates' names.")
 
 
-def _decide(context: dg.OpExecutionContext, workspace: Workspace, decide: Callable[[], Decision]) -> Decision:
+def _decide(
+    context: dg.OpExecutionContext, workspace: Workspace, promotions: Promotions, decide: Callable[[], Decision]
+) -> Decision:
     """Take a decision, show it and tell of it; a refusal is a failed run with one sentence, and never retried."""
     try:
         decision = decide()
@@ -98,15 +101,15 @@ def _decide(context: dg.OpExecutionContext, workspace: Workspace, decide: Callab
     said = _sentence(decision)
     context.log.info(said)
     if decision.action in PRODUCTION:
-        _report(context, workspace, decision)
-    log_checks(context, workspace)
-    announce(f"{said}\n{_links(workspace, decision)}", workspace.settings.promotion, context.log)
+        _report(context, promotions, decision)
+    log_checks(context, workspace, promotions)
+    announce(f"{said}\n{_links(workspace, promotions, decision)}", workspace.settings.promotion, context.log)
     return decision
 
 
-def _report(context: dg.OpExecutionContext, workspace: Workspace, decision: Decision) -> None:
+def _report(context: dg.OpExecutionContext, promotions: Promotions, decision: Decision) -> None:
     """Show the champion in force after a decision."""
-    history = workspace.promotions().history(decision.language)
+    history = promotions.history(decision.language)
     context.log_event(
         dg.AssetMaterialization(
             CHAMPION,
@@ -149,7 +152,7 @@ def decide_promotion(
         return promotions.reject(*about) if config.decision is Choice.reject else promotions.request_changes(*about)
 
     with _answered(context, promotions, config) as answer:
-        answer(f"done: {_sentence(_decide(context, workspace, decide))}")
+        answer(f"done: {_sentence(_decide(context, workspace, promotions, decide))}")
 
 
 @dg.op
@@ -157,11 +160,12 @@ def decide_rollback(
     context: dg.OpExecutionContext, workspace: dg.ResourceParam[Workspace], config: RollbackConfig
 ) -> None:
     """Make an earlier champion the champion again."""
-    language = workspace.language_of(config.model)
+    promotions, language = workspace.promotions(), workspace.language_of(config.model)
     _decide(
         context,
         workspace,
-        lambda: workspace.promotions().rollback(
+        promotions,
+        lambda: promotions.rollback(
             language, config.approver, config.reason, version=config.version, model=config.model
         ),
     )
@@ -172,10 +176,12 @@ def decide_override(
     context: dg.OpExecutionContext, workspace: dg.ResourceParam[Workspace], config: OverrideConfig
 ) -> None:
     """Accept the failed gates of exactly one bundle."""
+    promotions = workspace.promotions()
     _decide(
         context,
         workspace,
-        lambda: workspace.promotions().override(
+        promotions,
+        lambda: promotions.override(
             config.language,
             workspace.model_name(config.language),
             workspace.store.current("model_bundle", config.quarter, config.language).path / BUNDLE,
@@ -193,7 +199,8 @@ def close_overdue(context: dg.OpExecutionContext, workspace: dg.ResourceParam[Wo
     for language in workspace.settings.languages:
         model = workspace.model_name(language)
         if promotions.overdue(model):
-            _decide(context, workspace, lambda at=language, name=model: _required(promotions.expire(at, name)))  # type: ignore[misc]
+            close = partial(promotions.expire, language, model)
+            _decide(context, workspace, promotions, lambda close=close: _required(close()))  # type: ignore[misc]
 
 
 @dg.job(
@@ -253,10 +260,10 @@ def approvals(
     context: dg.SensorEvaluationContext, workspace: dg.ResourceParam[Workspace]
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:
     """One run a request and one an overdue challenger."""
-    if not workspace.registry().exists:
+    promotions = workspace.promotions()
+    if not promotions.registry.exists:
         yield dg.SkipReason("nothing was registered yet")
         return
-    promotions = workspace.promotions()
     for language in workspace.settings.languages:
         model = workspace.model_name(language)
         for request in promotions.requests(model):
@@ -339,12 +346,12 @@ def _sentence(decision: Decision) -> str:
     return f"{said}, decided by {decision.approver}: {decision.reason}{accepting} (decision {decision.sequence})"
 
 
-def _links(workspace: Workspace, decision: Decision) -> str:
+def _links(workspace: Workspace, promotions: Promotions, decision: Decision) -> str:
     settings = workspace.settings
     urls = {"champion": f"{settings.dagster_url}/assets/champion"}
     wer = ""
     if decision.version:
-        version = workspace.registry().version(decision.model, decision.version)
+        version = promotions.registry.version(decision.model, decision.version)
         urls["MLflow"] = f"{settings.registry.ui_url}/#/models/{decision.model}/versions/{decision.version}"
         urls |= {"report": version.tags["link.report"]} if "link.report" in version.tags else {}
         wer = ", ".join(f"{name} {value:.4f}" for name, value in sorted(version.metrics.items())) + "\n"

@@ -18,6 +18,7 @@ from deployment.promotion import (
     STATUS_TAG,
     UNSIGNED,
     LedgerError,
+    Promotions,
     Waiting,
 )
 from evaluation.gates import GateRefused, require_passed
@@ -62,7 +63,7 @@ def registered_model(context: dg.AssetExecutionContext, workspace: dg.ResourcePa
     evaluation = load_evaluation(workspace, quarter, language)
     model = store.current("finetuned_model", quarter, language).path
     record = training_record(model)
-    version = workspace.registry().register(
+    version = promotions.registry.register(
         workspace.model_name(language),
         bundle.path,
         model / CHECKPOINT,
@@ -93,8 +94,8 @@ def registered_model(context: dg.AssetExecutionContext, workspace: dg.ResourcePa
         raise dg.Failure(str(broken), allow_retries=False) from broken
     if waiting:
         announce(f"{waiting.sentence}\n{_links(workspace, waiting)}", settings.promotion, context.log)
-    log_checks(context, workspace)
-    version = workspace.registry().version(version.name, version.version)
+    log_checks(context, workspace, promotions)
+    version = promotions.registry.version(version.name, version.version)
     return dg.MaterializeResult(
         metadata={
             "quarter": quarter_heading(quarter, language),
@@ -129,25 +130,27 @@ champion = dg.AssetSpec(
 @dg.asset_check(asset=CHAMPION, name="challenger_waits")
 def challenger_waits(workspace: dg.ResourceParam[Workspace]) -> dg.AssetCheckResult:
     """Whether someone has to decide about a challenger: who, on what figures, until when, and where to read more."""
-    return _waits(workspace)
+    return _waits(workspace, workspace.promotions())
 
 
 @dg.asset_check(asset=CHAMPION, name="ledger_intact")
 def ledger_intact(workspace: dg.ResourceParam[Workspace]) -> dg.AssetCheckResult:
     """Whether each language's ledger is the chain of decisions that was written, and none is missing at its end."""
-    return _intact(workspace)
+    return _intact(workspace, workspace.promotions())
 
 
 @dg.asset_check(asset=CHAMPION, name="alias_follows_ledger")
 def alias_follows_ledger(workspace: dg.ResourceParam[Workspace]) -> dg.AssetCheckResult:
     """Whether MLflow's alias `champion` points to what people decided; releases follow the ledger in any case."""
-    return _agrees(workspace)
+    return _agrees(workspace, workspace.promotions())
 
 
-def log_checks(context: dg.OpExecutionContext | dg.AssetExecutionContext, workspace: Workspace) -> None:
+def log_checks(
+    context: dg.OpExecutionContext | dg.AssetExecutionContext, workspace: Workspace, promotions: Promotions
+) -> None:
     """Bring the champion's checks up to date within a run that changed what they look at."""
     for name, evaluate in CHECKS.items():
-        result = evaluate(workspace)
+        result = evaluate(workspace, promotions)
         context.log_event(
             dg.AssetCheckEvaluation(  # type: ignore[arg-type]  # taken by Dagster, missing in its annotation
                 asset_key=CHAMPION,
@@ -160,12 +163,12 @@ def log_checks(context: dg.OpExecutionContext | dg.AssetExecutionContext, worksp
         )
 
 
-def _waits(workspace: Workspace) -> dg.AssetCheckResult:
+def _waits(workspace: Workspace, promotions: Promotions) -> dg.AssetCheckResult:
     found: list[Waiting] = []
     broken: list[str] = []
-    for language, model in _models(workspace):
+    for language, model in _models(workspace, promotions):
         try:
-            waiting = workspace.promotions().waiting(language, model)
+            waiting = promotions.waiting(language, model)
             found += [waiting] if waiting else []
         except LedgerError as error:
             broken.append(str(error))
@@ -210,9 +213,8 @@ def _waits(workspace: Workspace) -> dg.AssetCheckResult:
     )
 
 
-def _intact(workspace: Workspace) -> dg.AssetCheckResult:
-    promotions = workspace.promotions()
-    broken = [why for language, model in _models(workspace) if (why := promotions.verify(language, model))]
+def _intact(workspace: Workspace, promotions: Promotions) -> dg.AssetCheckResult:
+    broken = [why for language, model in _models(workspace, promotions) if (why := promotions.verify(language, model))]
     entries = {
         language: len(promotions.history(language))
         for language in workspace.settings.languages
@@ -225,12 +227,12 @@ def _intact(workspace: Workspace) -> dg.AssetCheckResult:
     )
 
 
-def _agrees(workspace: Workspace) -> dg.AssetCheckResult:
+def _agrees(workspace: Workspace, promotions: Promotions) -> dg.AssetCheckResult:
     said: list[str] = []
     passed = True
-    for language, model in _models(workspace):
+    for language, model in _models(workspace, promotions):
         try:
-            state = workspace.promotions().check_alias(language, model)
+            state = promotions.check_alias(language, model)
             agrees, explanation = state.agrees, state.explanation
         except LedgerError as broken:
             agrees, explanation = False, str(broken)
@@ -239,7 +241,7 @@ def _agrees(workspace: Workspace) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(passed=passed, description=". ".join(said) or "nothing was registered yet")
 
 
-CHECKS: dict[str, Callable[[Workspace], dg.AssetCheckResult]] = {
+CHECKS: dict[str, Callable[[Workspace, Promotions], dg.AssetCheckResult]] = {
     "challenger_waits": _waits,
     "ledger_intact": _intact,
     "alias_follows_ledger": _agrees,
@@ -299,9 +301,9 @@ def _data_version(record: dg.EventLogRecord) -> str | None:
     return tags.get("dagster/data_version")
 
 
-def _models(workspace: Workspace) -> Iterator[tuple[str, str]]:
+def _models(workspace: Workspace, promotions: Promotions) -> Iterator[tuple[str, str]]:
     """Language and registered model, once there is a registry."""
-    if workspace.registry().exists:
+    if promotions.registry.exists:
         for language in workspace.settings.languages:
             yield language, workspace.model_name(language)
 

@@ -11,7 +11,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
@@ -72,13 +72,13 @@ class House:
 
         return Workspace(self.settings)
 
-    @property
-    def registry(self):  # type: ignore[no-untyped-def]
-        return self.workspace.registry()
-
-    @property
+    @cached_property
     def promotions(self):  # type: ignore[no-untyped-def]
         return self.workspace.promotions()
+
+    @property
+    def registry(self):  # type: ignore[no-untyped-def]
+        return self.promotions.registry
 
     @property
     def ledger(self) -> Path:

@@ -291,7 +291,7 @@ def _rewrite(path: Path, change) -> None:
         (lambda lines: [*lines[:3], lines[3][:40] + b"\n"], 4),
         (lambda lines: [*lines[:3], b"\xff\xfe\n"], 4),
         (lambda lines: [*lines[:3], b"[]\n"], 4),
-        (lambda lines: [*lines[:3], lines[3].replace(b'"schema":1', b'"schema":2')], 4),
+        (lambda lines: [*lines[:3], lines[3].replace(b'"schema":2', b'"schema":3')], 4),
     ],
     ids="reason approver removed first-removed doubled swapped blank empty cut bytes list schema".split(),
 )

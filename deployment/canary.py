@@ -17,7 +17,7 @@ BUCKETS_PER_DOUBLING = 4  # a quantile is at most 19 % too high
 FASTEST_S = 0.001
 SLOWEST_BUCKET = 80  # 1049 s
 NOISE_S = 0.03  # differences below this are the machine's, and nobody hears them
-MEDIAN_FROM = 10  # answers of each version from which their medians are compared
+MEDIAN_FROM = 10  # answers of each version from which their medians are compared; a trial may ask for fewer
 TAIL_FROM = 100  # answers of each version from which their 95th percentiles are compared
 EMPTY_FROM = 5  # answers from which a share of empty ones means something
 
@@ -122,7 +122,7 @@ class Canary:
 
     Attributes:
         share: of the language's requests, 0 to 1.
-        seconds: longest time of the trial.
+        seconds: longest time of the trial, unless the versions are too slow to be compared by then.
         requests: answers that end the trial earlier; what customers do not bring, the release asks for itself.
         max_error_rate: highest share of requests that the new version may fail to answer.
         max_latency_ratio: highest ratio of its seconds of work to the old version's, in the median and, with a hundred
@@ -136,6 +136,11 @@ class Canary:
     max_error_rate: float = 0.02
     max_latency_ratio: float = 1.5
     max_empty_share: float = 0.1
+
+    @property
+    def least(self) -> int:
+        """Answers of each version without which the trial does not end: fewer say nothing about their times."""
+        return min(MEDIAN_FROM, self.requests)
 
     def fault(self, new: Figures, old: Figures, *, over: bool = False) -> str | None:
         """What sends the new version back, as a clause; None while nothing does.
@@ -152,7 +157,7 @@ class Canary:
                 f"it heard nothing in {new.empty} of {new.answers} recordings, the old version in {old.empty} of "
                 f"{old.answers} (limit {self.max_empty_share:.0%} more)"
             )
-        for share, least, name in ((0.5, MEDIAN_FROM, "median"), (0.95, TAIL_FROM, "95th percentile")):
+        for share, least, name in ((0.5, self.least, "median"), (0.95, TAIL_FROM, "95th percentile")):
             mine, its = new.quantile(share), old.quantile(share)
             if mine is None or its is None or min(new.answers, old.answers) < least:
                 continue

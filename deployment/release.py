@@ -23,6 +23,8 @@ from speech.store import write_json
 
 RELEASE_SCHEMA = 1
 BUNDLE_HEADER = "X-Soundstage-Bundle"  # asks a replica for a loaded bundle by its digest, and names it in the answer
+TIMING_HEADER = "Server-Timing"  # how long the work for an answer took, in ms (W3C Server Timing)
+WORK_TIMING = "work"
 HEARTBEAT_FRESH_S = 10.0  # replicas write every second; a busy host may be late
 FORGOTTEN_AFTER_S = 24 * 3600.0  # reports of replicas that died long ago are removed
 WAITING_FRESH_S = 5.0  # a release that waits says so every POLL_S

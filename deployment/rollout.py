@@ -20,9 +20,10 @@ reports, and what it cannot load it does not serve.
 """
 
 import itertools
+import re
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,7 +33,9 @@ from deployment.canary import Canary, Figures
 from deployment.release import (
     BUNDLE_HEADER,
     POLL_S,
+    TIMING_HEADER,
     UNDER_WAY,
+    WORK_TIMING,
     LanguageRelease,
     LanguageReport,
     ReleaseBusy,
@@ -405,8 +408,9 @@ class _Rollout:
         """Give it a share of the traffic and compare; what customers do not ask within the time is asked here."""
         import httpx
 
+        longest_s = canary.seconds + self.timeout_s
         trial = self._under_way("canary", before, replace(route, share=canary.share))
-        self._write(replace(trial, trial_s=canary.seconds + TRIAL_MARGIN_S))
+        self._write(replace(trial, trial_s=longest_s + TRIAL_MARGIN_S))
         self._enter("canary", canary.share)
         self._wait("take its share", lambda report: report.active.get(self.digest, 0) > 0)
         old = max(before.serving, key=lambda other: other.share).digest
@@ -416,40 +420,49 @@ class _Rollout:
         began = time.monotonic()
         with httpx.Client(timeout=self.latency_limit_s, trust_env=False) as client:
             while True:
-                over = self._trial_is_over(canary, watch, own, time.monotonic() - began)
+                seconds = time.monotonic() - began
+                over = self._enough(canary, watch, own, old, seconds)
                 if over:
                     time.sleep(REPORT_LAG_S)
                 watch.look()
                 self.figures = watch.of(self.digest) + own[self.digest]
                 self.against = watch.of(old) + own[old]
-                for new_ones, old_ones, asked in (
-                    (watch.of(self.digest), watch.of(old), "customers"),
-                    (own[self.digest], own[old], "the release itself"),
-                ):
+                for asked, (new_ones, old_ones) in self._evidence(watch, own, old).items():
                     fault = canary.fault(new_ones, old_ones, over=over)
                     if fault:
                         raise ReleaseFailed(f"{self._name} was returned from its canary: asked by {asked}, {fault}")
                 if over:
-                    if not self.figures.requests:
-                        raise ReleaseFailed(
-                            f"{self._name} was returned from its canary: no replica answered a request within "
-                            f"{canary.seconds:g} s"
-                        )
                     return
-                self._keep_to(began)
-                due = canary.requests * min(1.0, (time.monotonic() - began + POLL_S) / canary.seconds)
+                if seconds > longest_s:
+                    raise ReleaseFailed(
+                        f"{self._name} was returned from its canary: {self.figures.answers} of {self.figures.requests} "
+                        f"requests answered within {longest_s:g} s are too few to judge it by"
+                    )
+                self._require_trial()
+                elapsed = min(1.0, (seconds + POLL_S) / canary.seconds)
                 until = time.monotonic() + POLL_S
                 while time.monotonic() < until:
-                    if watch.of(self.digest).requests + own[self.digest].requests < due:
+                    total = watch.of(self.digest).requests + own[self.digest].requests
+                    if total < canary.requests * elapsed or own[self.digest].answers < canary.least * elapsed:
                         self._ask_both(client, next(turns), old, own, expected)
                     else:
                         time.sleep(max(0.0, until - time.monotonic()))
 
-    def _trial_is_over(self, canary: Canary, watch: "_Watch", own: dict[str, Figures], seconds: float) -> bool:
-        asked = watch.of(self.digest).requests + own[self.digest].requests
-        return seconds >= canary.seconds or asked >= canary.requests
+    def _evidence(self, watch: "_Watch", own: dict[str, Figures], old: str) -> dict[str, tuple[Figures, Figures]]:
+        """Figures of the new and the old version, by who asked; judged apart, since the recordings are others."""
+        return {
+            "customers": (watch.of(self.digest), watch.of(old)),
+            "the release itself": (own[self.digest], own[old]),
+        }
 
-    def _keep_to(self, began: float) -> None:
+    def _enough(self, canary: Canary, watch: "_Watch", own: dict[str, Figures], old: str, seconds: float) -> bool:
+        """Whether the trial has lasted long enough, with enough answers of both versions from the same askers."""
+        asked = watch.of(self.digest).requests + own[self.digest].requests
+        pairs = self._evidence(watch, own, old).values()
+        comparable = any(min(new_ones.answers, old_ones.answers) >= canary.least for new_ones, old_ones in pairs)
+        return comparable and (seconds >= canary.seconds or asked >= canary.requests)
+
+    def _require_trial(self) -> None:
         """End a trial that another bundle's release waits for, or whose replicas are all gone or cannot serve it."""
         self._give_way()
         live = self.folder.live()
@@ -493,7 +506,7 @@ class _Rollout:
                 own[digest] = own[digest].counting(None)
                 continue
             text = str(answer.json().get("text", ""))
-            own[digest] = own[digest].counting(time.monotonic() - began, empty=not text)
+            own[digest] = own[digest].counting(_work_s(answer.headers, time.monotonic() - began), empty=not text)
             if digest == self.digest and text != expected[place]:
                 raise ReleaseFailed(
                     f"{self._name} was returned from its canary: replica {replica.replica} heard '{text}' in "
@@ -636,6 +649,12 @@ class _Watch:
             if key[2] == digest:
                 total += figures - self._first.get(key, Figures())
         return total
+
+
+def _work_s(headers: Mapping[str, str], otherwise: float) -> float:
+    """Seconds of work that a replica says an answer took; waiting, which hits both versions alike, would hide it."""
+    said = re.search(rf"\b{WORK_TIMING};dur=([0-9.]+)", headers.get(TIMING_HEADER, ""))
+    return float(said.group(1)) / 1000 if said else otherwise
 
 
 def _figures(latencies_s: Sequence[float]) -> Figures:

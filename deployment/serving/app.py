@@ -28,7 +28,13 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployment.release import BUNDLE_HEADER, ReleaseDocumentError, ReleaseFolder
+from deployment.release import (
+    BUNDLE_HEADER,
+    TIMING_HEADER,
+    WORK_TIMING,
+    ReleaseDocumentError,
+    ReleaseFolder,
+)
 from deployment.serving.metrics import CONTENT_TYPE, Metrics
 from deployment.serving.models import LoadedModel, Models, NoModel
 from deployment.serving.problems import MEDIA_TYPE, Problem, ProblemDocument
@@ -491,7 +497,12 @@ def _answer(replica: Replica, request: Request, done: Transcribed, model: Loaded
     metrics.words.labels(transcript.language).inc(len(transcript.words))
     if transcript.duration_s > 0:
         metrics.real_time_factor.labels(transcript.language).observe(done.seconds / transcript.duration_s)
-    headers = {MODEL_HEADER: model.name, VERSION_HEADER: model.route.version, BUNDLE_HEADER: model.digest}
+    headers = {
+        MODEL_HEADER: model.name,
+        VERSION_HEADER: model.route.version,
+        BUNDLE_HEADER: model.digest,
+        TIMING_HEADER: f"{WORK_TIMING};dur={done.seconds * 1000:.1f}",
+    }
     if wanted == "json":
         body = {
             **transcript.to_json(),

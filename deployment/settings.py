@@ -102,8 +102,9 @@ class Promotion(Section):
     two_person: bool = Field(
         False,
         description="The person who launched a training cannot be the only one to approve its model. Who that was is "
-        "the run tag `soundstage/launched_by` (or `user`); a training that nobody signed needs two approvers. Off by "
-        "default: Dagster itself does not know its users, so the rule is worth as much as the tag.",
+        "the run tag `soundstage/launched_by` (or `user`); a training that nobody signed needs two approvers. A "
+        "roll-back needs one in any case. Off by default: Dagster itself does not know its users, so the rule is worth "
+        "as much as the tag.",
     )
     require_better: bool = Field(
         True,

@@ -734,8 +734,8 @@ def test_a_waiting_challenger_says_who_must_do_what(house: House) -> None:
     for part in (
         "soundstage-en version 2 waits for Ada or Bob to approve, reject or ask for changes",
         f"until {until}",
-        "WER 0.00% (0.00% to 0.00%)",
-        "champion soundstage-en/1, -10.00 (-10.00 to -10.00) points",
+        "WER 0.00 % (95 % interval 0.00 % to 0.00 %) on the benchmark",
+        "champion soundstage-en/1 has 10.00 %, the difference is -10.00 (-10.00 to -10.00) points",
     ):
         assert part in why
     version = house.registry.version(MODEL, "2")
@@ -976,7 +976,12 @@ def test_slack_hears_of_challengers_and_decisions(house: House, slack) -> None: 
     (waits,) = posted
     assert (waits["method"], waits["authorization"]) == ("/api/chat.postMessage", "Bearer xoxb-test")
     assert waits["channel"] == "#models"
-    for part in ("waits for Ada or Bob", "WER 0.00%", "/jobs/promote/playground", "/reports/2024-01/en/"):
+    for part in (
+        "waits for Ada or Bob",
+        "WER 0.00 %",
+        "/jobs/promote/playground/setup?config=",
+        "/reports/2024-01/en/",
+    ):
         assert part in waits["text"]
     assert told.promote().success
     assert "is the champion of 'en', decided by Ada: good" in posted[-1]["text"]

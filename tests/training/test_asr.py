@@ -8,17 +8,11 @@ import pytest
 
 from speech.text import charset
 from tests.training.toy_corpus import write_toy_corpus
-from training.asr import (
-    load_state,
-    rate_of,
-    read_split,
-    require_disjoint_speakers,
-    save_state,
-    train_tokenizer,
-    word_errors,
-)
 from training.batches import AudioCache, Augmentation, BatchMaker, Corpus, StepSampler, epoch_of
+from training.data import read_split, require_disjoint_speakers
+from training.loop import load_state, rate_of, save_state, word_errors
 from training.recipe import AugmentationSettings, JoinSettings, TrainingError, load_recipe, recipe_names
+from training.tokenizer import train_tokenizer
 
 
 @pytest.fixture(scope="module")

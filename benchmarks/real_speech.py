@@ -139,7 +139,11 @@ def materialize(home: Path, bar: float | None) -> int:
             key = LANGUAGE if asset in ("benchmark_set", "base_model") else PARTITION
             started = time.monotonic()
             result = definitions.resolve_implicit_global_asset_job_def().execute_in_process(
-                asset_selection=[dg.AssetKey(asset)], partition_key=key, instance=instance, raise_on_error=False
+                asset_selection=[dg.AssetKey(asset)],
+                partition_key=key,
+                instance=instance,
+                raise_on_error=False,
+                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
             )
             took[asset] = time.monotonic() - started
             print(f"{asset:18} {'ok' if result.success else 'REFUSED':8} {took[asset]:7.1f} s", flush=True)

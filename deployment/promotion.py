@@ -168,8 +168,9 @@ class Waiting:
         wer = f"; WER {_span(self.benchmark)} on the benchmark" if self.benchmark else ""
         against = ""
         if self.champion:
-            points = f", {_points(self.difference)} points against it" if self.difference else ""
-            against = f", champion {self.champion}{points}"
+            theirs = self.version.metrics.get("champion_benchmark_wer")
+            against = f"; champion {self.champion}" + (f" has {_percent(theirs)}" if theirs is not None else "")
+            against += f", the difference is {_points(self.difference)} points" if self.difference else ""
         until = f" until {self.expires_at:%Y-%m-%d}" if self.expires_at else ""
         return f"{name} waits for {who} to approve, reject or ask for changes{until}{wer}{against}"
 
@@ -1017,8 +1018,12 @@ def _instant(text: str) -> datetime | None:
         return None
 
 
+def _percent(share: float) -> str:
+    return f"{share:.2%}".replace("%", " %")
+
+
 def _span(interval: Interval) -> str:
-    return f"{interval.estimate:.2%} ({interval.low:.2%} to {interval.high:.2%})"
+    return f"{_percent(interval.estimate)} (95 % interval {_percent(interval.low)} to {_percent(interval.high)})"
 
 
 def _points(interval: Interval | None) -> str:

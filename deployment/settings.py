@@ -102,8 +102,9 @@ class Promotion(Section):
     two_person: bool = Field(
         False,
         description="The person who launched a training cannot be the only one to approve its model. Who that was is "
-        "the run tag `soundstage/launched_by` (or `user`); a training that nobody signed needs two approvers. Off by "
-        "default: Dagster itself does not know its users, so the rule is worth as much as the tag.",
+        "the run tag `soundstage/launched_by` (or `user`); a training that nobody signed needs two approvers. A "
+        "roll-back needs one in any case. Off by default: Dagster itself does not know its users, so the rule is worth "
+        "as much as the tag.",
     )
     require_better: bool = Field(
         True,
@@ -179,6 +180,13 @@ class Pages(Section):
     url: str = Field("http://127.0.0.1:5001", description="Where people open the pages; links point there.")
 
 
+class SourceCode(Section):
+    """Where this code is hosted, so that an asset in Dagster's UI opens the line that defines it."""
+
+    url: str = Field(description="Repository on GitHub or GitLab, such as https://github.com/acme/speech.")
+    branch: str = Field("main", description="Branch that is deployed.")
+
+
 class Settings(BaseSettings):
     """Everything a team edits. `Settings.load()` reads the file and the environment."""
 
@@ -201,6 +209,12 @@ class Settings(BaseSettings):
     gates: GateSettings = Field(default_factory=GateSettings)
     corpus: CorpusSettings = Field(default_factory=CorpusSettings)
     dagster_url: str = Field("http://127.0.0.1:3000", description="Where people open Dagster; links point there.")
+    owners: tuple[str, ...] = Field(
+        ("team:speech",), description="Who Dagster shows as owners of every asset: mail addresses or `team:` names."
+    )
+    source_code: SourceCode | None = Field(
+        None, description="Where code links lead; None: to the files on this machine."
+    )
     registry: Registry = Field(default_factory=Registry)
     promotion: Promotion = Field(default_factory=Promotion)
     pages: Pages = Field(default_factory=Pages)

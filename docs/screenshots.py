@@ -14,11 +14,12 @@ from rich.console import Console
 
 from deployment.settings import Settings
 from speech_assets import local
-from speech_assets.graphql import LOCATION
+from speech_assets.graphql import LOCATION, REPOSITORY
 
 IMAGES = Path(__file__).parent / "images"
 SIZE = {"width": 1500, "height": 950}
 SETTLE_MS = 4_000  # the UIs load their figures after the page
+GROUPS = ("corpus", "models", "evaluation", "promotion", "serving")
 
 
 def pages(settings: Settings) -> Mapping[str, str]:
@@ -27,7 +28,7 @@ def pages(settings: Settings) -> Mapping[str, str]:
     language = settings.languages[0]
     first = f"{language}|{settings.first_quarter}"
     return {
-        "graph": f"{dagster}/asset-groups",
+        "graph": f"{dagster}/asset-groups?expanded={quote(','.join(f'{LOCATION}:{REPOSITORY}:{g}' for g in GROUPS))}",
         "runs": f"{dagster}/runs",
         "evaluation": f"{dagster}/assets/evaluation?view=partitions&partition={quote(first)}",
         "evaluation_over_quarters": f"{dagster}/assets/evaluation?view=overview",

@@ -5,21 +5,40 @@ Great Expectations load inside the assets that use them.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
 from speech_assets.defs import approvals, automation, corpus, evaluation, models, promotion, serving
+from speech_assets.defs.partitions import SETTINGS
 from speech_assets.defs.resources import resources
+
+MODULES = (corpus, models, evaluation, promotion, approvals, serving, automation)
 
 
 def build(resource_overrides: Mapping[str, Any] | None = None) -> dg.Definitions:
     """The graph with this deployment's resources, some of them replaced by `resource_overrides`."""
-    return dg.load_definitions_from_modules(
-        [corpus, models, evaluation, promotion, approvals, serving, automation],
+    found = dg.load_definitions_from_modules(MODULES)
+    assets = dg.with_source_code_references(list(found.assets or ()))
+    if SETTINGS.source_code is not None:
+        assets = dg.link_code_references_to_git(
+            assets,
+            git_url=SETTINGS.source_code.url,
+            git_branch=SETTINGS.source_code.branch,
+            file_path_mapping=dg.AnchorBasedFilePathMapping(
+                local_file_anchor=Path(__file__).parents[1], file_anchor_path_in_repository=""
+            ),
+        )
+    return dg.Definitions(
+        assets=assets,
+        asset_checks=found.asset_checks,
+        jobs=found.jobs,
+        schedules=found.schedules,
+        sensors=found.sensors,
         resources={**resources(), **(resource_overrides or {})},
         executor=dg.in_process_executor,
-    )
+    ).map_asset_specs(func=lambda spec: spec.replace_attributes(owners=list(SETTINGS.owners)))
 
 
 defs = build()

@@ -105,12 +105,15 @@ class Demo:
         return list(step.assets[first:])
 
     def _standing_refusal(self, step: Step, stale: Mapping[str, str]) -> str | None:
-        """Why a partition stands refused though its corpus is up to date; None when it does not."""
+        """Why a partition stands refused though what was judged is up to date; None when it does not."""
         if "|" not in step.partition or any(stale.get(asset, "FRESH") != "FRESH" for asset in CORPUS):
             return None
         language, quarter = step.partition.split("|")
-        failed = self._failed_checks(quarter, language)
-        return f"utterances: {', '.join(failed)} failed" if failed else None
+        if failed := self._failed_checks(quarter, language):
+            return f"utterances: {', '.join(failed)} failed"
+        if stale.get("verdict") == "FRESH" and (failed := self._failed_gates(quarter, language)):
+            return f"verdict: {', '.join(failed)} failed"
+        return None
 
     def _failed_checks(self, quarter: str, language: str) -> list[str]:
         """The corpus checks for which a partition was refused; empty when it passed or is not there yet."""
@@ -122,6 +125,17 @@ class Demo:
             return []
         validation = json.loads((self.store.current("utterances", quarter, language).path / VALIDATION).read_text())
         return [] if validation["passed"] else list(validation["failed"])
+
+    def _failed_gates(self, quarter: str, language: str) -> list[str]:
+        """The gates that a partition's judged model failed."""
+        from evaluation.gates import load_verdict
+        from speech.bundle import ModelBundle
+        from speech_assets.defs.models import BUNDLE
+        from speech_assets.defs.resources import Workspace
+
+        bundle = ModelBundle.load(self.store.current("model_bundle", quarter, language).path / BUNDLE)
+        failures = load_verdict(Workspace(self.settings).verdicts, bundle.digest).failures
+        return list(dict.fromkeys(gate.name for gate in failures))
 
     def _training_progress(self, step: Step, now: Sequence[str]) -> str | None:
         """What a running training says about itself."""

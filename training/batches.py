@@ -254,7 +254,7 @@ class BatchMaker:
         tokens: list[list[int]] = []
         for example in examples:
             sound = self._joined(example)
-            wordless = self.augment.nonspeech(len(sound), example.id)
+            wordless = self.augment.nonspeech(sound, example.id)
             if wordless is not None:
                 sounds.append(wordless)
                 tokens.append([])
@@ -315,24 +315,30 @@ class Augmentation:
         loudest = float(np.abs(samples).max(initial=0.0))
         return (samples / np.float32(loudest) if loudest > 1 else samples).astype(np.float32, copy=False)
 
-    def nonspeech(self, count: int, key: str) -> np.ndarray | None:
-        """Noise, hum or near silence, float32 [count], in place of a share of the examples; None for the others.
+    def nonspeech(self, sound: np.ndarray, key: str) -> np.ndarray | None:
+        """Noise, babble, hum or near silence, as long as `sound`, for a share of the examples; None for the others.
 
-        A model that has only ever heard speech writes words for whatever it hears.
+        A model that has only ever heard speech writes words for whatever it hears. Babble is noise with the spectrum of
+        `sound` and an uneven swell, as many voices at once have it (ICRA noise, Dreschler et al. 2001).
         """
+        count = len(sound)
         rng = np.random.default_rng([self.seed, zlib.crc32(f"nonspeech {key}".encode())])
         if rng.random() >= self.settings.nonspeech_probability:
             return None
         times = np.arange(count) / SAMPLE_RATE
-        if rng.random() < 0.2:
+        kind = rng.choice(("hum", "noise", "babble"), p=(0.2, 0.4, 0.4))
+        if kind == "hum":
             mains_hz = rng.choice((50.0, 60.0))
             signal = sum(np.sin(2 * np.pi * mains_hz * h * times + rng.uniform(0, 6)) / h for h in range(1, 10))
         else:
-            frequencies = np.maximum(np.fft.rfftfreq(count, 1 / SAMPLE_RATE), 30.0)
-            slope = frequencies ** -rng.uniform(0.0, 1.2)
-            signal = np.fft.irfft(np.fft.rfft(rng.standard_normal(count)) * slope, count)
-            swell = np.sin(2 * np.pi * rng.uniform(1.0, 8.0) * times + rng.uniform(0, 6))
-            signal = signal * (1 + rng.uniform(0.0, 1.0) * swell)
+            if kind == "babble":
+                spectrum = np.abs(np.fft.rfft(sound))
+            else:
+                spectrum = np.maximum(np.fft.rfftfreq(count, 1 / SAMPLE_RATE), 30.0) ** -rng.uniform(0.0, 1.2)
+            signal = np.fft.irfft(np.fft.rfft(rng.standard_normal(count)) * spectrum, count)
+            changes = rng.random(2 + int(count / SAMPLE_RATE * rng.uniform(2.0, 16.0)))
+            swell = np.interp(np.linspace(0, len(changes) - 1, count), np.arange(len(changes)), changes)
+            signal = signal * (1 - rng.uniform(0.0, 0.9) * swell)
         unit = signal / (np.sqrt(np.mean(np.square(signal))) + 1e-9)
         level = 10 ** (rng.uniform(*NONSPEECH_LEVEL_DBFS) / 20)
         return np.clip(unit * level, -1.0, 1.0).astype(np.float32)

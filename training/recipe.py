@@ -90,7 +90,7 @@ class AugmentationSettings(_Section):
     noise_snr_db: tuple[float, float] = Field((8.0, 35.0), description="Speech over noise, drawn from this range.")
     noise_folder: Path | None = Field(None, description="Recordings of noise; without it noise is synthesised.")
     nonspeech_probability: float = Field(
-        0.05, ge=0, lt=1, description="Share of examples replaced by noise or hum in which nobody says a word."
+        0.05, ge=0, lt=1, description="Share of examples replaced by noise, babble or hum in which nobody says a word."
     )
     telephone_probability: float = Field(0.0, ge=0, le=1, description="Share band-limited to 300-3,400 Hz.")
     silence_s: tuple[float, float] = Field((0.0, 0.0), description="Pause before and after, drawn from this range.")

@@ -32,6 +32,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from training.asr import Interrupted, fit, recorded
+from training.data import read_split, require_disjoint_speakers
+from training.loop import Progress
+from training.network import is_file_base
 from training.recipe import Recipe, TrainingError, load_recipe, recipe_names
 
 OK, FAILED, REFUSED, TERMINATED = 0, 1, 2, 128 + signal.SIGTERM
@@ -42,7 +46,7 @@ RECORD = "training.json"
 PROGRESS = "progress.json"
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
-PARITY_UTTERANCES = 20  # dev utterances whose text must survive the export
+PARITY_UTTERANCES = 100  # dev utterances whose text must survive the export
 
 
 class TrackingSpec(BaseModel):
@@ -107,15 +111,13 @@ def run(spec: TrainingSpec, stop: "_Stop | None" = None) -> dict[str, Any]:
 
     Raises TrainingError for what the user must mend, and lets other errors through.
     """
-    from training import asr
-
     stop = stop or _Stop()
     first = _rank() == 0
     recipe = load_recipe(spec.recipe, spec.overrides)
-    train = asr.read_split(spec.train, "train", spec.language)
-    dev = asr.read_split(spec.dev, "dev", spec.language)
+    train = read_split(spec.train, "train", spec.language)
+    dev = read_split(spec.dev, "dev", spec.language)
     if not spec.shared_speakers:
-        asr.require_disjoint_speakers(train, dev)
+        require_disjoint_speakers(train, dev)
     fingerprint = fingerprint_of(spec, recipe, [*train.digests.values()], [*dev.digests.values()])
     output = spec.output
     _make_folder(output)
@@ -134,7 +136,7 @@ def run(spec: TrainingSpec, stop: "_Stop | None" = None) -> dict[str, Any]:
         )
         tracker = _Tracker(spec, recipe, output / CHECKPOINTS, pipes) if first else None
 
-        def report(progress: asr.Progress) -> None:
+        def report(progress: Progress) -> None:
             if not first:
                 return
             _write_json(output / PROGRESS, {**asdict(progress), "updated_at": _now()})
@@ -145,7 +147,7 @@ def run(spec: TrainingSpec, stop: "_Stop | None" = None) -> dict[str, Any]:
         began = time.monotonic()
         try:
             with stop.deferred():
-                fitted = asr.fit(
+                fitted = fit(
                     recipe,
                     train,
                     dev,
@@ -157,11 +159,11 @@ def run(spec: TrainingSpec, stop: "_Stop | None" = None) -> dict[str, Any]:
                     report=report,
                     should_stop=lambda: stop.asked,
                 )
-        except asr.Interrupted as error:
+        except Interrupted as error:
             if first:
                 _write_json(
                     output / PROGRESS,
-                    {**asdict(asr.Progress("stopped", error.step, recipe.max_steps)), "updated_at": _now()},
+                    {**asdict(Progress("stopped", error.step, recipe.max_steps)), "updated_at": _now()},
                 )
             if tracker is not None:
                 tracker.finish("KILLED")
@@ -172,9 +174,9 @@ def run(spec: TrainingSpec, stop: "_Stop | None" = None) -> dict[str, Any]:
             raise
         if not first:
             return {}
-        report(asr.Progress("exporting", fitted.steps, recipe.max_steps, fitted.epochs, fitted.loss, fitted.dev_wer))
+        report(Progress("exporting", fitted.steps, recipe.max_steps, fitted.epochs, fitted.loss, fitted.dev_wer))
         record = {
-            **asr.recorded(fitted),
+            **recorded(fitted),
             "name": spec.name,
             "language": spec.language,
             "seed": spec.seed,
@@ -190,7 +192,7 @@ def run(spec: TrainingSpec, stop: "_Stop | None" = None) -> dict[str, Any]:
         }
         _publish(spec, record, fitted, dev, train)
         report(
-            asr.Progress(
+            Progress(
                 "finished", fitted.steps, recipe.max_steps, fitted.epochs, fitted.loss, fitted.dev_wer, fitted.dev_cer,
                 eta_s=0.0,
             )
@@ -204,8 +206,6 @@ def run(spec: TrainingSpec, stop: "_Stop | None" = None) -> dict[str, Any]:
 
 def fingerprint_of(spec: TrainingSpec, recipe: Recipe, train: Sequence[str], dev: Sequence[str]) -> str:
     """Return a digest of all that decides the result; where it lies and who tracks it do not."""
-    from training.asr import is_file_base
-
     base = spec.base
     if base is not None and is_file_base(base) and Path(base).is_file():
         with open(base, "rb") as stream:
@@ -388,7 +388,7 @@ def _write_json(path: Path, document: Mapping[str, Any]) -> None:
 # ------------------------------------------------------------------------------------------------ telling the world
 
 
-def _line(progress: Any) -> str:
+def _line(progress: Progress) -> str:
     parts = [f"{progress.phase:<12} step {progress.step}/{progress.max_steps}"]
     if progress.loss is not None:
         parts.append(f"loss {progress.loss:.3f}")
@@ -461,7 +461,7 @@ class _Tracker:
                 )
             self._client = client
 
-    def metrics(self, progress: Any) -> None:
+    def metrics(self, progress: Progress) -> None:
         """Log the numbers of a report at its step."""
         if self._client is None or progress.loss is None:
             return

@@ -6,6 +6,7 @@ read again. Its checks say whether someone has to decide, and whether the ledger
 
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import quote
 
 import dagster as dg
 
@@ -21,6 +22,7 @@ from deployment.promotion import (
     Promotions,
     Waiting,
 )
+from deployment.registry import LAUNCHED_BY_TAG, ModelVersion
 from evaluation.gates import GateRefused, require_passed
 from speech.bundle import BundleError, ModelBundle
 from speech.store import StoreError
@@ -29,6 +31,7 @@ from speech_assets.defs.metadata import markdown_table, quarter_heading
 from speech_assets.defs.models import BUNDLE, CHECKPOINT, finetuned_model, training_record
 from speech_assets.defs.partitions import languages, quarter_and_language, quarter_language
 from speech_assets.defs.resources import Workspace, git_revision
+from speech_assets.graphql import LOCATION
 from speech_assets.slack import announce, link
 
 CHAMPION = dg.AssetKey("champion")
@@ -107,8 +110,8 @@ def registered_model(context: dg.AssetExecutionContext, workspace: dg.ResourcePa
                 f"{settings.registry.ui_url}/#/models/{version.name}/versions/{version.version}"
             ),
             "status": version.tags.get(STATUS_TAG, ""),
-            "launched_by": version.tags.get("launched_by", ""),
-            "decide": dg.MetadataValue.url(launchpad(workspace, "promote")),
+            "launched_by": version.tags.get(LAUNCHED_BY_TAG, ""),
+            "decide": dg.MetadataValue.md(f"[open the launchpad]({launchpad(workspace, version)})"),
         },
         data_version=dg.DataVersion(version.digest),
     )
@@ -177,38 +180,9 @@ def _waits(workspace: Workspace, promotions: Promotions) -> dg.AssetCheckResult:
         severity=dg.AssetCheckSeverity.WARN,
         description=". ".join([w.sentence for w in found] + broken) or "nobody has to decide anything",
         metadata={
-            "waiting": markdown_table(
-                (
-                    "version",
-                    "figures (share of words)",
-                    "95 % interval",
-                    "champion",
-                    "against it",
-                    "until",
-                    "trained by",
-                ),
-                [
-                    (
-                        f"{w.version.name} version {w.version.version}",
-                        ", ".join(f"{name} {value:.4f}" for name, value in sorted(w.version.metrics.items())),
-                        f"{w.benchmark.low:.2%} to {w.benchmark.high:.2%}" if w.benchmark else "-",
-                        w.champion or "none yet",
-                        f"{w.difference.low * 100:+.2f} to {w.difference.high * 100:+.2f} points"
-                        if w.difference
-                        else "-",
-                        f"{w.expires_at:%Y-%m-%d}" if w.expires_at else "-",
-                        w.version.tags.get("launched_by", UNSIGNED),
-                    )
-                    for w in found
-                ],
-            ),
+            "to_decide": dg.MetadataValue.md("\n\n".join(_page(workspace, w) for w in found) or "nothing"),
             "who_may_approve": ", ".join(workspace.settings.promotion.approvers) or "nobody yet",
-            "decide": dg.MetadataValue.url(launchpad(workspace, "promote")),
-            **{
-                f"{w.version.name}_{label}": dg.MetadataValue.url(url)
-                for w in found
-                for label, url in _urls(workspace, w).items()
-            },
+            **{f"{w.version.name}: {label}": value for w in found for label, value in _shown(workspace, w).items()},
         },
     )
 
@@ -248,6 +222,26 @@ CHECKS: dict[str, Callable[[Workspace, Promotions], dg.AssetCheckResult]] = {
 }
 
 
+def _shown(workspace: Workspace, waiting: Waiting) -> dict[str, Any]:
+    """What an approver reads about one challenger: figures that plot, dates and links."""
+    metrics = waiting.version.metrics
+    return {
+        **{name: metrics[name] for name in ("benchmark_wer", "champion_benchmark_wer") if name in metrics},
+        "champion": waiting.champion or "none yet",
+        "training_launched_by": waiting.version.tags.get(LAUNCHED_BY_TAG, UNSIGNED),
+        **({"expires": f"{waiting.expires_at:%Y-%m-%d}"} if waiting.expires_at else {}),
+        **{label: dg.MetadataValue.url(url) for label, url in _urls(workspace, waiting).items()},
+    }
+
+
+def _page(workspace: Workspace, waiting: Waiting) -> str:
+    """All figures of a challenger, under a link to a launchpad that is filled in: too long a link for metadata."""
+    version = waiting.version
+    figures = markdown_table(("figure", "value"), [(name, f"{v:.4f}") for name, v in sorted(version.metrics.items())])
+    title = f"[Decide about {version.name} version {version.version}]({launchpad(workspace, version)})"
+    return f"{title}\n\n{figures.md_str or 'no figures'}"
+
+
 def decision_guide(workspace: Workspace) -> str:
     """How people decide about a version, for its page in MLflow."""
     approvers = ", ".join(workspace.settings.promotion.approvers) or "nobody yet"
@@ -255,7 +249,7 @@ def decision_guide(workspace: Workspace) -> str:
         (
             "### To decide",
             "",
-            f"Approve, reject or ask for changes in [Dagster]({launchpad(workspace, 'promote')}), or here, by setting "
+            f"Approve, reject or ask for changes in [Dagster]({launchpad(workspace)}), or here, by setting "
             "these tags on this version:",
             "",
             "| tag | value |",
@@ -270,9 +264,20 @@ def decision_guide(workspace: Workspace) -> str:
     )
 
 
-def launchpad(workspace: Workspace, job: str) -> str:
-    """Where people launch a job."""
-    return f"{workspace.settings.dagster_url}/locations/speech_assets.definitions/jobs/{job}/playground"
+def launchpad(workspace: Workspace, version: ModelVersion | None = None) -> str:
+    """Where people launch `promote`; with a version, its fields are filled in but for the decision itself."""
+    url = f"{workspace.settings.dagster_url}/locations/{LOCATION}/jobs/promote/playground"
+    if version is None:
+        return url
+    fields = (
+        f"model: {version.name}",
+        f'version: "{version.version}"',
+        "decision:   # approve, reject or request_changes",
+        f"approver:   # {', '.join(workspace.settings.promotion.approvers)}",
+        "reason:   # why, in a sentence that will make sense in a year",
+    )
+    config = "\n      ".join(("ops:\n  decide_promotion:\n    config:", *fields))
+    return f"{url}/setup?config={quote(config)}"
 
 
 def launcher(run: dg.DagsterRun | None) -> str:
@@ -316,5 +321,5 @@ def _urls(workspace: Workspace, waiting: Waiting) -> dict[str, str]:
 
 
 def _links(workspace: Workspace, waiting: Waiting) -> str:
-    urls = {"decide": launchpad(workspace, "promote"), **_urls(workspace, waiting)}
+    urls = {"decide": launchpad(workspace, waiting.version), **_urls(workspace, waiting)}
     return " | ".join(link(url, label) for label, url in urls.items())

@@ -64,10 +64,17 @@ def test_partitions_are_quarter_by_language_or_language(graph) -> None:  # type:
         assert dimensions == expected, key
 
 
-def test_every_asset_is_described_and_grouped(graph) -> None:  # type: ignore[no-untyped-def]
+def test_every_asset_says_what_it_is_whose_it_is_and_where_its_code_stands(graph) -> None:  # type: ignore[no-untyped-def]
     for key in graph.get_all_asset_keys():
-        assert graph.get(key).description, key
-        assert graph.get(key).group_name != "default", key
+        node = graph.get(key)
+        assert node.description, key
+        assert node.group_name != "default", key
+        assert node.owners == ["team:speech"], key
+        if node.is_materializable:
+            [link] = node.metadata["dagster/code_references"].code_references
+            assert f"def {key.to_user_string()}(" in "".join(
+                Path(link.file_path).read_text().splitlines(keepends=True)[link.line_number - 1 :][:30]
+            )
 
 
 def test_only_people_write_the_champion(graph) -> None:  # type: ignore[no-untyped-def]

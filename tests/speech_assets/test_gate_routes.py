@@ -9,12 +9,14 @@ import datetime as dt
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
+from urllib.parse import parse_qsl, unquote, urlparse
 
 import pytest
 
@@ -247,9 +249,8 @@ def house(deployment, tmp_path: Path, bundles: Path, empty_registry: Path) -> Ho
     settings = Settings.load()
     promotion = settings.promotion.model_copy(update={"approvers": ("Ada", "Bob")})
     serving = settings.serving.model_copy(update={"auto_release": False})  # releases are launched where they matter
-    settings = settings.model_copy(
-        update={"home": tmp_path, "gates": GateSettings(), "promotion": promotion, "serving": serving}
-    )
+    changed = {"languages": (LANGUAGE,), "gates": GateSettings(), "promotion": promotion, "serving": serving}
+    settings = settings.model_copy(update={"home": tmp_path, **changed})
     return House(tmp_path, settings, dg.DagsterInstance.ephemeral(), bundles)
 
 
@@ -733,8 +734,8 @@ def test_a_waiting_challenger_says_who_must_do_what(house: House) -> None:
     for part in (
         "soundstage-en version 2 waits for Ada or Bob to approve, reject or ask for changes",
         f"until {until}",
-        "WER 0.00% (0.00% to 0.00%)",
-        "champion soundstage-en/1, -10.00 (-10.00 to -10.00) points",
+        "WER 0.00 % (95 % interval 0.00 % to 0.00 %) on the benchmark",
+        "champion soundstage-en/1 has 10.00 %, the difference is -10.00 (-10.00 to -10.00) points",
     ):
         assert part in why
     version = house.registry.version(MODEL, "2")
@@ -768,6 +769,27 @@ def test_two_persons_are_needed_where_the_launcher_approves(house: House) -> Non
     assert strict.registry.challenger(MODEL).version == "1"
     assert strict.promote(approver="Bob").success
     assert strict.promotions.current(LANGUAGE).approver == "Bob"
+
+
+def test_the_launcher_is_who_trained_and_not_who_registered(house: House) -> None:
+    """Otherwise a colleague's registration would hide whose work it is."""
+    import dagster as dg
+
+    from speech_assets.defs.partitions import quarter_language
+
+    @dg.asset(name="finetuned_model", partitions_def=quarter_language)
+    def training() -> dg.MaterializeResult:
+        return dg.MaterializeResult(data_version=dg.DataVersion("d" * 64))
+
+    trained = {"partition_key": PARTITION, "instance": house.instance}
+    dg.materialize([training], tags={"soundstage/launched_by": "Ada"}, **trained)
+    house.judge(1)
+    assert house.materialize("registered_model", tags={"soundstage/launched_by": "Bob"}).success
+    assert house.registry.version(MODEL, "1").tags["launched_by"] == "Ada"
+    dg.materialize([training], tags={"dagster/schedule_name": "retrain"}, **trained)
+    house.judge(2)
+    assert house.materialize("registered_model").success
+    assert house.registry.version(MODEL, "2").tags["launched_by"] == "Ada, schedule retrain"
 
 
 def test_a_training_that_nobody_signed_needs_two_approvers(house: House) -> None:
@@ -879,6 +901,26 @@ def test_a_request_that_may_not_be_granted_is_answered_in_mlflow(house: House, a
     assert house.registry.version(MODEL, "1").tags["soundstage.requests_answered"] == "1"
 
 
+def test_a_request_whose_run_was_killed_is_answered(house: House) -> None:
+    """Dagster never launches a run key twice, so a person has to know that nothing more will come of it."""
+    import dagster as dg
+
+    house.register(1)
+    wanted = {"decision": "approve", "approver": "Ada", "reason": "good"}
+    house.tag(**{f"soundstage__{key}": value for key, value in wanted.items()})
+    (request,) = ticked(house)
+    killed = dg.DagsterRun(job_name="promote", status=dg.DagsterRunStatus.FAILURE, tags=dict(request.tags))
+    house.instance.add_run(killed)
+    assert ticked(house) == []
+    outcome = house.registry.version(MODEL, "1").tags["soundstage.outcome"]
+    assert killed.run_id in outcome
+    assert "again" in outcome
+    house.tag(**{f"soundstage__{key}": value for key, value in wanted.items()})
+    (again,) = ticked(house)
+    assert again.run_key != request.run_key
+    assert started(house, again).success
+
+
 def test_an_overdue_challenger_is_closed_by_the_system(house: House) -> None:
     house.register(1, judged_at=long_ago())
     assert "cannot be approved" in house.checks()["challenger_waits"][1]
@@ -891,6 +933,63 @@ def test_an_overdue_challenger_is_closed_by_the_system(house: House) -> None:
     assert ticked(house) == []
     house.register(1)
     assert house.promote().success, "judged anew, it may be approved"
+
+
+@pytest.fixture
+def slack(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """A server that stands for Slack's API: its address, and what was posted to it."""
+    pytest.importorskip("slack_sdk")
+    posted: list[dict[str, str]] = []
+
+    class Slack(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+            fields = dict(parse_qsl(body)) if "json" not in self.headers["Content-Type"] else json.loads(body)
+            posted.append({"method": self.path, "authorization": self.headers["Authorization"], **fields})
+            answer = json.dumps({"ok": fields["channel"] != "#gone", "error": "channel_not_found"}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *arguments: object) -> None:
+            """Say nothing: the test reads `posted`."""
+
+    server = HTTPServer(("127.0.0.1", 0), Slack)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    monkeypatch.setenv("SOUNDSTAGE_SLACK_TOKEN", "xoxb-test")
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/api/", posted
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_slack_hears_of_challengers_and_decisions(house: House, slack) -> None:  # type: ignore[no-untyped-def]
+    url, posted = slack
+    told = house.ruled(slack_url=url, slack_channel="#models")
+    told.register(1)
+    told.register(1)
+    (waits,) = posted
+    assert (waits["method"], waits["authorization"]) == ("/api/chat.postMessage", "Bearer xoxb-test")
+    assert waits["channel"] == "#models"
+    for part in (
+        "waits for Ada or Bob",
+        "WER 0.00 %",
+        "/jobs/promote/playground/setup?config=",
+        "/reports/2024-01/en/",
+    ):
+        assert part in waits["text"]
+    assert told.promote().success
+    assert "is the champion of 'en', decided by Ada: good" in posted[-1]["text"]
+    assert "benchmark_wer 0.0000" in posted[-1]["text"]
+    deaf = house.ruled(slack_url=url, slack_channel="#gone")
+    deaf.register(2, champion=1)
+    assert deaf.promote("2").success, "a channel that is gone does not stop a decision"
+    assert len(posted) == 4
 
 
 def test_the_verdict_names_its_age_and_comparison(house: House) -> None:

@@ -29,9 +29,10 @@ def candidate(deployment):  # type: ignore[no-untyped-def]
 
 @pytest.fixture
 def workspace(deployment):  # type: ignore[no-untyped-def]
+    from deployment.settings import Settings
     from speech_assets.defs.resources import Workspace
 
-    return Workspace(deployment)
+    return Workspace(Settings.load())
 
 
 def metadata(result, asset: str) -> dict[str, object]:  # type: ignore[no-untyped-def]

@@ -8,17 +8,11 @@ import pytest
 
 from speech.text import charset
 from tests.training.toy_corpus import write_toy_corpus
-from training.asr import (
-    load_state,
-    rate_of,
-    read_split,
-    require_disjoint_speakers,
-    save_state,
-    train_tokenizer,
-    word_errors,
-)
 from training.batches import AudioCache, Augmentation, BatchMaker, Corpus, StepSampler, epoch_of
+from training.data import read_split, require_disjoint_speakers
+from training.loop import load_state, rate_of, save_state, word_errors
 from training.recipe import AugmentationSettings, JoinSettings, TrainingError, load_recipe, recipe_names
+from training.tokenizer import train_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +143,24 @@ def test_augmentation_is_drawn_from_the_example_and_stays_within_full_scale() ->
     assert not np.array_equal(first(loud, "x-0")[:9000], first(loud, "x-1")[:9000])
     assert np.abs(first(loud, "x-0")).max() <= 1
     assert first(np.zeros(800, np.float32), "silence").max() == 0
+
+
+def test_the_asked_share_of_examples_is_sound_without_words() -> None:
+    """Without them a model writes words for noise; too many would leave no speech to learn from."""
+    speech = np.sin(np.arange(16_000) * 0.3).astype(np.float32)
+    augment = Augmentation(AugmentationSettings(nonspeech_probability=0.25), 1)
+    drawn = [augment.nonspeech(speech, f"x-{number}") for number in range(400)]
+    sounds = [sound for sound in drawn if sound is not None]
+    assert 70 <= len(sounds) <= 130
+    assert all(len(sound) == len(speech) and np.abs(sound).max() <= 1 for sound in sounds)
+    levels_db = [20 * np.log10(np.sqrt(np.mean(sound**2))) for sound in sounds]
+    assert min(levels_db) < -60
+    assert max(levels_db) > -20
+    first = next(number for number, sound in enumerate(drawn) if sound is not None)
+    assert np.array_equal(augment.nonspeech(speech, f"x-{first}"), drawn[first])
+    silence = [augment.nonspeech(np.zeros(800, np.float32), f"x-{number}") for number in range(400)]
+    assert all(np.isfinite(sound).all() for sound in silence if sound is not None)
+    assert Augmentation(AugmentationSettings(nonspeech_probability=0), 1).nonspeech(speech, "x-0") is None
 
 
 def test_audio_beyond_the_cache_is_read_again_and_equal(tmp_path: Path) -> None:

@@ -211,6 +211,9 @@ def test_a_fine_tune_keeps_the_tokenizer_and_geometry_of_its_base(story: Story, 
     assert tuned.digest != base.digest
     record = _record(tmp_path / "out")
     assert record["steps"] == 4
+    assert record["history"][0]["step"] == 0, "the base itself is the first candidate"
+    assert record["dev_wer"] <= record["history"][0]["wer"]
+    assert logged_experiment(tracking, record["mlflow_experiment_id"]) == "toy"
 
     from mlflow.tracking import MlflowClient
 
@@ -219,6 +222,12 @@ def test_a_fine_tune_keeps_the_tokenizer_and_geometry_of_its_base(story: Story, 
     assert logged.data.tags["quarter"] == "2024-01"
     assert logged.data.params["optimizer.learning_rate"] == str(record["recipe"]["optimizer"]["learning_rate"])
     assert logged.data.metrics["final_dev_wer"] == pytest.approx(record["dev_wer"])
+
+
+def logged_experiment(tracking: str, experiment_id: str) -> str:
+    from mlflow.tracking import MlflowClient
+
+    return str(MlflowClient(tracking_uri=tracking).get_experiment(experiment_id).name)
 
 
 def _refusal(spec: Path, *flags: str) -> str:

@@ -9,9 +9,21 @@ off at the end shows against the head that is noted at the model in the registry
 Every step forward, roll-back included, re-reads the persisted verdict for exactly the bundle in question and compares
 the registry's bytes with its digest. Whatever is missing is a refusal.
 
+What a person can decide about a version that waits: `approve`, `reject` (final for that bundle), `request_changes`
+(closed until it is judged again). The system closes what waited too long (`expire`). Under the two-person rule an
+approval by the person who launched the training is one `voice`, and another approver has to approve.
+
+A bundle that failed gates reaches production only through two entries: `override`, about exactly this bundle and
+verdict, which lets it be registered, and an approval that repeats which gates were overridden. Roll-back and release
+honour that approval for exactly that bundle and verdict. A missing, altered, stale or foreign verdict, an expired
+challenger or a bundle whose bytes differ cannot be overridden.
+
+`python -m deployment.promotion [language]` prints the ledger.
+
 A line that a dying machine left unfinished was never confirmed to anyone: the next decision moves it to
 `<language>.torn` and continues after the last whole entry. Not covered: someone who rewrites the whole chain and the
-registry's note as well; the folder's permissions keep them out.
+registry's note as well; the folder's permissions keep them out. Names are taken as given, from the launchpad and from
+tags alike: whoever can reach Dagster or MLflow can write another's, unless a proxy in front of them signs people in.
 """
 
 import fcntl
@@ -19,21 +31,43 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
-from datetime import UTC, datetime
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-from deployment.registry import CHALLENGER, CHAMPION, ModelVersion, Registry
-from evaluation.gates import UNCHECKED, GateSettings, require_passed
+from deployment.registry import CHALLENGER, CHAMPION, LAUNCHED_BY_TAG, ModelVersion, Registry, RegistryError
+from evaluation.gates import (
+    UNCHECKED,
+    GateRefused,
+    GateSettings,
+    Verdict,
+    load_verdict,
+    require_passed,
+)
+from evaluation.scoring import BENCHMARK, Interval
+from speech.bundle import ModelBundle
 
-LEDGER_SCHEMA = 1
+LEDGER_SCHEMA = 2
+ADDED_IN_SCHEMA_2 = ("overridden", "launched_by")  # entries of schema 1 stay as they were written
 GENESIS = "0" * 64  # what stands for the entry before the first
 HEAD_TAG = "ledger_head"
+SYSTEM = "soundstage"  # who closes what waited too long
+UNSIGNED = "unknown"  # stands among a version's launchers for a training whose run named nobody
+BETTER = "better_than_champion"  # the comparison that `require_better` asks for, among overridden gates
 
-Action = Literal["approve", "reject", "rollback"]
+# A decision can be asked for by setting these tags on a version in MLflow; the answer comes back in two others.
+DECISION_TAG, APPROVER_TAG, REASON_TAG = "soundstage.decision", "soundstage.approver", "soundstage.reason"
+OUTCOME_TAG, ANSWERED_TAG = "soundstage.outcome", "soundstage.requests_answered"
+STATUS_TAG = "soundstage.status"
+
+Action = Literal["approve", "voice", "reject", "request_changes", "expire", "override", "rollback"]
+PRODUCTION = ("approve", "rollback")  # what puts a version into production
+CLOSING = ("reject", "request_changes", "expire")
+CHOICES = ("approve", "reject", "request_changes")  # what a person can ask for by tags
 
 
 class PromotionRefused(Exception):
@@ -51,12 +85,15 @@ class Decision:
     Attributes:
         sequence: 1 for a language's first decision.
         time: UTC, ISO 8601.
+        version: empty for an override, which comes before registration.
         digest: of the bundle that was decided about.
         verdict_sha256: of the verdict file that was read for it; empty only for a rejection without one.
         previous_champion: `model/version` in force before, or empty.
         previous_digest: digest of that champion's bundle, or empty.
         previous_hash: hash of the entry before this one.
         hash: SHA-256 over all other fields.
+        overridden: labels of the failed gates that this decision accepts.
+        launched_by: who launched the training, as far as its run said.
     """
 
     sequence: int
@@ -74,14 +111,20 @@ class Decision:
     previous_hash: str
     schema: int = LEDGER_SCHEMA
     hash: str = ""
+    overridden: tuple[str, ...] = ()
+    launched_by: str = ""
 
     def sealed(self) -> "Decision":
         """The same entry with its hash."""
-        return Decision(**{**asdict(self), "hash": self.expected_hash()})
+        return replace(self, hash=self.expected_hash())
 
     def expected_hash(self) -> str:
         """The hash that the other fields call for."""
-        return hashlib.sha256(_line({**asdict(self), "hash": ""}).encode()).hexdigest()
+        return hashlib.sha256(_line({**self.content(), "hash": ""}).encode()).hexdigest()
+
+    def content(self) -> dict[str, Any]:
+        """The fields of the entry's own schema."""
+        return {k: v for k, v in asdict(self).items() if self.schema > 1 or k not in ADDED_IN_SCHEMA_2}
 
 
 @dataclass(frozen=True)
@@ -92,6 +135,68 @@ class AliasState:
     ledger_version: str | None
     alias_version: str | None
     explanation: str
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A version that waits for a decision, with what the person who decides needs to know.
+
+    Attributes:
+        benchmark: WER on the frozen benchmark with its 95 % interval, as judged.
+        difference: WER minus the champion's on the benchmark, paired, with its 95 % interval.
+        champion: `model/version` in force, or empty.
+        approvers: who may approve; None: anyone with a name.
+        expires_at: when it is closed if nobody decides.
+        obstacle: why an approval would be refused as things stand, or None.
+    """
+
+    version: ModelVersion
+    benchmark: Interval | None
+    difference: Interval | None
+    champion: str
+    approvers: tuple[str, ...] | None
+    expires_at: datetime | None
+    obstacle: str | None
+
+    @property
+    def sentence(self) -> str:
+        """Who has to do what, with the figures."""
+        name = f"{self.version.name} version {self.version.version}"
+        if self.obstacle:
+            return f"{name} waits but cannot be approved: {self.obstacle}"
+        who = "anyone" if self.approvers is None else " or ".join(self.approvers) or "nobody yet (name an approver)"
+        wer = f"; WER {_span(self.benchmark)} on the benchmark" if self.benchmark else ""
+        against = ""
+        if self.champion:
+            theirs = self.version.metrics.get("champion_benchmark_wer")
+            against = f"; champion {self.champion}" + (f" has {_percent(theirs)}" if theirs is not None else "")
+            against += f", the difference is {_points(self.difference)} points" if self.difference else ""
+        until = f" until {self.expires_at:%Y-%m-%d}" if self.expires_at else ""
+        return f"{name} waits for {who} to approve, reject or ask for changes{until}{wer}{against}"
+
+
+@dataclass(frozen=True)
+class Request:
+    """A decision that someone asked for by tags on a version; `number` counts the requests answered before it."""
+
+    model: str
+    version: str
+    decision: str
+    approver: str
+    reason: str
+    number: int
+
+    @property
+    def key(self) -> str:
+        """Names this request and no other, so that it is taken once."""
+        asked = "\0".join((self.decision, self.approver, self.reason))
+        return f"{self.model}/{self.version}/{self.number}/{hashlib.sha256(asked.encode()).hexdigest()[:16]}"
+
+    @property
+    def missing(self) -> str:
+        """The tags that are still to be set, or empty."""
+        given = {DECISION_TAG: self.decision, APPROVER_TAG: self.approver, REASON_TAG: self.reason}
+        return ", ".join(tag for tag, value in given.items() if not value)
 
 
 class Ledger:
@@ -134,7 +239,7 @@ class Ledger:
         if decision.sequence != len(entries) + 1 or decision.previous_hash != (last.hash if last else GENESIS):
             raise LedgerError(f"{self.path}: entry {decision.sequence} does not follow the last one: read it again")
         sealed = decision.sealed()
-        data = (_line(asdict(sealed)) + "\n").encode()
+        data = (_line(sealed.content()) + "\n").encode()
         new = not self.path.exists()
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
@@ -180,12 +285,15 @@ class Ledger:
         broken = f"{self.path}: entry {number}"
         try:
             values: dict[str, Any] = json.loads(line)
-            if set(values) != {item.name for item in fields(Decision)}:
+            known = {item.name for item in fields(Decision)}
+            if values.get("schema") == 1:
+                known -= set(ADDED_IN_SCHEMA_2)
+            if set(values) != known:
                 raise ValueError("fields are missing or unknown")
-            entry = Decision(**values)
-        except (ValueError, TypeError) as error:
+            entry = Decision(**{**values, "overridden": tuple(values.get("overridden", ()))})
+        except (ValueError, TypeError, AttributeError) as error:
             raise LedgerError(f"{broken} cannot be read ({error}); restore the file from its backup") from error
-        if entry.schema != LEDGER_SCHEMA:
+        if entry.schema not in (1, LEDGER_SCHEMA):
             raise LedgerError(f"{broken} has schema {entry.schema}, this version reads {LEDGER_SCHEMA}: upgrade")
         if entry.hash != entry.expected_hash():
             raise LedgerError(f"{broken} was changed after it was written; restore the file from its backup")
@@ -217,6 +325,10 @@ class Promotions:
         approvers: who may decide. An empty list means nobody; None means that no list is kept.
         gates: the thresholds in force; a verdict judged by others is stale. None: not compared.
         compare_champion: an approval needs a verdict that compared with today's champion.
+        require_better: an approval needs a paired interval that shows improvement over the champion.
+        two_person: who launched the training cannot be the only approver.
+        expires_days: an approval needs a verdict that is not older. None: any age.
+        allow_override: failed gates may be accepted by an explicit decision.
     """
 
     def __init__(
@@ -228,6 +340,10 @@ class Promotions:
         *,
         gates: GateSettings | None = None,
         compare_champion: bool = True,
+        require_better: bool = False,
+        two_person: bool = False,
+        expires_days: int | None = None,
+        allow_override: bool = False,
     ) -> None:
         self.registry = registry
         self._folder = ledger
@@ -235,17 +351,30 @@ class Promotions:
         self._approvers = approvers
         self._gates = gates
         self._compare_champion = compare_champion
+        self._require_better = require_better
+        self._two_person = two_person
+        self._expires_days = expires_days
+        self._allow_override = allow_override
 
-    def approve(self, language: str, model: str, version: str, approver: str, reason: str) -> Decision:
+    def approve(
+        self, language: str, model: str, version: str, approver: str, reason: str, *, override_gates: bool = False
+    ) -> Decision:
         """Make a version the champion. Repeating an approval that is in force repairs the alias and adds nothing.
 
+        With `override_gates`, gates that failed and that the ledger says were overridden for exactly this bundle and
+        verdict do not stand in the way, nor does a model that is not better than the champion. Under the two-person
+        rule the entry may be a `voice`, after which the champion is as before.
+
         Raises:
-            PromotionRefused: the approver may not decide, or there is no reason.
+            PromotionRefused: the approver may not decide, there is no reason, the version was closed, expired or is
+                no better than the champion, or an override is not allowed.
             GateRefused: no passing, current verdict for exactly this bundle.
             BundleError: the registry's bytes are not those that were registered.
             RegistryError, LedgerError: no such version; the ledger is broken.
         """
         approver, reason = self._require_person(approver, reason)
+        if override_gates:
+            self._require_override_allowed()
         ledger = self.ledger(language)
         with ledger.locked():
             entries = ledger.entries()
@@ -259,34 +388,181 @@ class Promotions:
                     f"{model} version {candidate.version} is the champion of '{language}' since {now.time}, decided by "
                     f"{now.approver}: there is nothing to approve"
                 )
-            sha = self._require_verdict(
-                candidate.digest, language, compare=self._compare_champion, champion=now.digest if now else None
-            )
-            return self._decide(ledger, entries, "approve", candidate, sha, approver, reason)
+            sha, overridden = self._require_eligible(entries, candidate, override_gates)
+            action: Action = "approve"
+            if self._two_person and not _independent(entries, candidate, sha, approver):
+                action = "voice"
+                before = _voices(entries, candidate, sha).get(approver)
+                if before and before.reason == reason:
+                    return before
+                if before:
+                    raise PromotionRefused(
+                        f"'{approver}' has approved {model} version {candidate.version} on {before.time[:10]}: two "
+                        f"people are asked for, so another approver has to decide ({self._allowed()})"
+                    )
+            return self._decide(ledger, entries, action, candidate, sha, approver, reason, overridden)
 
     def reject(self, language: str, model: str, version: str, approver: str, reason: str) -> Decision:
-        """Record that a version shall not go to production; it stops being the challenger.
+        """Record that a version shall not go to production, for good; it stops being the challenger.
 
         Raises:
             PromotionRefused: the approver may not decide, there is no reason, or the version is the champion.
             RegistryError, LedgerError: no such version; the ledger is broken.
         """
+        return self._close("reject", language, model, version, approver, reason)
+
+    def request_changes(self, language: str, model: str, version: str, approver: str, reason: str) -> Decision:
+        """Record what is to be changed first: the version waits no longer, until it was judged and offered again.
+
+        Raises:
+            PromotionRefused, RegistryError, LedgerError: as for `reject`.
+        """
+        return self._close("request_changes", language, model, version, approver, reason)
+
+    def expire(self, language: str, model: str) -> Decision | None:
+        """Close the challenger if it waited too long; None when there is nothing to close.
+
+        Raises:
+            RegistryError, LedgerError: the registry cannot be used; the ledger is broken.
+        """
+        ledger = self.ledger(language)
+        with ledger.locked():
+            candidate = self.overdue(model)
+            if candidate is None:
+                return None
+            entries = ledger.entries()
+            reason = f"waited longer than {self._expires_days} days for a decision: evaluate and judge it again"
+            sha = _file_sha256(self._verdicts / f"{candidate.digest}.json")
+            return self._decide(ledger, entries, "expire", candidate, sha, SYSTEM, reason)
+
+    def overdue(self, model: str) -> ModelVersion | None:
+        """The challenger, if it waited too long."""
+        candidate = self.registry.challenger(model)
+        deadline = self._expires_at(candidate) if candidate else None
+        return candidate if deadline and datetime.now(UTC) > deadline else None
+
+    def override(self, language: str, model: str, bundle: Path, digest: str, approver: str, reason: str) -> Decision:
+        """Accept the failed gates of exactly this bundle and verdict, so that it can be registered and approved.
+
+        Raises:
+            PromotionRefused: overriding is switched off, the approver may not decide, there is no reason, or every
+                gate was passed.
+            GateRefused: the verdict is missing, altered, stale or foreign, which nobody can override.
+            BundleError: the bundle is not the one of that digest.
+            LedgerError: the ledger is broken.
+        """
         approver, reason = self._require_person(approver, reason)
+        self._require_override_allowed()
+        ModelBundle.load(bundle, digest)
         ledger = self.ledger(language)
         with ledger.locked():
             entries = ledger.entries()
             now = _champion(entries)
-            candidate = self._require_language(self.registry.version(model, version), language)
-            if now and (now.model, now.version) == (candidate.name, candidate.version):
-                raise PromotionRefused(
-                    f"{model} version {candidate.version} is the champion of '{language}': roll back instead"
-                )
-            last = next((e for e in reversed(entries) if (e.model, e.version) == (model, candidate.version)), None)
-            if last and (last.action, last.approver, last.reason) == ("reject", approver, reason):
-                self._follow(ledger)
+            verdict = load_verdict(self._verdicts, digest)
+            failed = tuple(dict.fromkeys(gate.label for gate in verdict.failures))
+            self._require_verdict(digest, language, champion=now.digest if now else None, overridden=failed)
+            self._require_fresh(verdict, verdict.model_name)
+            if not failed:
+                raise PromotionRefused(f"{verdict.model_name} ({digest[:12]}) passed every gate: nothing to override")
+            sha = _file_sha256(self._verdicts / f"{digest}.json")
+            last = entries[-1] if entries else None
+            if last and (last.action, last.digest, last.verdict_sha256, last.approver, last.reason) == (
+                "override",
+                digest,
+                sha,
+                approver,
+                reason,
+            ):
                 return last
-            sha = _file_sha256(self._verdicts / f"{candidate.digest}.json")
-            return self._decide(ledger, entries, "reject", candidate, sha, approver, reason)
+            self.registry.ensure_model(model, language)
+            about = ModelVersion(model, "", digest)
+            return self._decide(ledger, entries, "override", about, sha, approver, reason, failed)
+
+    def overridden(self, language: str, digest: str) -> tuple[str, ...]:
+        """Labels of the gates that people accepted for exactly this bundle and its present verdict.
+
+        Raises:
+            LedgerError: the ledger is broken.
+        """
+        if not self._allow_override:
+            return ()
+        sha = _file_sha256(self._verdicts / f"{digest}.json")
+        return _overridden(self.ledger(language).entries(), digest, sha)
+
+    def offer(self, language: str, version: ModelVersion) -> Waiting | None:
+        """Note in the registry what a registered version waits for; one judged anew after it was closed waits again.
+
+        Returns what waits, when that is news: nothing when the version was offered so before or is closed.
+
+        Raises:
+            LedgerError: the ledger is broken.
+        """
+        ledger = self.ledger(language)
+        with ledger.locked():
+            entries = ledger.entries()
+            about = [entry for entry in entries if _same(entry, version)]
+            if self._closed(entries, version) or any(entry.action in PRODUCTION for entry in about):
+                return None
+            if any(entry.action in CLOSING for entry in about):
+                self.registry.offer(version.name, version.version, again=True)
+            waiting = self.waiting(language, version.name)
+            if waiting is None or waiting.version.version != version.version:
+                return None
+            if waiting.version.tags.get(STATUS_TAG) == waiting.sentence:
+                return None
+            self.registry.set_version_tag(version.name, version.version, STATUS_TAG, waiting.sentence)
+            return waiting
+
+    def waiting(self, language: str, model: str) -> Waiting | None:
+        """The challenger and what has to happen with it; None when nobody has to decide.
+
+        Raises:
+            LedgerError: the ledger is broken.
+        """
+        challenger = self.registry.challenger(model)
+        if challenger is None:
+            return None
+        entries = self.ledger(language).entries()
+        now = _champion(entries)
+        obstacle = benchmark = difference = None
+        try:
+            verdict = load_verdict(self._verdicts, challenger.digest)
+            wer = next((gate for gate in verdict.gates if (gate.name, gate.test_set) == ("wer", BENCHMARK)), None)
+            benchmark = replace(wer.interval, estimate=wer.value) if wer and wer.interval else None
+            difference = verdict.comparison
+            self._require_eligible(entries, challenger, override=self._allow_override)
+        except (GateRefused, PromotionRefused) as refused:
+            obstacle = str(refused)
+        return Waiting(
+            challenger,
+            benchmark,
+            difference,
+            f"{now.model}/{now.version}" if now else "",
+            self._who_may_approve(challenger),
+            self._expires_at(challenger),
+            obstacle,
+        )
+
+    def requests(self, model: str) -> tuple[Request, ...]:
+        """Decisions asked for by tags in MLflow and not answered yet."""
+        return tuple(_request(version) for version in self.registry.tagged(model, DECISION_TAG))
+
+    def answer(self, request: Request, outcome: str) -> None:
+        """Write what became of a request to the version, and take the request's tags off."""
+        now = _request(self.registry.version(request.model, request.version))
+        if now.number != request.number:
+            return  # answered already, by the run that this one repeats
+        self.registry.set_version_tag(request.model, request.version, OUTCOME_TAG, outcome)
+        self.registry.set_version_tag(request.model, request.version, ANSWERED_TAG, str(request.number + 1))
+        if now == request:  # else someone changed the tags meanwhile, which is a new request
+            for tag in (DECISION_TAG, APPROVER_TAG, REASON_TAG):
+                self.registry.remove_version_tag(request.model, request.version, tag)
+
+    def remark(self, request: Request, outcome: str) -> None:
+        """Tell who is setting the tags of a request what is still missing."""
+        version = self.registry.version(request.model, request.version)
+        if version.tags.get(OUTCOME_TAG) != outcome:
+            self.registry.set_version_tag(request.model, request.version, OUTCOME_TAG, outcome)
 
     def rollback(
         self, language: str, approver: str, reason: str, version: str | None = None, model: str | None = None
@@ -327,8 +603,35 @@ class Promotions:
                     f"{back.model} version {back.version} is now bundle {target.digest[:12]}, but {back.digest[:12]} "
                     "was approved: someone replaced it; approve a version instead"
                 )
-            sha = self._require_verdict(target.digest, language, compare=False, champion=None)
-            return self._decide(ledger, entries, "rollback", target, sha, approver, reason)
+            closed = self._closed(entries, target)
+            if closed and closed.action == "reject":
+                raise PromotionRefused(_closed_sentence(closed))
+            sha = self._require_still(back)
+            return self._decide(ledger, entries, "rollback", target, sha, approver, reason, back.overridden)
+
+    def releasable(self, language: str) -> Decision:
+        """The decision in force, if what it put into production may be served: its verdict is read again.
+
+        The registry's alias plays no part. Failed gates are accepted only as far as that very decision says.
+
+        Raises:
+            PromotionRefused: there is no champion.
+            GateRefused: no passing verdict for exactly this bundle.
+            LedgerError: the ledger is broken, cut off, or its last entry was not made by a decision.
+        """
+        entries = self.ledger(language).entries()
+        now = _champion(entries)
+        if now is None:
+            raise PromotionRefused(f"'{language}' has no champion yet: approve a version with the job `promote`")
+        if cut := self._cut_off(entries, now.model, language):
+            raise LedgerError(cut)
+        if self._interrupted(entries[-1]):
+            raise LedgerError(
+                f"decision {entries[-1].sequence} of '{language}' is not noted in the registry: it was interrupted or "
+                "written by hand; if it was yours, launch it again"
+            )
+        self._require_still(now)
+        return now
 
     def current(self, language: str) -> Decision | None:
         """The decision that put the present champion into production, from the ledger; None without a champion."""
@@ -338,9 +641,15 @@ class Promotions:
         """All decisions of a language, oldest first, verified."""
         return self.ledger(language).entries()
 
-    def verify(self, language: str) -> str | None:
-        """None when the ledger is intact, else a sentence that names the first broken entry."""
-        return self.ledger(language).verify()
+    def verify(self, language: str, model: str | None = None) -> str | None:
+        """None when the ledger is intact, else a sentence that names what is broken.
+
+        With `model`, the ledger's end is compared with what the registry notes of it.
+        """
+        ledger = self.ledger(language)
+        if broken := ledger.verify():
+            return broken
+        return self._cut_off(ledger.entries(), model, language) if model else None
 
     def check_alias(self, language: str, model: str) -> AliasState:
         """Whether the registry's alias and its note of the ledger's head agree with the ledger.
@@ -402,6 +711,7 @@ class Promotions:
         verdict_sha256: str,
         approver: str,
         reason: str,
+        overridden: tuple[str, ...] = (),
     ) -> Decision:
         now = _champion(entries)
         cut = self._cut_off(entries, target.name, ledger.language)
@@ -422,10 +732,35 @@ class Promotions:
                 previous_champion=f"{now.model}/{now.version}" if now else "",
                 previous_digest=now.digest if now else "",
                 previous_hash=entries[-1].hash if entries else GENESIS,
+                overridden=overridden,
+                launched_by=target.tags.get(LAUNCHED_BY_TAG, ""),
             )
         )
         self._follow(ledger)
         return recorded
+
+    def _close(self, action: Action, language: str, model: str, version: str, approver: str, reason: str) -> Decision:
+        approver, reason = self._require_person(approver, reason)
+        ledger = self.ledger(language)
+        with ledger.locked():
+            entries = ledger.entries()
+            now = _champion(entries)
+            candidate = self._require_language(self.registry.version(model, version), language)
+            if now and (now.model, now.version) == (candidate.name, candidate.version):
+                raise PromotionRefused(
+                    f"{model} version {candidate.version} is the champion of '{language}': roll back instead"
+                )
+            sha = _file_sha256(self._verdicts / f"{candidate.digest}.json")
+            last = next((entry for entry in reversed(entries) if _same(entry, candidate)), None)
+            if last and (last.action, last.approver, last.reason, last.verdict_sha256) == (
+                action,
+                approver,
+                reason,
+                sha,
+            ):
+                self._follow(ledger)
+                return last
+            return self._decide(ledger, entries, action, candidate, sha, approver, reason)
 
     def _follow(self, ledger: Ledger, model: str | None = None) -> None:
         """Move the aliases to where the ledger says; repeating it changes nothing."""
@@ -440,11 +775,27 @@ class Promotions:
             elif wanted is None and champion is not None:
                 self.registry.remove_alias(name, CHAMPION)
             challenger = self.registry.challenger(name)
-            decided = {entry.version for entry in entries if entry.model == name}
-            if challenger is not None and challenger.version in decided:
+            if challenger is not None and (
+                self._closed(entries, challenger)
+                or any(entry.action in PRODUCTION and _same(entry, challenger) for entry in entries)
+            ):
                 self.registry.remove_alias(name, CHALLENGER)
             if entries:
+                self._show(entries[-1], name)
                 self.registry.set_model_tag(name, f"{HEAD_TAG}.{ledger.language}", _head(entries[-1]))
+
+    def _show(self, last: Decision, model: str) -> None:
+        """Say at the versions that a decision was about what it made of them."""
+        said = {last.version: f"{_SAID[last.action]} by {last.approver} on {last.time[:10]}: {last.reason}"}
+        before, _, number = last.previous_champion.rpartition("/")
+        if last.action in PRODUCTION and before == model and number != last.version:
+            said[number] = (
+                f"champion until {last.time[:10]}: {last.action} of version {last.version} by {last.approver}"
+            )
+        for version, status in said.items():
+            if version and (last.model == model or version == number):
+                with suppress(RegistryError):  # someone deleted the version, which changes nothing decided
+                    self.registry.set_version_tag(model, version, STATUS_TAG, status)
 
     def _cut_off(self, entries: tuple[Decision, ...], model: str, language: str) -> str | None:
         """A sentence when the registry remembers a decision that the ledger no longer has."""
@@ -468,21 +819,106 @@ class Promotions:
         if not approver:
             raise PromotionRefused("a decision needs the name of the person who takes it")
         if self._approvers is not None and approver not in self._approvers:
-            allowed = ", ".join(sorted(self._approvers)) or "nobody yet: name approvers in the settings"
-            raise PromotionRefused(f"'{approver}' may not decide about production (allowed: {allowed})")
+            raise PromotionRefused(f"'{approver}' may not decide about production ({self._allowed()})")
         if not reason:
             raise PromotionRefused("a decision needs a reason that others can read later")
         return approver, reason
 
-    def _require_verdict(self, digest: str, language: str, *, compare: bool, champion: str | None) -> str:
-        require_passed(
+    def _allowed(self) -> str:
+        if self._approvers is None:
+            return "anyone may"
+        return f"allowed: {', '.join(sorted(self._approvers)) or 'nobody yet: name approvers in the settings'}"
+
+    def _who_may_approve(self, version: ModelVersion) -> tuple[str, ...] | None:
+        """Whose approval would be enough, or would be one of two."""
+        if self._approvers is None:
+            return None
+        alone = set(_launchers(version)) if self._two_person else set()
+        return tuple(sorted(name for name in self._approvers if name.casefold() not in alone))
+
+    def _require_override_allowed(self) -> None:
+        if not self._allow_override:
+            raise PromotionRefused(
+                "overriding gates is switched off: a team that wants it sets promotion.allow_override in its settings"
+            )
+
+    def _require_eligible(
+        self, entries: tuple[Decision, ...], candidate: ModelVersion, override: bool
+    ) -> tuple[str, tuple[str, ...]]:
+        """What an approval needs, whoever gives it; returns the verdict's SHA-256 and the gates to be overridden."""
+        if closed := self._closed(entries, candidate):
+            raise PromotionRefused(_closed_sentence(closed))
+        now = _champion(entries)
+        path = self._verdicts / f"{candidate.digest}.json"
+        accepted = _overridden(entries, candidate.digest, _file_sha256(path)) if override else ()
+        language = candidate.tags.get("language", "")
+        verdict, sha = self._require_verdict(
+            candidate.digest, language, champion=now.digest if now else None, overridden=accepted
+        )
+        name = f"{candidate.name} version {candidate.version}"
+        self._require_fresh(verdict, name)
+        used = tuple(dict.fromkeys(gate.label for gate in verdict.failures))
+        if self._require_better and now and not verdict.improves:
+            found = f"{_points(verdict.comparison)} points of WER" if verdict.comparison else "no paired comparison"
+            if not override:
+                raise PromotionRefused(
+                    f"{name} is not shown to be better than champion {now.model}/{now.version} ({found} on the "
+                    "benchmark; the whole interval must lie below zero): keep the champion, or train on more"
+                )
+            used += (BETTER,)
+        return sha, used
+
+    def _require_verdict(
+        self, digest: str, language: str, *, champion: str | None, overridden: Collection[str]
+    ) -> tuple[Verdict, str]:
+        compare = self._compare_champion
+        verdict = require_passed(
             self._verdicts,
             digest,
             language=language,
             settings=self._gates if compare else None,
             champion_digest=champion if compare else UNCHECKED,
+            overridden=overridden,
         )
-        return _file_sha256(self._verdicts / f"{digest}.json")
+        return verdict, _file_sha256(self._verdicts / f"{digest}.json")
+
+    def _require_fresh(self, verdict: Verdict, name: str) -> None:
+        if self._expires_days is None:
+            return
+        judged = _instant(verdict.judged_at)
+        if judged is None or datetime.now(UTC) - judged > timedelta(days=self._expires_days):
+            when = f"on {judged:%Y-%m-%d}" if judged else "at an unknown time"
+            raise PromotionRefused(
+                f"{name} expired: it was judged {when}, and a verdict holds for {self._expires_days} days; "
+                "evaluate and judge it again, then register it again"
+            )
+
+    def _require_still(self, entry: Decision) -> str:
+        """The verdict of a decision's bundle must still open the way, or that decision itself accepted its failures."""
+        sha = _file_sha256(self._verdicts / f"{entry.digest}.json")
+        accepted = entry.overridden if sha == entry.verdict_sha256 else ()
+        require_passed(self._verdicts, entry.digest, language=entry.language, overridden=accepted)
+        return sha
+
+    def _closed(self, entries: Sequence[Decision], version: ModelVersion) -> Decision | None:
+        """The decision that keeps a version from being approved: a rejection for good, others until it is rejudged."""
+        closing = [entry for entry in reversed(entries) if entry.action in CLOSING and _same(entry, version)]
+        if not closing:
+            return None
+        if rejected := next((entry for entry in closing if entry.action == "reject"), None):
+            return rejected
+        last = closing[0]
+        return last if last.verdict_sha256 == _file_sha256(self._verdicts / f"{version.digest}.json") else None
+
+    def _expires_at(self, version: ModelVersion) -> datetime | None:
+        if self._expires_days is None:
+            return None
+        try:
+            judged = _instant(load_verdict(self._verdicts, version.digest).judged_at)
+        except GateRefused:
+            judged = None
+        since = judged or version.created_at
+        return since + timedelta(days=self._expires_days) if since else None
 
     @staticmethod
     def _require_language(version: ModelVersion, language: str) -> ModelVersion:
@@ -508,11 +944,103 @@ def _champions(entries: tuple[Decision, ...]) -> list[Decision]:
 
 
 def _champion(entries: tuple[Decision, ...]) -> Decision | None:
-    return next((entry for entry in reversed(entries) if entry.action != "reject"), None)
+    return next((entry for entry in reversed(entries) if entry.action in PRODUCTION), None)
 
 
 def _ever_champion(entries: tuple[Decision, ...]) -> list[Decision]:
-    return [entry for entry in entries if entry.action != "reject"]
+    return [entry for entry in entries if entry.action in PRODUCTION]
+
+
+def _same(entry: Decision, version: ModelVersion) -> bool:
+    return (entry.model, entry.version) == (version.name, version.version)
+
+
+def _overridden(entries: tuple[Decision, ...], digest: str, verdict_sha256: str) -> tuple[str, ...]:
+    made = (e for e in reversed(entries) if (e.action, e.digest) == ("override", digest))
+    last = next(made, None)
+    return last.overridden if last and last.verdict_sha256 == verdict_sha256 else ()
+
+
+def _launchers(version: ModelVersion) -> tuple[str, ...]:
+    """Who launched a version's training, folded for comparison."""
+    names = version.tags.get(LAUNCHED_BY_TAG, "") or UNSIGNED
+    return tuple(name.strip().casefold() for name in names.split(","))
+
+
+def _voices(entries: tuple[Decision, ...], version: ModelVersion, verdict_sha256: str) -> dict[str, Decision]:
+    """Approvals of a version that were not enough by themselves, by approver, on its present verdict."""
+    return {
+        e.approver: e
+        for e in entries
+        if e.action == "voice" and _same(e, version) and e.verdict_sha256 == verdict_sha256
+    }
+
+
+def _independent(entries: tuple[Decision, ...], version: ModelVersion, verdict_sha256: str, approver: str) -> bool:
+    """Whether an approval satisfies the two-person rule: given by another than the launcher, or as the second voice."""
+    launchers = _launchers(version)
+    if UNSIGNED not in launchers and approver.casefold() not in launchers:
+        return True
+    return any(name.casefold() != approver.casefold() for name in _voices(entries, version, verdict_sha256))
+
+
+def _closed_sentence(closed: Decision) -> str:
+    about = f"{closed.model} version {closed.version}"
+    when = f"on {closed.time[:10]}: {closed.reason}"
+    if closed.action == "reject":
+        return f"{about} was rejected by {closed.approver} {when}; that is final for this bundle, so train another"
+    if closed.action == "expire":
+        return f"{about} expired {when}"
+    return (
+        f"{closed.approver} asked for changes to {about} {when}; make them, then evaluate, judge and register it again"
+    )
+
+
+def _request(version: ModelVersion) -> Request:
+    def tag(name: str) -> str:
+        return version.tags.get(name, "").strip()
+
+    answered = tag(ANSWERED_TAG)
+    return Request(
+        version.name,
+        version.version,
+        tag(DECISION_TAG),
+        tag(APPROVER_TAG),
+        tag(REASON_TAG),
+        int(answered) if answered.isdigit() else 0,
+    )
+
+
+def _instant(text: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return None
+
+
+def _percent(share: float) -> str:
+    return f"{share:.2%}".replace("%", " %")
+
+
+def _span(interval: Interval) -> str:
+    return f"{_percent(interval.estimate)} (95 % interval {_percent(interval.low)} to {_percent(interval.high)})"
+
+
+def _points(interval: Interval | None) -> str:
+    if interval is None:
+        return ""
+    return f"{interval.estimate * 100:+.2f} ({interval.low * 100:+.2f} to {interval.high * 100:+.2f})"
+
+
+_SAID: Mapping[Action, str] = {
+    "approve": "champion, approved",
+    "voice": "approved by one person, waits for another; approved",
+    "reject": "rejected",
+    "request_changes": "changes asked for",
+    "expire": "closed",
+    "override": "failed gates accepted",
+    "rollback": "champion again, rolled back to",
+}
 
 
 def _head(entry: Decision) -> str:
@@ -540,3 +1068,43 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def print_ledger(languages: Sequence[str], folder: Path) -> int:
+    """Print the ledgers of some languages; returns 1 when one of them is broken."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console, broken = Console(markup=False), 0
+    for language in languages:
+        try:
+            entries = Ledger(folder, language).entries()
+        except (LedgerError, PromotionRefused) as error:
+            console.print(str(error), style="red", highlight=False)
+            broken = 1
+            continue
+        table = Table(title=f"{language}: who decided what, when and why", title_justify="left")
+        for column in ("#", "when (UTC)", "what", "version", "bundle", "who", "why", "training launched by"):
+            table.add_column(column)
+        for entry in entries:
+            accepted = f" (accepting: {', '.join(entry.overridden)})" if entry.overridden else ""
+            version = f"{entry.model}/{entry.version}" if entry.version else entry.model
+            table.add_row(
+                str(entry.sequence),
+                entry.time[:16],
+                entry.action,
+                version,
+                entry.digest[:12],
+                entry.approver,
+                entry.reason + accepted,
+                entry.launched_by,
+            )
+        console.print(table if entries else f"{language}: nothing was decided yet", highlight=False)
+    return broken
+
+
+if __name__ == "__main__":
+    from deployment.settings import Settings
+
+    found = Settings.load()
+    sys.exit(print_ledger(sys.argv[1:] or found.languages, found.home / "ledger"))

@@ -1,8 +1,8 @@
 """The model registry: MLflow versions that carry everything needed to judge, serve and continue a model.
 
-A version is registered only with a passing verdict for exactly its bundle, once per bundle digest, and is handed out
-only after every byte was compared with that digest. The tags and artifacts are the lineage: partition, data digests,
-code revision, recipe, figures, and the verdict itself.
+A version is registered only with a passing verdict for exactly its bundle (or one whose failed gates people accepted in
+the promotion ledger), once per bundle digest, and is handed out only after every byte was compared with that digest.
+The tags and artifacts are the lineage: partition, data digests, code revision, recipe, figures, and the verdict itself.
 
 MLflow has no "create once" operation, so registration is made idempotent here: one run per digest collects the
 artifacts and is continued if a process died half way; the version is created last, in one transaction with its tags;
@@ -20,7 +20,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -38,6 +38,7 @@ CHALLENGER = "challenger"
 EXPERIMENT = "soundstage-releases"  # one run per registered bundle; training runs live in their own experiments
 BUNDLE_DIGEST_TAG = "bundle_digest"
 OFFERED_TAG = "challenger_offered"  # set once the alias was given, so that a repeat never revives a rejected version
+LAUNCHED_BY_TAG = "launched_by"  # who launched the training: names, comma-separated
 LOCK_TIMEOUT_S = 600.0  # uploading a checkpoint of some GB to a slow disk
 BUSY_TIMEOUT_S = 60.0
 BUSY_PAUSE_S = 0.2
@@ -111,15 +112,21 @@ class Registry:
         run_links: Mapping[str, str] | None = None,
         recipe: Mapping[str, Any] | str | None = None,
         metrics: Mapping[str, float] | None = None,
+        launched_by: str = "",
+        overridden: Collection[str] = (),
+        guide: str = "",
     ) -> ModelVersion:
         """Register a bundle with its lineage and make it the challenger; the same bundle again is the same version.
+
+        `overridden` are the failed gates that people accepted for this bundle in the promotion ledger; `guide` ends
+        the version's description and tells its readers what they can do.
 
         Raises:
             GateRefused: the verdict did not pass, or is about another bundle, model or language.
             BundleError: the bundle's files are not what its `bundle.json` says.
         """
         loaded = ModelBundle.load(bundle)
-        verdict_json = _sealed(verdict, loaded)
+        verdict_json = _sealed(verdict, loaded, overridden)
         tags = {
             BUNDLE_DIGEST_TAG: loaded.digest,
             "language": loaded.language,
@@ -128,7 +135,8 @@ class Registry:
                 dict(dataset_digests) if isinstance(dataset_digests, Mapping) else list(dataset_digests)
             ),
             "git_revision": git_revision,
-            "verdict": "passed",
+            "verdict": "passed" if verdict.passed else f"overridden: {', '.join(overridden)}",
+            **({LAUNCHED_BY_TAG: launched_by} if launched_by else {}),
             "verdict_sha256": hashlib.sha256(verdict_json.encode()).hexdigest(),
             **({"recipe": recipe} if isinstance(recipe, str) else {}),
             **{f"link.{label}": link for label, link in (run_links or {}).items()},
@@ -138,8 +146,9 @@ class Registry:
             found = self._find(model_name, loaded.digest)
             if found is None:
                 artifacts = _Artifacts(bundle, checkpoint, report, verdict_json, recipe)
-                found = self._create(model_name, loaded, tags, figures, artifacts, run_links or {}, verdict)
-            self._offer(model_name, found)
+                description = describe(model_name, loaded, tags, figures, run_links or {}, verdict, guide)
+                found = self._create(model_name, loaded, tags, figures, artifacts, description)
+            self.offer(model_name, found)
         return self.version(model_name, found)
 
     def download(self, model_name: str, version_or_alias: str) -> Path:
@@ -174,6 +183,11 @@ class Registry:
         wanted = self.version(model_name, version_or_alias)
         with self._fetched(wanted):
             return wanted
+
+    @property
+    def exists(self) -> bool:
+        """False while nothing was ever written to a local registry; asking does not create it."""
+        return self._database is None or self._database.exists()
 
     def champion(self, model_name: str) -> ModelVersion | None:
         """The version that carries the alias `champion`, if any."""
@@ -217,6 +231,61 @@ class Registry:
         if alias in self._aliases(model_name):
             self._retry(lambda client: client.delete_registered_model_alias(model_name, alias))
 
+    def offer(self, model_name: str, number: str, *, again: bool = False) -> None:
+        """Give a version the alias `challenger`, unless a newer version was registered meanwhile.
+
+        Once in its life, so that a repeated registration never revives what was decided; `again` is for the promotion
+        ledger, which knows that it may.
+        """
+        candidate = self.version(model_name, number)
+        if OFFERED_TAG in candidate.tags and not again:
+            return
+        newest = max((int(v.version) for v in self.versions(model_name)), default=0)
+        if int(number) == newest and CHAMPION not in candidate.aliases:
+            self.set_alias(model_name, CHALLENGER, number)
+        self.set_version_tag(model_name, number, OFFERED_TAG, "true")
+
+    def tagged(self, model_name: str, key: str) -> tuple[ModelVersion, ...]:
+        """Versions of a model that carry a tag, newest first."""
+        query = f"name = '{_quoted(model_name)}' and tags.`{key}` LIKE '%'"
+        aliases = self._aliases(model_name)
+        return tuple(self._described(entity, aliases) for entity in self._search(query))
+
+    def set_version_tag(self, model_name: str, version: str, key: str, value: str) -> None:
+        """Tag a version.
+
+        Raises:
+            RegistryError: no such version.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._retry(lambda client: client.set_model_version_tag(model_name, version, key, value))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise RegistryError(f"model '{model_name}' has no version {version}: {error.message}") from error
+
+    def remove_version_tag(self, model_name: str, version: str, key: str) -> None:
+        """Take a tag off a version; a missing one is fine."""
+        if key in self.version(model_name, version).tags:
+            self._retry(lambda client: client.delete_model_version_tag(model_name, version, key))
+
+    def ensure_model(self, model_name: str, language: str) -> None:
+        """Create a registered model without versions; one that is there is left as it is."""
+        from mlflow.exceptions import MlflowException
+
+        if self._model(model_name) is not None:
+            return
+        about = "Speech recognition. `champion` follows the promotion ledger; do not move it by hand."
+        try:
+            self._retry(
+                lambda client: client.create_registered_model(model_name, {"language": language}, description=about)
+            )
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
     def set_model_tag(self, model_name: str, key: str, value: str) -> None:
         """Tag a model as a whole."""
         self._retry(lambda client: client.set_registered_model_tag(model_name, key, value))
@@ -233,16 +302,14 @@ class Registry:
         tags: Mapping[str, str],
         metrics: Mapping[str, float],
         artifacts: "_Artifacts",
-        run_links: Mapping[str, str],
-        verdict: Verdict,
+        description: str,
     ) -> str:
         """Upload into the digest's run, then create the version; returns its number."""
         run_id, uri = self._run(model_name, bundle.digest, tags)
         artifacts.upload(lambda send: self._retry(lambda client: send(client, run_id)))
         for name, value in metrics.items():
             self._retry(lambda client, n=name, v=value: client.log_metric(run_id, _metric_name(n), v))  # type: ignore[misc]
-        self._ensure_model(model_name, bundle.language)
-        description = describe(model_name, bundle, tags, metrics, run_links, verdict)
+        self.ensure_model(model_name, bundle.language)
         created = self._retry(
             lambda client: client.create_model_version(
                 model_name, source=f"{uri}/bundle", run_id=run_id, tags=dict(tags), description=description
@@ -254,16 +321,6 @@ class Registry:
             self._retry(lambda client: client.delete_model_version(model_name, number))
         self._retry(lambda client: client.set_terminated(run_id, "FINISHED"))
         return kept
-
-    def _offer(self, model_name: str, number: str) -> None:
-        """Give a version the alias `challenger`, once in its life, unless a newer version was registered meanwhile."""
-        candidate = self.version(model_name, number)
-        if OFFERED_TAG in candidate.tags:
-            return
-        newest = max((int(v.version) for v in self.versions(model_name)), default=0)
-        if int(number) == newest and CHAMPION not in candidate.aliases:
-            self.set_alias(model_name, CHALLENGER, number)
-        self._retry(lambda client: client.set_model_version_tag(model_name, number, OFFERED_TAG, "true"))
 
     def _find(self, model_name: str, digest: str) -> str | None:
         """Lowest version number with this bundle digest."""
@@ -315,20 +372,6 @@ class Registry:
                     raise
                 found = self._retry(lambda client: client.get_experiment_by_name(EXPERIMENT))
         return str(found.experiment_id)
-
-    def _ensure_model(self, model_name: str, language: str) -> None:
-        from mlflow.exceptions import MlflowException
-
-        if self._model(model_name) is not None:
-            return
-        about = "Speech recognition. `champion` follows the promotion ledger; do not move it by hand."
-        try:
-            self._retry(
-                lambda client: client.create_registered_model(model_name, {"language": language}, description=about)
-            )
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
 
     def _model(self, model_name: str) -> Any | None:
         from mlflow.exceptions import MlflowException
@@ -449,8 +492,9 @@ def describe(
     metrics: Mapping[str, float],
     run_links: Mapping[str, str],
     verdict: Verdict,
+    guide: str = "",
 ) -> str:
-    """The version's page in MLflow, in Markdown: figures, gates, lineage and links."""
+    """The version's page in MLflow, in Markdown: figures, gates, lineage, links, and what its readers can do."""
     lines = [f"**{model_name}** ({bundle.language}) from partition `{tags['partition']}`", ""]
     if metrics:
         lines += ["| figure | value |", "|---|---|", *(f"| {n} | {v:.4g} |" for n, v in sorted(metrics.items())), ""]
@@ -463,6 +507,8 @@ def describe(
     lines += ["", f"Bundle `{bundle.digest}`  "]
     lines += [f"Code revision `{tags['git_revision']}`  "] if tags["git_revision"] else []
     lines += [f"[{label}]({link})  " for label, link in sorted(run_links.items())]
+    lines += [f"Training launched by {tags[LAUNCHED_BY_TAG]}  "] if LAUNCHED_BY_TAG in tags else []
+    lines += ["", guide] if guide else []
     return "\n".join(lines)
 
 
@@ -473,7 +519,7 @@ def sqlite_path(tracking_uri: str) -> Path | None:
     return Path(tracking_uri.removeprefix("sqlite:///").split("?")[0]).absolute()
 
 
-def _sealed(verdict: Verdict, bundle: ModelBundle) -> str:
+def _sealed(verdict: Verdict, bundle: ModelBundle, overridden: Collection[str]) -> str:
     """The verdict as its own store writes it, read again by the rules that hold for every move forward."""
     if verdict.bundle_digest != bundle.digest:
         raise GateRefused(
@@ -482,7 +528,7 @@ def _sealed(verdict: Verdict, bundle: ModelBundle) -> str:
         )
     with tempfile.TemporaryDirectory(prefix="soundstage-verdict-") as scratch:
         path = save_verdict(verdict, Path(scratch))
-        require_passed(Path(scratch), bundle.digest, language=bundle.language)
+        require_passed(Path(scratch), bundle.digest, language=bundle.language, overridden=overridden)
         return path.read_text()
 
 

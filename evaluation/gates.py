@@ -7,14 +7,18 @@ reads it again (`require_passed`). Whatever is missing, not a number, stale, for
 The checksum inside a verdict shows accidents and stray edits, and contradictions are looked for besides: a gate marked
 passed whose value misses its threshold, a gate that is absent. It is no signature: someone who may write to the store
 and recomputes everything consistently is kept out by the store's permissions, not by this module.
+
+A failed gate can be overridden by people, who do so in the promotion ledger; this module only takes the names of the
+gates that were (`overridden`). A verdict that is missing, altered, stale or foreign cannot be overridden by anyone.
 """
 
 import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +29,15 @@ from speech.store import write_json
 
 VERDICT_SCHEMA = 1
 
+COMPARISON_GATE = "not_worse_than_champion"
+
 # A verdict without one of these has not been judged in full.
 REQUIRED_GATES = (
     "wer",
     "cer",
     "evidence",
     "slice_wer",
-    "not_worse_than_champion",
+    COMPARISON_GATE,
     "insertions_per_minute",
     "export_parity",
 )
@@ -110,10 +116,20 @@ class GateResult:
     sense: str = AT_MOST  # or AT_LEAST: how value relates to threshold
     unit: str = ""
 
+    @property
+    def label(self) -> str:
+        """Name, test set and slice, such as "slice_wer on quarter (domain=calls)"."""
+        return (
+            self.name + (f" on {self.test_set}" if self.test_set else "") + (f" ({self.slice})" if self.slice else "")
+        )
+
 
 @dataclass(frozen=True)
 class Verdict:
-    """The judgement over one bundle on given test data with given thresholds."""
+    """The judgement over one bundle on given test data with given thresholds.
+
+    `judged_at` (UTC, ISO 8601) is the age of the evidence; empty in verdicts of times that did not note it.
+    """
 
     __pydantic_config__ = ConfigDict(extra="forbid", ser_json_inf_nan="null")
 
@@ -128,11 +144,24 @@ class Verdict:
     champion_digest: str | None
     settings: Mapping[str, Any] = field(default_factory=dict)  # the thresholds used
     schema_version: int = VERDICT_SCHEMA
+    judged_at: str = ""
 
     @property
     def failures(self) -> tuple[GateResult, ...]:
         """The gates that were not passed."""
         return tuple(gate for gate in self.gates if not gate.passed)
+
+    @property
+    def comparison(self) -> Interval | None:
+        """Candidate's WER minus the champion's on the frozen benchmark, paired; None when there was no champion."""
+        compared = (gate for gate in self.gates if gate.name == COMPARISON_GATE and gate.interval is not None)
+        return next((gate.interval for gate in compared), None)
+
+    @property
+    def improves(self) -> bool:
+        """Whether the whole paired interval lies below zero: better than the champion, and not by chance."""
+        compared = self.comparison
+        return compared is not None and all(map(math.isfinite, (compared.low, compared.high))) and compared.high < 0
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values; NaN becomes null."""
@@ -143,13 +172,14 @@ class Verdict:
 # ----------------------------------------------------------------------------------------------------------- judging
 
 
-def judge(evaluation: Evaluation, settings: GateSettings | None = None) -> Verdict:
-    """Hold every measure against its threshold. What was not measured has failed.
+def judge(evaluation: Evaluation, settings: GateSettings | None = None, judged_at: datetime | None = None) -> Verdict:
+    """Hold every measure against its threshold. What was not measured has failed. `judged_at` is now unless given.
 
     A candidate is refused against the champion when it is significantly worse on the frozen benchmark (the paired 95 %
     interval lies above `champion_margin`) or by more than `champion_max_regression` whatever the interval. A
     difference that is within the noise and small may pass: asking for a better point estimate would refuse every other
-    equally good model, and asking for proof of non-inferiority would need far larger test sets.
+    equally good model, and asking for proof of non-inferiority would need far larger test sets. Whether an equal model
+    takes the champion's place is another question, which promotion answers from the same interval (`Verdict.improves`).
     """
     settings = settings or GateSettings()
     gates = tuple(
@@ -175,6 +205,7 @@ def judge(evaluation: Evaluation, settings: GateSettings | None = None) -> Verdi
         evaluation_digest=evaluation.digest,
         champion_digest=evaluation.champion_digest,
         settings=settings.model_dump(mode="json"),
+        judged_at=(judged_at or datetime.now(UTC)).isoformat(timespec="seconds"),
     )
 
 
@@ -302,7 +333,7 @@ def _slices(evaluation: Evaluation, settings: GateSettings) -> Iterator[GateResu
 
 
 def _champion(evaluation: Evaluation, settings: GateSettings) -> Iterator[GateResult]:
-    name = "not_worse_than_champion"
+    name = COMPARISON_GATE
     if evaluation.champion_digest is None:
         yield _gate(
             name,
@@ -479,11 +510,13 @@ def require_passed(
     language: str | None = None,
     settings: GateSettings | None = None,
     champion_digest: str | _Unchecked | None = UNCHECKED,
+    overridden: Collection[str] = (),
 ) -> Verdict:
     """The verdict of exactly this bundle, or GateRefused when it is missing, not valid or not passed.
 
     With `language`, a verdict on another language is refused; with `settings`, one judged by other thresholds; with
-    `champion_digest` (None: there is none), one that compared with another champion than today's.
+    `champion_digest` (None: there is none), one that compared with another champion than today's. `overridden` are the
+    labels of gates whose failure people have decided to accept; any other failure is still a refusal.
     """
     verdict = load_verdict(folder, bundle_digest)
     name = f"{verdict.model_name} ({bundle_digest[:12]})"
@@ -497,9 +530,9 @@ def require_passed(
         raise GateRefused(
             f"The verdict of {name} is stale: it compared with champion {compared}, today's is {today}; evaluate again."
         )
-    if not verdict.passed:
-        first = verdict.failures[0]
-        more = len(verdict.failures) - 1
+    refused = [gate for gate in verdict.failures if gate.label not in overridden]
+    if refused:
+        first, more = refused[0], len(refused) - 1
         raise GateRefused(
             f"{name} did not pass gate {first.name}: {first.explanation}" + (f" ({more} more failed.)" if more else "")
         )

@@ -10,11 +10,11 @@ from typing import Any
 
 import dagster as dg
 
-from speech_assets.defs import automation, corpus, evaluation, models, promotion, serving
+from speech_assets.defs import approvals, automation, corpus, evaluation, models, promotion, serving
 from speech_assets.defs.partitions import SETTINGS
 from speech_assets.defs.resources import resources
 
-MODULES = (corpus, models, evaluation, promotion, serving, automation)
+MODULES = (corpus, models, evaluation, promotion, approvals, serving, automation)
 
 
 def build(resource_overrides: Mapping[str, Any] | None = None) -> dg.Definitions:

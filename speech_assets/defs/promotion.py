@@ -1,52 +1,43 @@
 """Promotion: what passed is registered and waits; a person's decision makes it the champion.
 
-`champion` has no function to run: only the jobs `promote` and `rollback` write it, after the verdict of exactly that
-bundle was read again. Both are launched from Dagster's launchpad, where their fields are described.
+`champion` has no function to run: only the jobs of `approvals` write it, after the verdict of exactly that bundle was
+read again. Its checks say whether someone has to decide, and whether the ledger and the registry still say the same.
 """
 
-from collections.abc import Callable
-from enum import Enum
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import quote
 
 import dagster as dg
-from pydantic import Field
 
-from deployment.promotion import Decision, LedgerError, PromotionRefused
-from deployment.registry import RegistryError
+from deployment.promotion import (
+    APPROVER_TAG,
+    CHOICES,
+    DECISION_TAG,
+    OUTCOME_TAG,
+    REASON_TAG,
+    STATUS_TAG,
+    UNSIGNED,
+    LedgerError,
+    Promotions,
+    Waiting,
+)
+from deployment.registry import LAUNCHED_BY_TAG, ModelVersion
 from evaluation.gates import GateRefused, require_passed
 from speech.bundle import BundleError, ModelBundle
+from speech.store import StoreError
 from speech_assets.defs.evaluation import REPORT, load_evaluation, verdict
 from speech_assets.defs.metadata import markdown_table, quarter_heading
-from speech_assets.defs.models import BUNDLE, CHECKPOINT, training_record
+from speech_assets.defs.models import BUNDLE, CHECKPOINT, finetuned_model, training_record
 from speech_assets.defs.partitions import languages, quarter_and_language, quarter_language
 from speech_assets.defs.resources import Workspace, git_revision
+from speech_assets.graphql import LOCATION
+from speech_assets.slack import announce, link
 
 CHAMPION = dg.AssetKey("champion")
 
 
-class Choice(Enum):
-    """What an approver can decide about a version."""
-
-    approve = "approve"
-    reject = "reject"
-
-
-class PromotionConfig(dg.Config):
-    """A person's decision about a registered version."""
-
-    model: str = Field(description="Registered model, such as soundstage-en.")
-    version: str = Field(description="Its version, such as 3; MLflow and the asset `registered_model` show it.")
-    decision: Choice = Field(description="approve: it becomes the champion and is released. reject: it never will.")
-    approver: str = Field(description="Your name, as it stands in `promotion.approvers` of soundstage.toml.")
-    reason: str = Field(description="Why, in a sentence that will make sense in a year; kept in the ledger.")
-
-
-class RollbackConfig(dg.Config):
-    """A person's decision to go back to an earlier champion."""
-
-    model: str = Field(description="Registered model, such as soundstage-en.")
-    version: str | None = Field(None, description="Version to go back to; empty: the champion before the present one.")
-    approver: str = Field(description="Your name, as it stands in `promotion.approvers` of soundstage.toml.")
-    reason: str = Field(description="Why, in a sentence that will make sense in a year; kept in the ledger.")
+LAUNCHED_BY = "soundstage/launched_by"  # run tag: who launched it; `user`, which proxies set, is taken too
 
 
 @dg.asset(
@@ -57,18 +48,25 @@ class RollbackConfig(dg.Config):
     deps=[verdict],
 )
 def registered_model(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
-    """An MLflow version with its lineage, waiting as `challenger`; only with a passing verdict for this very bundle."""
+    """An MLflow version with its lineage, waiting as `challenger`; only with a passing verdict for this very bundle.
+
+    Failed gates stand in the way unless approvers accepted them for exactly this bundle and verdict, with the job
+    `override_gates`.
+    """
     quarter, language = quarter_and_language(context)
-    store, settings = workspace.store, workspace.settings
-    bundle = ModelBundle.load(store.current("model_bundle", quarter, language).path / BUNDLE)
+    store, settings, promotions = workspace.store, workspace.settings, workspace.promotions()
     try:
-        passed = require_passed(workspace.verdicts, bundle.digest, language=language, settings=settings.gates)
-    except GateRefused as refused:
+        bundle = ModelBundle.load(store.current("model_bundle", quarter, language).path / BUNDLE)
+        accepted = promotions.overridden(language, bundle.digest)
+        passed = require_passed(
+            workspace.verdicts, bundle.digest, language=language, settings=settings.gates, overridden=accepted
+        )
+    except (StoreError, BundleError, LedgerError, GateRefused) as refused:
         raise dg.Failure(str(refused), allow_retries=False) from refused
     evaluation = load_evaluation(workspace, quarter, language)
     model = store.current("finetuned_model", quarter, language).path
     record = training_record(model)
-    version = workspace.registry().register(
+    version = promotions.registry.register(
         workspace.model_name(language),
         bundle.path,
         model / CHECKPOINT,
@@ -87,8 +85,20 @@ def registered_model(context: dg.AssetExecutionContext, workspace: dg.ResourcePa
             f"{key}_{measure}": getattr(part.score, measure)
             for key, part in evaluation.sets.items()
             for measure in ("wer", "cer")
-        },
+        }
+        | {f"champion_{key}_wer": part.champion.score.wer for key, part in evaluation.sets.items() if part.champion},
+        launched_by=_launched_by(context),
+        overridden=accepted,
+        guide=decision_guide(workspace),
     )
+    try:
+        waiting = promotions.offer(language, version)
+    except LedgerError as broken:
+        raise dg.Failure(str(broken), allow_retries=False) from broken
+    if waiting:
+        announce(f"{waiting.sentence}\n{_links(workspace, waiting)}", settings.promotion, context.log)
+    log_checks(context, workspace, promotions)
+    version = promotions.registry.version(version.name, version.version)
     return dg.MaterializeResult(
         metadata={
             "quarter": quarter_heading(quarter, language),
@@ -99,7 +109,9 @@ def registered_model(context: dg.AssetExecutionContext, workspace: dg.ResourcePa
             "mlflow": dg.MetadataValue.url(
                 f"{settings.registry.ui_url}/#/models/{version.name}/versions/{version.version}"
             ),
-            "next": f"launch `promote` with model {version.name}, version {version.version}",
+            "status": version.tags.get(STATUS_TAG, ""),
+            "launched_by": version.tags.get(LAUNCHED_BY_TAG, ""),
+            "decide": dg.MetadataValue.md(f"[open the launchpad]({launchpad(workspace, version)})"),
         },
         data_version=dg.DataVersion(version.digest),
     )
@@ -118,82 +130,196 @@ champion = dg.AssetSpec(
 )
 
 
-def _decide(context: dg.OpExecutionContext, decide: Callable[[], Decision]) -> Decision:
-    """Take a decision; every refusal is a failed run with one sentence, and never retried."""
-    try:
-        decision = decide()
-    except (PromotionRefused, GateRefused, BundleError, LedgerError, RegistryError) as refused:
-        raise dg.Failure(str(refused), allow_retries=False) from refused
-    context.log.info(f"{decision.approver}: {decision.action} {decision.model}/{decision.version}: {decision.reason}")
-    return decision
+@dg.asset_check(asset=CHAMPION, name="challenger_waits")
+def challenger_waits(workspace: dg.ResourceParam[Workspace]) -> dg.AssetCheckResult:
+    """Whether someone has to decide about a challenger: who, on what figures, until when, and where to read more."""
+    return _waits(workspace, workspace.promotions())
 
 
-def _report(context: dg.OpExecutionContext, workspace: Workspace, decision: Decision) -> None:
-    """Show the champion in force after a decision."""
-    history = workspace.promotions().history(decision.language)
-    context.log_event(
-        dg.AssetMaterialization(
-            CHAMPION,
-            partition=decision.language,
-            metadata={
-                "model": decision.model,
-                "version": int(decision.version),
-                "bundle_digest": decision.digest,
-                "decision": decision.action,
-                "approver": decision.approver,
-                "reason": decision.reason,
-                "before": decision.previous_champion or "none",
-                "ledger": markdown_table(
-                    ("#", "when (UTC)", "what", "version", "who", "why"),
-                    [(d.sequence, d.time[:16], d.action, d.version, d.approver, d.reason) for d in reversed(history)],
-                ),
-            },
-            tags={"dagster/data_version": decision.digest},
+@dg.asset_check(asset=CHAMPION, name="ledger_intact")
+def ledger_intact(workspace: dg.ResourceParam[Workspace]) -> dg.AssetCheckResult:
+    """Whether each language's ledger is the chain of decisions that was written, and none is missing at its end."""
+    return _intact(workspace, workspace.promotions())
+
+
+@dg.asset_check(asset=CHAMPION, name="alias_follows_ledger")
+def alias_follows_ledger(workspace: dg.ResourceParam[Workspace]) -> dg.AssetCheckResult:
+    """Whether MLflow's alias `champion` points to what people decided; releases follow the ledger in any case."""
+    return _agrees(workspace, workspace.promotions())
+
+
+def log_checks(
+    context: dg.OpExecutionContext | dg.AssetExecutionContext, workspace: Workspace, promotions: Promotions
+) -> None:
+    """Bring the champion's checks up to date within a run that changed what they look at."""
+    for name, evaluate in CHECKS.items():
+        result = evaluate(workspace, promotions)
+        context.log_event(
+            dg.AssetCheckEvaluation(  # type: ignore[arg-type]  # taken by Dagster, missing in its annotation
+                asset_key=CHAMPION,
+                check_name=name,
+                passed=result.passed,
+                severity=result.severity,
+                description=result.description,
+                metadata=result.metadata or {},
+            )
+        )
+
+
+def _waits(workspace: Workspace, promotions: Promotions) -> dg.AssetCheckResult:
+    found: list[Waiting] = []
+    broken: list[str] = []
+    for language, model in _models(workspace, promotions):
+        try:
+            waiting = promotions.waiting(language, model)
+            found += [waiting] if waiting else []
+        except LedgerError as error:
+            broken.append(str(error))
+    return dg.AssetCheckResult(
+        passed=not found and not broken,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=". ".join([w.sentence for w in found] + broken) or "nobody has to decide anything",
+        metadata={
+            "to_decide": dg.MetadataValue.md("\n\n".join(_page(workspace, w) for w in found) or "nothing"),
+            "who_may_approve": ", ".join(workspace.settings.promotion.approvers) or "nobody yet",
+            **{f"{w.version.name}: {label}": value for w in found for label, value in _shown(workspace, w).items()},
+        },
+    )
+
+
+def _intact(workspace: Workspace, promotions: Promotions) -> dg.AssetCheckResult:
+    broken = [why for language, model in _models(workspace, promotions) if (why := promotions.verify(language, model))]
+    entries = {
+        language: len(promotions.history(language))
+        for language in workspace.settings.languages
+        if promotions.verify(language) is None
+    }
+    return dg.AssetCheckResult(
+        passed=not broken,
+        description=". ".join(broken) or "every entry is as it was written",
+        metadata={"decisions": markdown_table(("language", "entries"), list(entries.items()))},
+    )
+
+
+def _agrees(workspace: Workspace, promotions: Promotions) -> dg.AssetCheckResult:
+    said: list[str] = []
+    passed = True
+    for language, model in _models(workspace, promotions):
+        try:
+            state = promotions.check_alias(language, model)
+            agrees, explanation = state.agrees, state.explanation
+        except LedgerError as broken:
+            agrees, explanation = False, str(broken)
+        passed &= agrees
+        said.append(explanation)
+    return dg.AssetCheckResult(passed=passed, description=". ".join(said) or "nothing was registered yet")
+
+
+CHECKS: dict[str, Callable[[Workspace, Promotions], dg.AssetCheckResult]] = {
+    "challenger_waits": _waits,
+    "ledger_intact": _intact,
+    "alias_follows_ledger": _agrees,
+}
+
+
+def _shown(workspace: Workspace, waiting: Waiting) -> dict[str, Any]:
+    """What an approver reads about one challenger: figures that plot, dates and links."""
+    metrics = waiting.version.metrics
+    return {
+        **{name: metrics[name] for name in ("benchmark_wer", "champion_benchmark_wer") if name in metrics},
+        "champion": waiting.champion or "none yet",
+        "training_launched_by": waiting.version.tags.get(LAUNCHED_BY_TAG, UNSIGNED),
+        **({"expires": f"{waiting.expires_at:%Y-%m-%d}"} if waiting.expires_at else {}),
+        **{label: dg.MetadataValue.url(url) for label, url in _urls(workspace, waiting).items()},
+    }
+
+
+def _page(workspace: Workspace, waiting: Waiting) -> str:
+    """All figures of a challenger, under a link to a launchpad that is filled in: too long a link for metadata."""
+    version = waiting.version
+    figures = markdown_table(("figure", "value"), [(name, f"{v:.4f}") for name, v in sorted(version.metrics.items())])
+    title = f"[Decide about {version.name} version {version.version}]({launchpad(workspace, version)})"
+    return f"{title}\n\n{figures.md_str or 'no figures'}"
+
+
+def decision_guide(workspace: Workspace) -> str:
+    """How people decide about a version, for its page in MLflow."""
+    approvers = ", ".join(workspace.settings.promotion.approvers) or "nobody yet"
+    return "\n".join(
+        (
+            "### To decide",
+            "",
+            f"Approve, reject or ask for changes in [Dagster]({launchpad(workspace)}), or here, by setting "
+            "these tags on this version:",
+            "",
+            "| tag | value |",
+            "|---|---|",
+            f"| `{APPROVER_TAG}` | your name: {approvers} |",
+            f"| `{REASON_TAG}` | why, in a sentence |",
+            f"| `{DECISION_TAG}` | {', '.join(CHOICES)}; set it last |",
+            "",
+            f"They are taken within a minute, and the answer is in `{OUTCOME_TAG}`. `{STATUS_TAG}` says who has to do "
+            "what until when.",
         )
     )
 
 
-@dg.op
-def decide_promotion(
-    context: dg.OpExecutionContext, workspace: dg.ResourceParam[Workspace], config: PromotionConfig
-) -> None:
-    """Approve or reject a registered version."""
-    language = workspace.language_of(config.model)
-    promotions = workspace.promotions()
-    choose = promotions.approve if config.decision is Choice.approve else promotions.reject
-    decision = _decide(
-        context,
-        lambda: choose(language, config.model, config.version, config.approver, config.reason),
+def launchpad(workspace: Workspace, version: ModelVersion | None = None) -> str:
+    """Where people launch `promote`; with a version, its fields are filled in but for the decision itself."""
+    url = f"{workspace.settings.dagster_url}/locations/{LOCATION}/jobs/promote/playground"
+    if version is None:
+        return url
+    fields = (
+        f"model: {version.name}",
+        f'version: "{version.version}"',
+        "decision:   # approve, reject or request_changes",
+        f"approver:   # {', '.join(workspace.settings.promotion.approvers)}",
+        "reason:   # why, in a sentence that will make sense in a year",
     )
-    if config.decision is Choice.approve:
-        _report(context, workspace, decision)
+    config = "\n      ".join(("ops:\n  decide_promotion:\n    config:", *fields))
+    return f"{url}/setup?config={quote(config)}"
 
 
-@dg.op
-def decide_rollback(
-    context: dg.OpExecutionContext, workspace: dg.ResourceParam[Workspace], config: RollbackConfig
-) -> None:
-    """Make an earlier champion the champion again."""
-    language = workspace.language_of(config.model)
-    decision = _decide(
-        context,
-        lambda: workspace.promotions().rollback(
-            language, config.approver, config.reason, version=config.version, model=config.model
-        ),
-    )
-    _report(context, workspace, decision)
+def launcher(run: dg.DagsterRun | None) -> str:
+    """Who launched a run: the person that its tags name, the schedule or sensor that asked for it, or `unknown`."""
+    tags = run.tags if run else {}
+    if name := tags.get(LAUNCHED_BY) or tags.get("user"):
+        return name
+    for tag, kind in (("dagster/schedule_name", "schedule"), ("dagster/sensor_name", "sensor")):
+        if tag in tags:
+            return f"{kind} {tags[tag]}"
+    return UNSIGNED
 
 
-@dg.job(
-    description="Decide about a registered version: approve makes it the champion, which is then released; reject "
-    "closes it. Refused without a passing verdict for exactly that bundle."
-)
-def promote() -> None:
-    """A person's decision."""
-    decide_promotion()
+def _launched_by(context: dg.AssetExecutionContext) -> str:
+    """Everyone who launched a run that trained this very model, or this run where no training is on record."""
+    filters = dg.AssetRecordsFilter(asset_key=finetuned_model.key, asset_partitions=[context.partition_key])
+    records = context.instance.fetch_materializations(filters, limit=100).records
+    versions = [_data_version(record) for record in records]
+    runs = {record.run_id for record, version in zip(records, versions, strict=True) if version == versions[0]}
+    found = {launcher(context.instance.get_run_by_id(run_id)) for run_id in runs} or {launcher(context.run)}
+    return ", ".join(sorted(found))
 
 
-@dg.job(description="Go back to an earlier champion; it is released like any other.")
-def rollback() -> None:
-    """A person's decision to go back."""
-    decide_rollback()
+def _data_version(record: dg.EventLogRecord) -> str | None:
+    tags: dict[str, Any] = dict((record.asset_materialization and record.asset_materialization.tags) or {})
+    return tags.get("dagster/data_version")
+
+
+def _models(workspace: Workspace, promotions: Promotions) -> Iterator[tuple[str, str]]:
+    """Language and registered model, once there is a registry."""
+    if promotions.registry.exists:
+        for language in workspace.settings.languages:
+            yield language, workspace.model_name(language)
+
+
+def _urls(workspace: Workspace, waiting: Waiting) -> dict[str, str]:
+    version = waiting.version
+    mlflow = f"{workspace.settings.registry.ui_url}/#/models/{version.name}/versions/{version.version}"
+    report = version.tags.get("link.report")
+    return {"mlflow": mlflow, **({"report": report} if report else {})}
+
+
+def _links(workspace: Workspace, waiting: Waiting) -> str:
+    urls = {"decide": launchpad(workspace, waiting.version), **_urls(workspace, waiting)}
+    return " | ".join(link(url, label) for label, url in urls.items())

@@ -63,15 +63,20 @@ class Workspace:
         return names[model]
 
     def promotions(self) -> "Promotions":
-        """Decisions about champions, with the approvers and thresholds of the settings."""
+        """Decisions about champions, with the approvers, rules and thresholds of the settings."""
         from deployment.promotion import Promotions
 
+        rules = self.settings.promotion
         return Promotions(
             self.registry(),
             self.store.path("ledger"),
             self.verdicts,
-            self.settings.promotion.approvers,
+            rules.approvers,
             gates=self.settings.gates,
+            require_better=rules.require_better,
+            two_person=rules.two_person,
+            expires_days=rules.challenger_expires_days,
+            allow_override=rules.allow_override,
         )
 
     def mlflow_run_url(self, record: Mapping[str, Any]) -> str:

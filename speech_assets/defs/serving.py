@@ -30,18 +30,16 @@ def serving_release(context: dg.AssetExecutionContext, workspace: dg.ResourcePar
     On any failure the tier keeps what it had. Where no replica runs yet, the champion is verified and probed here and
     written to the release document, which a replica follows as soon as it starts.
     """
+    from deployment.promotion import LedgerError, PromotionRefused
+    from deployment.registry import RegistryError
     from deployment.rollout import GoldenUtterance, ReleaseFailed, release
-    from evaluation.gates import GateRefused, require_passed
+    from evaluation.gates import GateRefused
+    from speech.bundle import BundleError
 
     language = context.partition_key
     promotions, registry = workspace.promotions(), workspace.registry()
-    decision = promotions.current(language)
-    if decision is None:
-        raise dg.Failure(
-            f"'{language}' has no champion yet: approve a version with the job `promote`", allow_retries=False
-        )
     try:
-        require_passed(workspace.verdicts, decision.digest, language=language)
+        decision = promotions.releasable(language)
         bundle = registry.download(decision.model, decision.version)
         result = release(
             workspace.store.root,
@@ -54,7 +52,7 @@ def serving_release(context: dg.AssetExecutionContext, workspace: dg.ResourcePar
             timeout_s=workspace.settings.serving.release_timeout_s,
             allow_no_replica=True,
         )
-    except (GateRefused, ReleaseFailed) as refused:
+    except (PromotionRefused, LedgerError, GateRefused, RegistryError, BundleError, ReleaseFailed) as refused:
         raise dg.Failure(str(refused), allow_retries=False) from refused
     return dg.MaterializeResult(
         metadata={

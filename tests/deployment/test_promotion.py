@@ -1,9 +1,12 @@
 """The ledger says who put what into production; the alias follows it, and nothing moves without a verdict."""
 
+import hashlib
 import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from evaluation.gates import GateRefused, GateSettings, save_verdict
 from speech.bundle import BundleError
 
 MODEL = "soundstage-en"
+ROOT = Path(__file__).parents[2]
 
 
 def _champion(house) -> str | None:
@@ -291,7 +295,7 @@ def _rewrite(path: Path, change) -> None:
         (lambda lines: [*lines[:3], lines[3][:40] + b"\n"], 4),
         (lambda lines: [*lines[:3], b"\xff\xfe\n"], 4),
         (lambda lines: [*lines[:3], b"[]\n"], 4),
-        (lambda lines: [*lines[:3], lines[3].replace(b'"schema":1', b'"schema":2')], 4),
+        (lambda lines: [*lines[:3], lines[3].replace(b'"schema":2', b'"schema":3')], 4),
     ],
     ids="reason approver removed first-removed doubled swapped blank empty cut bytes list schema".split(),
 )
@@ -356,6 +360,61 @@ def test_unfinished_last_line_is_set_aside_and_not_a_decision(tmp_path, kept):
     ledger.append(_decision(2, ledger.entries()[0].hash, "again"))
     assert [entry.reason for entry in ledger.entries()] == ["good", "again"]
     assert ledger.path.with_suffix(".torn").read_bytes() == cut + b"\n"
+
+
+def test_a_ledger_of_the_first_schema_is_read_and_continued(tmp_path):
+    """Entries are never rewritten, so those of earlier versions stay as they were hashed."""
+    content = {k: v for k, v in _decision(1, GENESIS).__dict__.items() if k not in ("overridden", "launched_by")}
+    content |= {"schema": 1, "hash": ""}
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    content["hash"] = hashlib.sha256(canonical.encode()).hexdigest()
+    path = tmp_path / "en.jsonl"
+    path.write_text(json.dumps(content, sort_keys=True, separators=(",", ":")) + "\n")
+    ledger = Ledger(tmp_path, "en")
+    (first,) = ledger.entries()
+    assert (first.schema, first.approver, first.overridden) == (1, "Ada", ())
+    with ledger.locked():
+        ledger.append(_decision(2, first.hash))
+    assert [entry.schema for entry in ledger.entries()] == [1, 2]
+    path.write_text(path.read_text().replace("good", "fine", 1))
+    assert "entry 1 was changed" in ledger.verify()
+
+
+def test_the_command_prints_who_decided_what_and_why(house):
+    """The question of an audit, answered without a server."""
+    _approve(house, 1)
+    (house.home / "soundstage.toml").write_text('home = "."\nlanguages = ["en", "de"]\n')
+    command = [sys.executable, "-m", "deployment.promotion"]
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("SOUNDSTAGE_")},
+        "SOUNDSTAGE_CONFIG": str(house.home / "soundstage.toml"),
+        "COLUMNS": "200",
+    }
+    printed = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for part in ("approve", "soundstage-en/1", house.bundle(1).digest[:12], "Ada", "quarter 1 is better"):
+        assert part in printed
+    assert "de: nothing was decided yet" in printed
+    _rewrite(house.promotions.ledger("en").path, lambda lines: [lines[0].replace(b"better", b"worse!")])
+    broken = subprocess.run([*command, "en"], env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert broken.returncode == 1
+    assert "entry 1 was changed" in broken.stdout.replace("\n", " ")
+
+
+def test_a_rejection_is_final_even_after_other_wishes(house):
+    house.register(1)
+    house.promotions.reject("en", MODEL, "1", "Ada", "leaks names")
+    house.promotions.request_changes("en", MODEL, "1", "Ada", "or perhaps not")
+    house.register(1)
+    with pytest.raises(PromotionRefused, match="rejected by Ada"):
+        house.promotions.approve("en", MODEL, "1", "Ada", "good")
+
+
+def test_a_version_deleted_by_hand_does_not_stop_the_next_decision(house):
+    _approve(house, 1)
+    house.register(2, house.bundle(1).digest)
+    house.registry._client().delete_model_version(MODEL, "1")
+    assert house.promotions.approve("en", MODEL, "2", "Ada", "better").version == "2"
+    assert house.promotions.releasable("en").version == "2"
 
 
 def test_killed_writers_leave_a_whole_chain(tmp_path):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from pydantic import ValidationError
@@ -203,8 +204,56 @@ def test_every_setting_says_what_it_means_and_its_unit():
 
 
 def test_judging_twice_gives_the_same_bytes(make_evaluation, tmp_path):
-    first = save_verdict(judge(make_evaluation()), tmp_path / "a").read_bytes()
-    assert save_verdict(judge(make_evaluation()), tmp_path / "b").read_bytes() == first
+    when = datetime(2024, 7, 1, tzinfo=UTC)
+    first = save_verdict(judge(make_evaluation(), judged_at=when), tmp_path / "a").read_bytes()
+    assert save_verdict(judge(make_evaluation(), judged_at=when), tmp_path / "b").read_bytes() == first
+
+
+def test_a_verdict_tells_its_age(make_evaluation, tmp_path):
+    save_verdict(judge(make_evaluation()), tmp_path)
+    age = datetime.now(UTC) - datetime.fromisoformat(load_verdict(tmp_path, BUNDLE).judged_at)
+    assert age < timedelta(minutes=1)
+
+
+def test_a_verdict_of_before_ages_were_noted_still_reads(make_evaluation, tmp_path):
+    """Champions judged by then stay servable."""
+    path = save_verdict(judge(make_evaluation()), tmp_path)
+    content = json.loads(path.read_text())
+    del content["judged_at"]
+    path.write_text(json.dumps(sealed(content)))
+    assert require_passed(tmp_path, BUNDLE).judged_at == ""
+
+
+@pytest.mark.parametrize(
+    ("difference", "improves"),
+    [
+        ((-0.01, -0.02, -0.001), True),
+        ((-0.01, -0.02, 0.0), False),
+        ((-0.01, -0.02, 0.001), False),
+        ((0.0, 0.0, 0.0), False),
+        ((math.nan, math.nan, math.nan), False),
+        ((-math.inf, -math.inf, -math.inf), False),
+    ],
+)
+def test_only_a_whole_interval_below_zero_is_an_improvement(make_evaluation, tmp_path, difference, improves):
+    """The comparison is read from the stored verdict, where a missing figure is null."""
+    save_verdict(judge(differing(*difference)(make_evaluation(champion=rows_with(0)))), tmp_path)
+    assert load_verdict(tmp_path, BUNDLE).improves is improves
+
+
+def test_without_a_champion_nothing_was_improved(make_evaluation):
+    verdict = judge(make_evaluation())
+    assert verdict.comparison is None
+    assert not verdict.improves
+
+
+def test_only_the_gates_named_are_overridden(make_evaluation, tmp_path):
+    save_verdict(judge(make_evaluation(quarter=rows_with(2)), GateSettings(cer=1, slice_wer=1)), tmp_path)
+    assert not require_passed(tmp_path, BUNDLE, overridden=("wer on quarter",)).passed
+    with pytest.raises(GateRefused, match="did not pass gate wer"):
+        require_passed(tmp_path, BUNDLE, overridden=("wer on benchmark", "wer"))
+    with pytest.raises(GateRefused, match="stale"):
+        require_passed(tmp_path, BUNDLE, settings=GateSettings(), overridden=("wer on quarter",))
 
 
 def test_a_verdict_comes_back_as_it_was_judged(make_evaluation, tmp_path):

@@ -1,0 +1,358 @@
+"""Approvals: how people decide about registered versions, in Dagster's launchpad or by tags in MLflow.
+
+Dagster has no approval button: a job with typed fields is one. Whoever works in MLflow sets three tags on the version
+instead (its description names them); the sensor launches `promote` for each such request once, and the answer, a
+refusal too, is written back to the version. Every decision is an entry in the ledger, taken under the same rules
+wherever it was asked for.
+
+What the ledger cannot know is whether a name is its owner's: a proxy before Dagster and MLflow has to sign people in.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from functools import partial
+
+import dagster as dg
+from pydantic import Field
+
+from deployment.promotion import (
+    APPROVER_TAG,
+    CHOICES,
+    DECISION_TAG,
+    PRODUCTION,
+    Decision,
+    LedgerError,
+    PromotionRefused,
+    Promotions,
+    Request,
+)
+from deployment.registry import RegistryError
+from evaluation.gates import GateRefused
+from speech.bundle import BundleError
+from speech.store import StoreError
+from speech_assets.defs.metadata import markdown_table
+from speech_assets.defs.models import BUNDLE
+from speech_assets.defs.promotion import CHAMPION, log_checks
+from speech_assets.defs.resources import Workspace
+from speech_assets.slack import announce, link
+
+REQUEST_TAG = "soundstage/request"  # run tag: the request in MLflow that a run of `promote` answers
+CHECK_INTERVAL_S = 30
+REFUSALS = (PromotionRefused, GateRefused, BundleError, LedgerError, RegistryError, StoreError)
+
+
+class Choice(Enum):
+    """What an approver can decide about a version."""
+
+    approve = "approve"
+    reject = "reject"
+    request_changes = "request_changes"
+
+
+class PromotionConfig(dg.Config):
+    """A person's decision about a registered version."""
+
+    model: str = Field(description="Registered model, such as soundstage-en.")
+    version: str = Field(description="Its version, such as 3; MLflow and the asset `registered_model` show it.")
+    decision: Choice = Field(
+        description="approve: it becomes the champion and is released. reject: it never will. request_changes: it "
+        "waits no longer, until it was judged and registered again."
+    )
+    approver: str = Field(description="Your name, as it stands in `promotion.approvers` of soundstage.toml.")
+    reason: str = Field(description="Why, in a sentence that will make sense in a year; kept in the ledger.")
+    override_gates: bool = Field(
+        False,
+        description="Approve although it failed the gates that `override_gates` accepted for exactly this bundle, or "
+        "is not better than the champion. Only where `promotion.allow_override` is set; the ledger names the gates.",
+    )
+
+
+class RollbackConfig(dg.Config):
+    """A person's decision to go back to an earlier champion."""
+
+    model: str = Field(description="Registered model, such as soundstage-en.")
+    version: str | None = Field(None, description="Version to go back to; empty: the champion before the present one.")
+    approver: str = Field(description="Your name, as it stands in `promotion.approvers` of soundstage.toml.")
+    reason: str = Field(description="Why, in a sentence that will make sense in a year; kept in the ledger.")
+
+
+class OverrideConfig(dg.Config):
+    """A person's decision to accept the failed gates of one bundle."""
+
+    language: str = Field(description="Language of the model, such as en.")
+    quarter: str = Field(description="Its quarter, as its first month, such as 2024-04.")
+    bundle_digest: str = Field(
+        description="All 64 digits of `bundle_digest`, from the metadata of the `verdict` that you read: only this "
+        "bundle and this verdict are meant, and no later one of the same quarter."
+    )
+    approver: str = Field(description="Your name, as it stands in `promotion.approvers` of soundstage.toml.")
+    reason: str = Field(description="Why these failures are acceptable; kept in the ledger with the gates' names.")
+
+
+def _decide(
+    context: dg.OpExecutionContext, workspace: Workspace, promotions: Promotions, decide: Callable[[], Decision]
+) -> Decision:
+    """Take a decision, show it and tell of it; a refusal is a failed run with one sentence, and never retried."""
+    try:
+        decision = decide()
+    except REFUSALS as refused:
+        raise dg.Failure(str(refused), allow_retries=False) from refused
+    said = _sentence(decision)
+    context.log.info(said)
+    if decision.action in PRODUCTION:
+        _report(context, promotions, decision)
+    log_checks(context, workspace, promotions)
+    announce(f"{said}\n{_links(workspace, promotions, decision)}", workspace.settings.promotion, context.log)
+    return decision
+
+
+def _report(context: dg.OpExecutionContext, promotions: Promotions, decision: Decision) -> None:
+    """Show the champion in force after a decision."""
+    history = promotions.history(decision.language)
+    context.log_event(
+        dg.AssetMaterialization(
+            CHAMPION,
+            partition=decision.language,
+            metadata={
+                "model": decision.model,
+                "version": int(decision.version),
+                "bundle_digest": decision.digest,
+                "decision": decision.action,
+                "approver": decision.approver,
+                "reason": decision.reason,
+                "overridden_gates": ", ".join(decision.overridden) or "none",
+                "training_launched_by": decision.launched_by or "unknown",
+                "before": decision.previous_champion or "none",
+                "ledger": markdown_table(
+                    ("#", "when (UTC)", "what", "version", "who", "why", "accepting"),
+                    [
+                        (d.sequence, d.time[:16], d.action, d.version, d.approver, d.reason, ", ".join(d.overridden))
+                        for d in reversed(history)
+                    ],
+                ),
+            },
+            tags={"dagster/data_version": decision.digest},
+        )
+    )
+
+
+@dg.op
+def decide_promotion(
+    context: dg.OpExecutionContext, workspace: dg.ResourceParam[Workspace], config: PromotionConfig
+) -> None:
+    """Approve or reject a registered version, or ask for changes to it."""
+    promotions = workspace.promotions()
+
+    def decide() -> Decision:
+        language = workspace.language_of(config.model)
+        about = (language, config.model, config.version, config.approver, config.reason)
+        if config.decision is Choice.approve:
+            return promotions.approve(*about, override_gates=config.override_gates)
+        return promotions.reject(*about) if config.decision is Choice.reject else promotions.request_changes(*about)
+
+    with _answered(context, promotions, config) as answer:
+        answer(f"done: {_sentence(_decide(context, workspace, promotions, decide))}")
+
+
+@dg.op
+def decide_rollback(
+    context: dg.OpExecutionContext, workspace: dg.ResourceParam[Workspace], config: RollbackConfig
+) -> None:
+    """Make an earlier champion the champion again."""
+    promotions, language = workspace.promotions(), workspace.language_of(config.model)
+    _decide(
+        context,
+        workspace,
+        promotions,
+        lambda: promotions.rollback(
+            language, config.approver, config.reason, version=config.version, model=config.model
+        ),
+    )
+
+
+@dg.op
+def decide_override(
+    context: dg.OpExecutionContext, workspace: dg.ResourceParam[Workspace], config: OverrideConfig
+) -> None:
+    """Accept the failed gates of exactly one bundle."""
+    promotions = workspace.promotions()
+    _decide(
+        context,
+        workspace,
+        promotions,
+        lambda: promotions.override(
+            config.language,
+            workspace.model_name(config.language),
+            workspace.store.current("model_bundle", config.quarter, config.language).path / BUNDLE,
+            config.bundle_digest.strip(),
+            config.approver,
+            config.reason,
+        ),
+    )
+
+
+@dg.op
+def close_overdue(context: dg.OpExecutionContext, workspace: dg.ResourceParam[Workspace]) -> None:
+    """Close every challenger that waited too long."""
+    promotions = workspace.promotions()
+    for language in workspace.settings.languages:
+        model = workspace.model_name(language)
+        if promotions.overdue(model):
+            close = partial(promotions.expire, language, model)
+            _decide(context, workspace, promotions, lambda close=close: _required(close()))  # type: ignore[misc]
+
+
+@dg.job(
+    description="Decide about a registered version: approve makes it the champion, which is then released; reject "
+    "closes it for good; request_changes closes it until it was judged again. An approval is refused without a passing "
+    "verdict for exactly that bundle."
+)
+def promote() -> None:
+    """A person's decision."""
+    decide_promotion()
+
+
+@dg.job(description="Go back to an earlier champion; it is released like any other.")
+def rollback() -> None:
+    """A person's decision to go back."""
+    decide_rollback()
+
+
+@dg.job(
+    description="Accept the failed gates of exactly one bundle, so that `registered_model` takes it and `promote` can "
+    "approve it with `override_gates`. Off unless `promotion.allow_override` is set; an entry in the ledger."
+)
+def override_gates() -> None:
+    """A person's decision to accept what the gates refused."""
+    decide_override()
+
+
+@dg.job(description="Close challengers that waited longer than `promotion.challenger_expires_days`.")
+def expire_challengers() -> None:
+    """The system's decision, launched by the sensor `approvals`."""
+    close_overdue()
+
+
+check_champion = dg.define_asset_job(
+    "check_champion",
+    selection=dg.AssetSelection.checks_for_assets(CHAMPION),
+    description="Look whether the ledger is intact, MLflow's alias follows it, and someone has to decide.",
+)
+
+watch_champion = dg.ScheduleDefinition(
+    name="watch_champion",
+    job=check_champion,
+    cron_schedule="17 * * * *",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="An alias moved by hand or an edited ledger shows within the hour.",
+)
+
+
+@dg.sensor(
+    jobs=[promote, expire_challengers],
+    minimum_interval_seconds=CHECK_INTERVAL_S,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Takes decisions that people ask for by tags on a version in MLflow, each once, and closes challengers "
+    "that waited too long.",
+)
+def approvals(
+    context: dg.SensorEvaluationContext, workspace: dg.ResourceParam[Workspace]
+) -> Iterator[dg.RunRequest | dg.SkipReason]:
+    """One run a request and one an overdue challenger."""
+    promotions = workspace.promotions()
+    if not promotions.registry.exists:
+        yield dg.SkipReason("nothing was registered yet")
+        return
+    for language in workspace.settings.languages:
+        model = workspace.model_name(language)
+        for request in promotions.requests(model):
+            if _ready(context, workspace, promotions, request):
+                yield dg.RunRequest(
+                    run_key=request.key,
+                    job_name="promote",
+                    run_config=_config(request),
+                    tags={REQUEST_TAG: request.key},
+                )
+        if overdue := promotions.overdue(model):
+            yield dg.RunRequest(
+                run_key=f"expire/{model}/{overdue.version}/{len(promotions.history(language))}",
+                job_name="expire_challengers",
+            )
+
+
+def _ready(context: dg.SensorEvaluationContext, workspace: Workspace, promotions: Promotions, request: Request) -> bool:
+    """Whether a request can be launched; what keeps it is written to the version, where its author looks."""
+    if request.missing:
+        promotions.remark(request, f"waiting for the tags {request.missing}")
+        return False
+    if request.decision not in CHOICES:
+        promotions.answer(request, f"refused: {DECISION_TAG} is '{request.decision}', not one of {', '.join(CHOICES)}")
+        return False
+    runs = context.instance.get_runs(dg.RunsFilter(tags={REQUEST_TAG: request.key}), limit=1)
+    if runs and runs[0].is_failure_or_canceled and runs[0].tags.get("dagster/will_retry") != "true":
+        url = f"{workspace.settings.dagster_url}/runs/{runs[0].run_id}"
+        promotions.answer(request, f"failed: {url} ended without an answer; set {APPROVER_TAG} and the others again")
+    return not runs
+
+
+def _config(request: Request) -> dict[str, object]:
+    asked = {
+        "model": request.model,
+        "version": request.version,
+        "decision": request.decision,
+        "approver": request.approver,
+        "reason": request.reason,
+    }
+    return {"ops": {"decide_promotion": {"config": asked}}}
+
+
+@contextmanager
+def _answered(
+    context: dg.OpExecutionContext, promotions: Promotions, config: PromotionConfig
+) -> Iterator[Callable[[str], None]]:
+    """Write the outcome back to MLflow where a decision was asked for there; a refusal is an outcome too."""
+    key = context.run.tags.get(REQUEST_TAG)
+    if key is None:
+        yield lambda outcome: None
+        return
+    number = int(key.split("/")[-2])
+    request = Request(config.model, config.version, config.decision.value, config.approver, config.reason, number)
+    try:
+        yield lambda outcome: promotions.answer(request, outcome)
+    except dg.Failure as refused:
+        promotions.answer(request, f"refused: {refused.description}")
+        raise
+
+
+def _required(decision: Decision | None) -> Decision:
+    if decision is None:
+        raise PromotionRefused("the challenger was decided meanwhile: nothing is left to close")
+    return decision
+
+
+def _sentence(decision: Decision) -> str:
+    about = f"{decision.model} version {decision.version}" if decision.version else f"bundle {decision.digest[:12]}"
+    accepting = f" (accepting failed gates: {', '.join(decision.overridden)})" if decision.overridden else ""
+    said = {
+        "approve": f"{about} is the champion of '{decision.language}'",
+        "voice": f"{about} has one approval and needs another person's",
+        "reject": f"{about} was rejected",
+        "request_changes": f"changes to {about} were asked for",
+        "expire": f"{about} was closed",
+        "override": f"failed gates of {about} were accepted",
+        "rollback": f"{about} is the champion of '{decision.language}' again",
+    }[decision.action]
+    return f"{said}, decided by {decision.approver}: {decision.reason}{accepting} (decision {decision.sequence})"
+
+
+def _links(workspace: Workspace, promotions: Promotions, decision: Decision) -> str:
+    settings = workspace.settings
+    urls = {"champion": f"{settings.dagster_url}/assets/champion"}
+    wer = ""
+    if decision.version:
+        version = promotions.registry.version(decision.model, decision.version)
+        urls["MLflow"] = f"{settings.registry.ui_url}/#/models/{decision.model}/versions/{decision.version}"
+        urls |= {"report": version.tags["link.report"]} if "link.report" in version.tags else {}
+        wer = ", ".join(f"{name} {value:.4f}" for name, value in sorted(version.metrics.items())) + "\n"
+    return wer + " | ".join(link(url, label) for label, url in urls.items())

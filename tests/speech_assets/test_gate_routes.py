@@ -1,0 +1,1001 @@
+"""Every way around the gate that we could think of, each refused with a sentence that names the reason.
+
+Real assets and jobs run in process over a data store of their own, with a real MLflow database and real bundles, and
+whatever moves a model is launched as a person, a backfill or a sensor would. Only training and recognition are left
+out: the evaluation is scored from chosen texts.
+"""
+
+import datetime as dt
+import hashlib
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import cache, cached_property
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlparse
+
+import pytest
+
+from evaluation.gates import GateSettings, judge, load_verdict, save_verdict
+from evaluation.scoring import Evaluation, NonSpeech
+from speech.audio import Waveform, encode_wav
+from speech.bundle import ModelBundle
+from speech.corpus import MANIFEST, Sorted
+from speech.manifest import Utterance
+from speech.store import write_json
+from tests.evaluation.conftest import result_of, rows_with
+from tests.toy_bundle import tones, write_toy_bundle
+
+MODEL, QUARTER, LANGUAGE = "soundstage-en", "2024-01", "en"
+PARTITION = f"{LANGUAGE}|{QUARTER}"
+
+
+@cache
+def sets_of(wrong: int, champion_wrong: int | None):  # type: ignore[no-untyped-def]
+    champion = None if champion_wrong is None else rows_with(champion_wrong)
+    return {
+        "quarter": result_of(rows_with(wrong)),
+        "benchmark": result_of(rows_with(wrong), champion),
+    }
+
+
+@dataclass
+class Outcome:
+    """How a run ended, and the sentence it failed with."""
+
+    success: bool
+    sentence: str
+    result: Any
+
+
+@dataclass
+class House:
+    """A deployment: its data store, and everything that can be launched in it."""
+
+    home: Path
+    settings: Any
+    instance: Any
+    bundles: Path
+    graph: Any = None
+
+    def ruled(self, gates: GateSettings | None = None, **rules: object) -> "House":
+        """The same deployment after someone changed its settings."""
+        promotion = self.settings.promotion.model_copy(update=rules)
+        changed = {"promotion": promotion, **({"gates": gates} if gates else {})}
+        return replace(self, settings=self.settings.model_copy(update=changed), graph=None)
+
+    @property
+    def workspace(self):  # type: ignore[no-untyped-def]
+        from speech_assets.defs.resources import Workspace
+
+        return Workspace(self.settings)
+
+    @cached_property
+    def promotions(self):  # type: ignore[no-untyped-def]
+        return self.workspace.promotions()
+
+    @property
+    def registry(self):  # type: ignore[no-untyped-def]
+        return self.promotions.registry
+
+    @property
+    def ledger(self) -> Path:
+        return self.home / "ledger" / "en.jsonl"
+
+    def bundle(self, number: int) -> ModelBundle:
+        folder = self.bundles / str(number)
+        if not folder.exists():
+            write_toy_bundle(folder, name=f"en-{number}", lineage={"number": number, "data": {}})
+        return ModelBundle.load(folder)
+
+    def verdict_file(self, number: int) -> Path:
+        return self.home / "verdicts" / f"{self.bundle(number).digest}.json"
+
+    def candidate(self, number: int, wrong: int = 0, champion: int | None = None, champion_wrong: int = 1) -> None:
+        """What training, export and evaluation leave in the store: bundle, checkpoint and figures."""
+        store, bundle = self.workspace.store, self.bundle(number)
+        with store.replace("model_bundle", QUARTER, LANGUAGE) as staging:
+            shutil.copytree(bundle.path, staging.path / "bundle")
+        with store.replace("finetuned_model", QUARTER, LANGUAGE) as staging:
+            (staging.path / "checkpoint.nemo").write_text(f"checkpoint {number}")
+            write_json(staging.path / "training.json", {"recipe": {"recipe": "toy"}})
+        evaluation = Evaluation(
+            bundle_digest=bundle.digest,
+            model_name=bundle.name,
+            language=LANGUAGE,
+            partition=PARTITION,
+            dataset_digests={"quarter": "1" * 64, "benchmark": "2" * 64},
+            sets=sets_of(wrong, None if champion is None else champion_wrong),
+            champion_digest=None if champion is None else self.bundle(champion).digest,
+            champion_name=None if champion is None else f"en-{champion}",
+            nonspeech=NonSpeech(0.0, 2.0, {"silence": 0.0}),
+            parity={"utterances": 20, "equal": 1.0},
+            rtfx=50.0,
+        )
+        with store.replace("evaluation", QUARTER, LANGUAGE) as staging:
+            evaluation.save(staging.path / "evaluation.json")
+            (staging.path / "report.html").write_text("<html>report</html>")
+
+    def judge(self, number: int, judged_at: dt.datetime | None = None, **figures: int) -> None:
+        """Figures and their verdict."""
+        self.candidate(number, **figures)
+        path = self.workspace.store.current("evaluation", QUARTER, LANGUAGE).path / "evaluation.json"
+        save_verdict(judge(Evaluation.load(path), self.settings.gates, judged_at), self.workspace.verdicts)
+
+    def register(self, number: int, **figures: Any) -> None:
+        """A version that waits as challenger, registered by the asset itself."""
+        self.judge(number, **figures)
+        registered = self.materialize("registered_model")
+        assert registered.success, registered.sentence
+
+    def crown(self, number: int, **figures: Any) -> None:
+        """A champion, approved through the job."""
+        self.register(number, **figures)
+        version = str(len(self.registry.versions(MODEL)))
+        approved = self.promote(version)
+        assert approved.success, approved.sentence
+
+    def materialize(self, *assets: str, partition: str = PARTITION, tags: dict[str, str] | None = None) -> Outcome:
+        import dagster as dg
+
+        return self._outcome(
+            self._definitions()
+            .resolve_implicit_global_asset_job_def()
+            .execute_in_process(
+                asset_selection=[dg.AssetKey(asset) for asset in assets],
+                partition_key=partition,
+                instance=self.instance,
+                tags=tags,
+                raise_on_error=False,
+            )
+        )
+
+    def launch(self, job: str, op: str, config: dict[str, Any], tags: dict[str, str] | None = None) -> Outcome:
+        return self._outcome(
+            self._definitions()
+            .resolve_job_def(job)
+            .execute_in_process(
+                run_config={"ops": {op: {"config": config}}}, instance=self.instance, tags=tags, raise_on_error=False
+            )
+        )
+
+    def promote(self, version: str = "1", **change: Any) -> Outcome:
+        asked = {"model": MODEL, "version": version, "decision": "approve", "approver": "Ada", "reason": "good"}
+        return self.launch("promote", "decide_promotion", {**asked, **change})
+
+    def rollback(self, version: str | None = None) -> Outcome:
+        asked = {"model": MODEL, "approver": "Ada", "reason": "worse on calls"}
+        return self.launch("rollback", "decide_rollback", {**asked, **({"version": version} if version else {})})
+
+    def override(self, number: int, **change: Any) -> Outcome:
+        asked = {"language": LANGUAGE, "quarter": QUARTER, "approver": "Ada", "reason": "only read speech matters here"}
+        return self.launch(
+            "override_gates", "decide_override", {**asked, "bundle_digest": self.bundle(number).digest, **change}
+        )
+
+    def release(self) -> Outcome:
+        return self.materialize("serving_release", partition=LANGUAGE)
+
+    def checks(self) -> dict[str, tuple[bool, str]]:
+        """The checks of `champion`, run now."""
+        job = self._definitions().resolve_job_def("check_champion")
+        result = job.execute_in_process(instance=self.instance, raise_on_error=False)
+        return {e.check_name: (e.passed, e.description) for e in result.get_asset_check_evaluations()}
+
+    def tag(self, **tags: str) -> None:
+        """Set tags on version 1 by hand, as people do in MLflow's UI."""
+        for key, value in tags.items():
+            self.registry.set_version_tag(MODEL, "1", key.replace("__", "."), value)
+
+    def artifact(self, version: str = "1") -> Path:
+        """The network that MLflow keeps of a version."""
+        return Path(unquote(urlparse(self.registry.version(MODEL, version).uri).path)) / "bundle" / "network.onnx"
+
+    def state(self) -> tuple[object, ...]:
+        """Everything that a route could have moved."""
+        champion = self.registry.champion(MODEL)
+        release = self.home / "release" / "release.json"
+        return (
+            self.ledger.read_bytes() if self.ledger.exists() else b"",
+            [version.version for version in self.registry.versions(MODEL)],
+            champion.version if champion else None,
+            release.read_bytes() if release.exists() else b"",
+        )
+
+    def _definitions(self):  # type: ignore[no-untyped-def]
+        from speech_assets.definitions import build
+
+        if self.graph is None:
+            self.graph = build({"workspace": self.workspace})
+        return self.graph
+
+    @staticmethod
+    def _outcome(result: Any) -> Outcome:
+        failure = next((event for event in result.all_events if event.is_step_failure), None)
+        if failure is None:
+            return Outcome(result.success, "", result)
+        data = failure.step_failure_data
+        described = data.user_failure_data.description if data.user_failure_data else data.error_display_string
+        return Outcome(result.success, described, result)
+
+
+@pytest.fixture(scope="session")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("bundles")
+
+
+@pytest.fixture(scope="session")
+def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database with its tables: making one takes a second or two."""
+    from deployment.registry import Registry
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    Registry(f"sqlite:///{path}").versions(MODEL)
+    return path
+
+
+@pytest.fixture
+def house(deployment, tmp_path: Path, bundles: Path, empty_registry: Path) -> House:  # type: ignore[no-untyped-def]
+    import dagster as dg
+
+    from deployment.settings import Settings
+
+    (tmp_path / "mlflow").mkdir()
+    shutil.copy(empty_registry, tmp_path / "mlflow" / "mlflow.db")
+    settings = Settings.load()
+    promotion = settings.promotion.model_copy(update={"approvers": ("Ada", "Bob")})
+    settings = settings.model_copy(
+        update={"home": tmp_path, "languages": (LANGUAGE,), "gates": GateSettings(), "promotion": promotion}
+    )
+    return House(tmp_path, settings, dg.DagsterInstance.ephemeral(), bundles)
+
+
+def append(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"x")
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def resealed(path: Path, **changes: object) -> None:
+    """What someone who knows the format would write: a matching checksum."""
+    content = {**json.loads(path.read_text()), **changes}
+    content.pop("sha256")
+    canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    path.write_text(json.dumps({**content, "sha256": hashlib.sha256(canonical.encode()).hexdigest()}))
+
+
+def long_ago() -> dt.datetime:
+    return dt.datetime.now(dt.UTC) - dt.timedelta(days=100)
+
+
+# ------------------------------------------------------------------------------- routes: prepare, then what to launch
+
+Launch = Callable[[], Outcome]
+ROUTES: dict[str, tuple[Callable[[House], Launch], str]] = {}
+
+
+def route(reason: str) -> Callable[[Callable[[House], Launch]], Callable[[House], Launch]]:
+    """A way around the gate: the function prepares it and returns the launch that must be refused for this reason."""
+
+    def add(prepare: Callable[[House], Launch]) -> Callable[[House], Launch]:
+        ROUTES[prepare.__name__] = (prepare, reason)
+        return prepare
+
+    return add
+
+
+@route("has no verdict")
+def registration_without_a_verdict(house: House) -> Launch:
+    house.candidate(1)
+    return lambda: house.materialize("registered_model")
+
+
+@route("did not pass gate wer: WER 20")
+def registration_with_a_failed_verdict(house: House) -> Launch:
+    house.judge(1, wrong=2)
+    return lambda: house.materialize("registered_model")
+
+
+@route("did not pass gate wer")
+def registration_in_another_run_than_the_failed_check(house: House) -> Launch:
+    """As a backfill of selected assets or a selection `without_checks()` does."""
+    house.candidate(1, wrong=2)
+    judged = house.materialize("verdict")
+    assert [e.passed for e in judged.result.get_asset_check_evaluations()] == [False]
+    return lambda: house.materialize("registered_model")
+
+
+@route("is foreign: it judges bundle")
+def verdict_of_another_bundle_renamed(house: House) -> Launch:
+    house.judge(2)
+    house.candidate(1)
+    shutil.copy(house.verdict_file(2), house.verdict_file(1))
+    return lambda: house.materialize("registered_model")
+
+
+@route("stale schema version 0")
+def verdict_of_an_older_schema(house: House) -> Launch:
+    house.judge(1)
+    resealed(house.verdict_file(1), schema_version=0)
+    return lambda: house.materialize("registered_model")
+
+
+@route("was altered after judging")
+def verdict_edited(house: House) -> Launch:
+    house.judge(1, wrong=2)
+    edit(house.verdict_file(1), passed=True)
+    return lambda: house.materialize("registered_model")
+
+
+@route("contradicts itself")
+def verdict_edited_and_sealed_again(house: House) -> Launch:
+    house.judge(1, wrong=2)
+    resealed(house.verdict_file(1), passed=True)
+    return lambda: house.materialize("registered_model")
+
+
+@route("judged by other thresholds")
+def thresholds_changed_before_registration(house: House) -> Launch:
+    house.judge(1)
+    stricter = house.ruled(gates=GateSettings(wer=0.01))
+    return lambda: stricter.materialize("registered_model")
+
+
+@route("network.onnx differs from its sha256")
+def bundle_tampered_before_registration(house: House) -> Launch:
+    house.judge(1)
+    append(house.workspace.store.current("model_bundle", QUARTER, LANGUAGE).path / "bundle" / "network.onnx")
+    return lambda: house.materialize("registered_model")
+
+
+@route("has no verdict")
+def bundle_exchanged_after_the_verdict(house: House) -> Launch:
+    house.judge(1)
+    folder = house.workspace.store.current("model_bundle", QUARTER, LANGUAGE).path / "bundle"
+    shutil.rmtree(folder)
+    shutil.copytree(house.bundle(2).path, folder)
+    return lambda: house.materialize("registered_model")
+
+
+@route("is not what was registered")
+def artifact_tampered_before_approval(house: House) -> Launch:
+    house.register(1)
+    append(house.artifact())
+    return house.promote
+
+
+@route("is not what was registered")
+def digest_tag_edited_before_approval(house: House) -> Launch:
+    house.register(1)
+    house.judge(2)
+    house.tag(bundle_digest=house.bundle(2).digest)
+    return house.promote
+
+
+@route("has no verdict")
+def verdict_deleted_before_approval(house: House) -> Launch:
+    house.register(1)
+    house.verdict_file(1).unlink()
+    return house.promote
+
+
+@route("did not pass gate wer")
+def verdict_failed_after_registration(house: House) -> Launch:
+    house.register(1)
+    house.judge(1, wrong=2)
+    return house.promote
+
+
+@route("judged by other thresholds")
+def thresholds_changed_before_approval(house: House) -> Launch:
+    house.register(1)
+    return house.ruled(gates=GateSettings(wer=0.01)).promote
+
+
+@route("compared with champion none, today's is")
+def compared_with_an_earlier_champion(house: House) -> Launch:
+    house.register(1)
+    house.register(2)
+    assert house.promote("1").success
+    return lambda: house.promote("2")
+
+
+@route("is not shown to be better than champion soundstage-en/1")
+def merely_as_good_as_the_champion(house: House) -> Launch:
+    house.crown(1)
+    house.register(2, champion=1, champion_wrong=0)
+    return lambda: house.promote("2")
+
+
+@route("'Eve' may not decide about production")
+def approver_not_on_the_list(house: House) -> Launch:
+    house.register(1)
+    return lambda: house.promote(approver="Eve")
+
+
+@route("allowed: nobody yet")
+def approval_where_nobody_may_approve(house: House) -> Launch:
+    house.register(1)
+    return house.ruled(approvers=()).promote
+
+
+@route("needs a reason")
+def approval_without_a_reason(house: House) -> Launch:
+    house.register(1)
+    return lambda: house.promote(reason="  ")
+
+
+@route("two people are asked for")
+def launcher_approving_own_work_twice(house: House) -> Launch:
+    strict = house.ruled(two_person=True)
+    strict.judge(1)
+    assert strict.materialize("registered_model", tags={"soundstage/launched_by": "Ada"}).success
+    assert strict.promote(reason="first").success
+    assert strict.promotions.current(LANGUAGE) is None
+    return lambda: strict.promote(reason="and again")
+
+
+@route("expired: it was judged")
+def approval_of_an_expired_challenger(house: House) -> Launch:
+    house.register(1, judged_at=long_ago())
+    return house.promote
+
+
+@route("was rejected by Bob")
+def approval_of_a_rejected_version(house: House) -> Launch:
+    house.register(1)
+    assert house.promote(decision="reject", approver="Bob", reason="slow on calls").success
+    house.register(1)
+    return house.promote
+
+
+@route("Bob asked for changes to soundstage-en version 1")
+def approval_before_the_changes_asked_for(house: House) -> Launch:
+    house.register(1)
+    assert house.promote(decision="request_changes", approver="Bob", reason="more calls in training").success
+    return house.promote
+
+
+@route("overriding gates is switched off")
+def override_of_a_bundle_while_switched_off(house: House) -> Launch:
+    house.judge(1, wrong=2)
+    return lambda: house.override(1)
+
+
+@route("overriding gates is switched off")
+def override_in_promote_while_switched_off(house: House) -> Launch:
+    house.register(1)
+    house.judge(1, wrong=2)
+    return lambda: house.promote(override_gates=True)
+
+
+@route("network.onnx differs from its sha256")
+def override_of_a_tampered_bundle(house: House) -> Launch:
+    allowed = house.ruled(allow_override=True)
+    allowed.judge(1, wrong=2)
+    append(house.workspace.store.current("model_bundle", QUARTER, LANGUAGE).path / "bundle" / "network.onnx")
+    return lambda: allowed.override(1)
+
+
+@route("has no verdict")
+def override_without_a_verdict(house: House) -> Launch:
+    house.candidate(1, wrong=2)
+    return lambda: house.ruled(allow_override=True).override(1)
+
+
+@route("was altered after judging")
+def override_of_an_altered_verdict(house: House) -> Launch:
+    house.judge(1, wrong=2)
+    edit(house.verdict_file(1), language="de")
+    return lambda: house.ruled(allow_override=True).override(1)
+
+
+@route("'Eve' may not decide")
+def override_by_somebody_else(house: House) -> Launch:
+    house.judge(1, wrong=2)
+    return lambda: house.ruled(allow_override=True).override(1, approver="Eve")
+
+
+@route("did not pass gate wer")
+def override_of_one_bundle_used_for_another(house: House) -> Launch:
+    allowed = house.ruled(allow_override=True)
+    allowed.judge(1, wrong=2)
+    assert allowed.override(1).success
+    allowed.judge(2, wrong=2)
+    return lambda: allowed.materialize("registered_model")
+
+
+@route("did not pass gate wer: WER 30")
+def override_of_one_verdict_used_for_a_later_one(house: House) -> Launch:
+    allowed = house.ruled(allow_override=True)
+    allowed.judge(1, wrong=2)
+    assert allowed.override(1).success
+    allowed.judge(1, wrong=3)
+    return lambda: allowed.materialize("registered_model")
+
+
+@route("did not pass gate wer")
+def overridden_version_approved_without_saying_so(house: House) -> Launch:
+    allowed = house.ruled(allow_override=True)
+    allowed.judge(1, wrong=2)
+    assert allowed.override(1).success
+    assert allowed.materialize("registered_model").success
+    return allowed.promote
+
+
+@route("did not pass gate wer")
+def override_in_promote_that_nobody_decided_before(house: House) -> Launch:
+    house.register(1)
+    house.judge(1, wrong=2)
+    return lambda: house.ruled(allow_override=True).promote(override_gates=True)
+
+
+def edited_ledger(house: House) -> None:
+    house.crown(1)
+    house.ledger.write_text(house.ledger.read_text().replace('"Ada"', '"Bob"'))
+
+
+@route("entry 1 was changed")
+def approval_on_an_edited_ledger(house: House) -> Launch:
+    house.crown(1)
+    house.register(2, champion=1)
+    house.ledger.write_text(house.ledger.read_text().replace('"Ada"', '"Bob"'))
+    return lambda: house.promote("2")
+
+
+@route("entry 1 was changed")
+def rollback_on_an_edited_ledger(house: House) -> Launch:
+    edited_ledger(house)
+    return house.rollback
+
+
+@route("entry 1 was changed")
+def release_on_an_edited_ledger(house: House) -> Launch:
+    edited_ledger(house)
+    return house.release
+
+
+@route("entries were removed from its end")
+def release_on_a_ledger_that_was_cut(house: House) -> Launch:
+    house.crown(1)
+    house.crown(2, champion=1)
+    house.ledger.write_text(house.ledger.read_text().splitlines(keepends=True)[0])
+    return house.release
+
+
+@route("was interrupted or written by hand")
+def release_of_an_entry_written_by_hand(house: House) -> Launch:
+    """Whoever can write the file and compute hashes still has to move the registry's note."""
+    from deployment.promotion import Decision
+
+    house.crown(1)
+    house.register(2, champion=1)
+    last = house.promotions.current(LANGUAGE)
+    version = house.registry.version(MODEL, "2")
+    forged = Decision(
+        **{
+            **asdict(last),
+            "sequence": 2,
+            "version": "2",
+            "digest": version.digest,
+            "previous_hash": last.hash,
+        }
+    ).sealed()
+    with house.ledger.open("a") as file:
+        file.write(json.dumps(forged.content(), sort_keys=True, separators=(",", ":")) + "\n")
+    assert house.promotions.current(LANGUAGE).version == "2", "the chain itself holds"
+    return house.release
+
+
+@route("no champion yet")
+def release_of_an_alias_that_nobody_decided(house: House) -> Launch:
+    house.register(1)
+    house.registry.set_alias(MODEL, "champion", "1")
+    return house.release
+
+
+@route("is not what was registered")
+def release_of_a_tampered_bundle(house: House) -> Launch:
+    house.crown(1)
+    append(house.artifact())
+    return house.release
+
+
+@route("has no verdict")
+def release_after_the_verdict_was_deleted(house: House) -> Launch:
+    house.crown(1)
+    house.verdict_file(1).unlink()
+    return house.release
+
+
+@route("did not pass gate wer")
+def release_after_the_verdict_failed(house: House) -> Launch:
+    house.crown(1)
+    house.judge(1, wrong=2)
+    return house.release
+
+
+@route("no earlier champion of version 2")
+def rollback_to_a_version_that_never_was_champion(house: House) -> Launch:
+    house.crown(1)
+    house.register(2, champion=1)
+    return lambda: house.rollback("2")
+
+
+@route("did not pass gate wer")
+def rollback_to_a_version_that_fails_now(house: House) -> Launch:
+    house.crown(1)
+    house.crown(2, champion=1)
+    house.judge(1, wrong=2)
+    return house.rollback
+
+
+@route("is not what was registered")
+def rollback_to_a_tampered_version(house: House) -> Launch:
+    house.crown(1)
+    house.crown(2, champion=1)
+    append(house.artifact("1"))
+    return house.rollback
+
+
+@route("was rejected by Bob")
+def rollback_to_a_champion_rejected_since(house: House) -> Launch:
+    house.crown(1)
+    house.crown(2, champion=1)
+    assert house.promote("1", decision="reject", approver="Bob", reason="leaks names").success
+    return house.rollback
+
+
+@route("did not pass transcripts_fit_audio")
+def training_on_a_refused_quarter(house: House) -> Launch:
+    with house.workspace.store.replace("utterances", QUARTER, LANGUAGE) as staging:
+        Sorted((), ()).write(staging.path)
+        write_json(staging.path / "validation.json", {"passed": False, "failed": ["transcripts_fit_audio"]})
+    return lambda: house.materialize("finetuned_model")
+
+
+@pytest.mark.parametrize("name", ROUTES)
+def test_route_around_the_gate_is_refused(house: House, name: str) -> None:
+    """Refused with one sentence that names the reason, and nothing has moved."""
+    prepare, reason = ROUTES[name]
+    launch = prepare(house)
+    before = house.state()
+    outcome = launch()
+    assert not outcome.success
+    assert reason in outcome.sentence
+    assert "\n" not in outcome.sentence.strip(), "one sentence, not a stack"
+    assert house.state() == before
+
+
+# --------------------------------------------------------------------------------- what holds beside the plain refusals
+
+
+def benchmark(house: House) -> None:
+    """Golden utterances that the toy hears."""
+    rows = []
+    with house.workspace.store.replace("benchmark_set", LANGUAGE) as staging:
+        for number, words in enumerate((["one", "two"], ["three", "four"])):
+            (staging.path / f"{number}.wav").write_bytes(encode_wav(Waveform(tones(words), 16_000)))
+            rows.append(
+                Utterance(
+                    id=str(number),
+                    audio=f"{number}.wav",
+                    duration_s=1.3,
+                    text=" ".join(words),
+                    speaker=f"speaker {number}",
+                    language=LANGUAGE,
+                    domain="calls",
+                    recorded_at=dt.date(2024, 1, 2),
+                    split="test",
+                )
+            )
+        Sorted(tuple(rows), ()).write(staging.path)
+    assert (staging.published.path / MANIFEST).exists()
+
+
+def test_an_alias_moved_by_hand_moves_nothing_and_shows(house: House) -> None:
+    """The release follows the ledger; a check says that the registry says something else."""
+    house.crown(1)
+    house.register(2, champion=1)
+    benchmark(house)
+    assert all(house.checks()[name][0] for name in ("ledger_intact", "alias_follows_ledger"))
+    house.registry.set_alias(MODEL, "champion", "2")
+    passed, why = house.checks()["alias_follows_ledger"]
+    assert not passed
+    assert "version 2, but the ledger says version 1" in why
+    released = house.release()
+    assert released.success, released.sentence
+    routes = json.loads((house.home / "release" / "release.json").read_text())["languages"]["en"]["routes"]
+    assert [r["digest"] for r in routes if r["share"] > 0] == [house.bundle(1).digest]
+
+
+def test_an_edited_ledger_shows_in_its_check(house: House) -> None:
+    edited_ledger(house)
+    checks = house.checks()
+    assert not checks["ledger_intact"][0]
+    assert "entry 1 was changed" in checks["ledger_intact"][1]
+    assert not checks["alias_follows_ledger"][0]
+
+
+def test_a_waiting_challenger_says_who_must_do_what(house: House) -> None:
+    """In Dagster's check and on the version in MLflow alike; the check passes again once someone has decided."""
+    house.crown(1)
+    house.register(2, champion=1)
+    passed, why = house.checks()["challenger_waits"]
+    assert not passed
+    until = (dt.datetime.now(dt.UTC) + dt.timedelta(days=90)).date().isoformat()
+    for part in (
+        "soundstage-en version 2 waits for Ada or Bob to approve, reject or ask for changes",
+        f"until {until}",
+        "WER 0.00 % (95 % interval 0.00 % to 0.00 %) on the benchmark",
+        "champion soundstage-en/1 has 10.00 %, the difference is -10.00 (-10.00 to -10.00) points",
+    ):
+        assert part in why
+    version = house.registry.version(MODEL, "2")
+    assert version.tags["soundstage.status"] == why
+    for tag in ("soundstage.decision", "soundstage.approver", "soundstage.reason"):
+        assert tag in version.description
+    assert version.metrics["champion_benchmark_wer"] == pytest.approx(0.1)
+    assert house.promote("2").success
+    assert house.checks()["challenger_waits"][0]
+    assert "champion, approved by Ada" in house.registry.version(MODEL, "2").tags["soundstage.status"]
+    assert "champion until" in house.registry.version(MODEL, "1").tags["soundstage.status"]
+
+
+def test_changes_made_bring_the_version_back(house: House) -> None:
+    house.register(1)
+    assert house.promote(decision="request_changes", reason="show the slice of calls").success
+    assert house.registry.challenger(MODEL) is None
+    house.register(1, judged_at=dt.datetime.now(dt.UTC) + dt.timedelta(seconds=2))
+    assert house.registry.challenger(MODEL).version == "1"
+    assert house.promote().success
+
+
+def test_two_persons_are_needed_where_the_launcher_approves(house: House) -> None:
+    strict = house.ruled(two_person=True)
+    strict.judge(1)
+    assert strict.materialize("registered_model", tags={"soundstage/launched_by": "Ada"}).success
+    assert "waits for Bob" in strict.checks()["challenger_waits"][1]
+    assert strict.promote(approver="Ada").success
+    assert [(e.action, e.launched_by) for e in strict.promotions.history(LANGUAGE)] == [("voice", "Ada")]
+    assert strict.registry.champion(MODEL) is None
+    assert strict.registry.challenger(MODEL).version == "1"
+    assert strict.promote(approver="Bob").success
+    assert strict.promotions.current(LANGUAGE).approver == "Bob"
+
+
+def test_the_launcher_is_who_trained_and_not_who_registered(house: House) -> None:
+    """Otherwise a colleague's registration would hide whose work it is."""
+    import dagster as dg
+
+    from speech_assets.defs.partitions import quarter_language
+
+    @dg.asset(name="finetuned_model", partitions_def=quarter_language)
+    def training() -> dg.MaterializeResult:
+        return dg.MaterializeResult(data_version=dg.DataVersion("d" * 64))
+
+    trained = {"partition_key": PARTITION, "instance": house.instance}
+    dg.materialize([training], tags={"soundstage/launched_by": "Ada"}, **trained)
+    house.judge(1)
+    assert house.materialize("registered_model", tags={"soundstage/launched_by": "Bob"}).success
+    assert house.registry.version(MODEL, "1").tags["launched_by"] == "Ada"
+    dg.materialize([training], tags={"dagster/schedule_name": "retrain"}, **trained)
+    house.judge(2)
+    assert house.materialize("registered_model").success
+    assert house.registry.version(MODEL, "2").tags["launched_by"] == "Ada, schedule retrain"
+
+
+def test_a_training_that_nobody_signed_needs_two_approvers(house: House) -> None:
+    """Whoever approves first could be the one who launched it."""
+    strict = house.ruled(two_person=True)
+    strict.register(1)
+    assert strict.promote(approver="Ada").success
+    assert strict.promotions.current(LANGUAGE) is None
+    assert strict.promote(approver="Bob").success
+    assert [e.action for e in strict.promotions.history(LANGUAGE)] == ["voice", "approve"]
+
+
+def test_an_override_is_signed_names_its_gates_and_is_served_and_rolled_back_to(house: House) -> None:
+    """Refused, accepted for exactly this bundle, registered, approved, served, replaced and gone back to."""
+    allowed = house.ruled(allow_override=True)
+    benchmark(allowed)
+    allowed.judge(1, wrong=2)
+    assert not allowed.materialize("registered_model").success
+    overridden = allowed.override(1)
+    assert overridden.success, overridden.sentence
+    assert allowed.materialize("registered_model").success
+    assert "overridden" in allowed.registry.version(MODEL, "1").tags["verdict"]
+    approved = allowed.promote(override_gates=True, reason="read speech only")
+    assert approved.success, approved.sentence
+    first, second = allowed.promotions.history(LANGUAGE)
+    assert (first.action, first.version, first.digest) == ("override", "", house.bundle(1).digest)
+    assert (second.action, second.approver, second.reason) == ("approve", "Ada", "read speech only")
+    assert second.overridden == first.overridden
+    assert "wer on quarter" in second.overridden
+    house = allowed.ruled(allow_override=False)
+    assert house.release().success, "what was decided holds when overriding is switched off again"
+    house.crown(2, champion=1, champion_wrong=2)
+    back = house.rollback()
+    assert back.success, back.sentence
+    assert house.promotions.current(LANGUAGE).overridden == second.overridden
+    assert house.release().success
+    house.judge(1, wrong=3)
+    refused = house.release()
+    assert "did not pass gate wer" in refused.sentence, "it was accepted with those figures, not with any"
+
+
+def test_an_equal_model_can_be_approved_by_an_override_that_says_so(house: House) -> None:
+    house.crown(1)
+    house.register(2, champion=1, champion_wrong=0)
+    approved = house.ruled(allow_override=True).promote("2", override_gates=True, reason="half the size")
+    assert approved.success, approved.sentence
+    assert house.promotions.current(LANGUAGE).overridden == ("better_than_champion",)
+
+
+def ticked(house: House) -> list[Any]:
+    """What the sensor asks Dagster to launch now."""
+    import dagster as dg
+
+    from speech_assets.defs.approvals import approvals
+
+    context = dg.build_sensor_context(instance=house.instance, resources={"workspace": house.workspace})
+    return list(approvals.evaluate_tick(context).run_requests or ())
+
+
+def started(house: House, request: Any) -> Outcome:
+    """The run that Dagster's daemon would launch for a sensor's request."""
+    return House._outcome(
+        house._definitions()
+        .resolve_job_def(request.job_name)
+        .execute_in_process(
+            run_config=request.run_config, tags=request.tags, instance=house.instance, raise_on_error=False
+        )
+    )
+
+
+def test_a_decision_asked_for_by_tags_is_taken_once_and_answered(house: House) -> None:
+    house.register(1)
+    house.tag(soundstage__decision="approve", soundstage__approver="Ada")
+    assert ticked(house) == []
+    tags = house.registry.version(MODEL, "1").tags
+    assert tags["soundstage.outcome"] == "waiting for the tags soundstage.reason"
+    house.tag(soundstage__reason="all gates passed")
+    (request,) = ticked(house)
+    assert [again.run_key for again in ticked(house)] == [request.run_key], "Dagster launches a run key once"
+    assert started(house, request).success
+    assert house.promotions.current(LANGUAGE).approver == "Ada"
+    tags = house.registry.version(MODEL, "1").tags
+    assert tags["soundstage.outcome"].startswith("done: soundstage-en version 1 is the champion")
+    assert "soundstage.decision" not in tags
+    assert ticked(house) == []
+    assert started(house, request).success, "the same run again, as after a retry"
+    assert len(house.promotions.history(LANGUAGE)) == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "outcome"),
+    [
+        ({"approver": "Eve"}, "refused: 'Eve' may not decide about production (allowed: Ada, Bob)"),
+        ({"decision": "aprove"}, "refused: soundstage.decision is 'aprove', not one of approve, reject, request"),
+    ],
+)
+def test_a_request_that_may_not_be_granted_is_answered_in_mlflow(house: House, asked: Any, outcome: str) -> None:
+    house.register(1)
+    wanted = {"decision": "approve", "approver": "Ada", "reason": "good", **asked}
+    house.tag(**{f"soundstage__{key}": value for key, value in wanted.items()})
+    before = house.state()
+    runs = [started(house, request) for request in ticked(house)]
+    assert not any(run.success for run in runs)
+    assert house.registry.version(MODEL, "1").tags["soundstage.outcome"].startswith(outcome)
+    assert house.state() == before
+    first = {request.run_key for request in ticked(house)}
+    assert first == set(), "answered, so it is not taken again"
+    house.tag(**{f"soundstage__{key}": value for key, value in wanted.items()})
+    assert house.registry.version(MODEL, "1").tags["soundstage.requests_answered"] == "1"
+
+
+def test_a_request_whose_run_was_killed_is_answered(house: House) -> None:
+    """Dagster never launches a run key twice, so a person has to know that nothing more will come of it."""
+    import dagster as dg
+
+    house.register(1)
+    wanted = {"decision": "approve", "approver": "Ada", "reason": "good"}
+    house.tag(**{f"soundstage__{key}": value for key, value in wanted.items()})
+    (request,) = ticked(house)
+    killed = dg.DagsterRun(job_name="promote", status=dg.DagsterRunStatus.FAILURE, tags=dict(request.tags))
+    house.instance.add_run(killed)
+    assert ticked(house) == []
+    outcome = house.registry.version(MODEL, "1").tags["soundstage.outcome"]
+    assert killed.run_id in outcome
+    assert "again" in outcome
+    house.tag(**{f"soundstage__{key}": value for key, value in wanted.items()})
+    (again,) = ticked(house)
+    assert again.run_key != request.run_key
+    assert started(house, again).success
+
+
+def test_an_overdue_challenger_is_closed_by_the_system(house: House) -> None:
+    house.register(1, judged_at=long_ago())
+    assert "cannot be approved" in house.checks()["challenger_waits"][1]
+    (request,) = ticked(house)
+    assert request.job_name == "expire_challengers"
+    assert started(house, request).success
+    (entry,) = house.promotions.history(LANGUAGE)
+    assert (entry.action, entry.approver) == ("expire", "soundstage")
+    assert house.registry.challenger(MODEL) is None
+    assert ticked(house) == []
+    house.register(1)
+    assert house.promote().success, "judged anew, it may be approved"
+
+
+@pytest.fixture
+def slack(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """A server that stands for Slack's API: its address, and what was posted to it."""
+    pytest.importorskip("slack_sdk")
+    posted: list[dict[str, str]] = []
+
+    class Slack(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+            fields = dict(parse_qsl(body)) if "json" not in self.headers["Content-Type"] else json.loads(body)
+            posted.append({"method": self.path, "authorization": self.headers["Authorization"], **fields})
+            answer = json.dumps({"ok": fields["channel"] != "#gone", "error": "channel_not_found"}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *arguments: object) -> None:
+            """Say nothing: the test reads `posted`."""
+
+    server = HTTPServer(("127.0.0.1", 0), Slack)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    monkeypatch.setenv("SOUNDSTAGE_SLACK_TOKEN", "xoxb-test")
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/api/", posted
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_slack_hears_of_challengers_and_decisions(house: House, slack) -> None:  # type: ignore[no-untyped-def]
+    url, posted = slack
+    told = house.ruled(slack_url=url, slack_channel="#models")
+    told.register(1)
+    told.register(1)
+    (waits,) = posted
+    assert (waits["method"], waits["authorization"]) == ("/api/chat.postMessage", "Bearer xoxb-test")
+    assert waits["channel"] == "#models"
+    for part in (
+        "waits for Ada or Bob",
+        "WER 0.00 %",
+        "/jobs/promote/playground/setup?config=",
+        "/reports/2024-01/en/",
+    ):
+        assert part in waits["text"]
+    assert told.promote().success
+    assert "is the champion of 'en', decided by Ada: good" in posted[-1]["text"]
+    assert "benchmark_wer 0.0000" in posted[-1]["text"]
+    deaf = house.ruled(slack_url=url, slack_channel="#gone")
+    deaf.register(2, champion=1)
+    assert deaf.promote("2").success, "a channel that is gone does not stop a decision"
+    assert len(posted) == 4
+
+
+def test_the_verdict_names_its_age_and_comparison(house: House) -> None:
+    house.crown(1)
+    house.judge(2, champion=1)
+    verdict = load_verdict(house.workspace.verdicts, house.bundle(2).digest)
+    assert verdict.improves
+    assert verdict.comparison.high < 0
+    assert dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(verdict.judged_at) < dt.timedelta(minutes=5)

@@ -79,7 +79,20 @@ class Training(Section):
         description="CPU threads of a training process; half the cores, since two run side by side. More threads than "
         "cores make both crawl.",
     )
-    max_runtime_s: int = Field(7_200, gt=0, description="A training process is stopped after this many seconds.")
+    max_runtime_s: int = Field(
+        7_200, gt=0, description="A training process is stopped after this many seconds; it leaves a checkpoint."
+    )
+    command: str = Field(
+        "python -m training.run",
+        min_length=1,
+        description="What trains: called with the path of a specification, it leaves `checkpoint.nemo`, `bundle/` and "
+        "`training.json` in the folder named there (the whole contract stands in speech_assets/defs/processes.py).",
+    )
+    pool: Literal["training", "gpu"] = Field(
+        "training",
+        description="Pool that trainings queue in; `gpu` where they share the devices with other work. Its limit, and "
+        "those of the other pools, are in [pools].",
+    )
     overrides: dict[str, float | int | str | bool] = Field(
         default_factory=dict, description="Recipe fields to replace in both recipes, such as `max_steps`."
     )
@@ -109,6 +122,16 @@ class Serving(Section):
     threads: int = Field(1, ge=1, description="Threads of one recognition.")
     release_timeout_s: float = Field(60.0, gt=0, description="A release that takes longer goes back.")
     auto_release: bool = Field(True, description="A new champion is released without another launch.")
+
+
+class Pools(Section):
+    """How many runs of a kind go on side by side; `make up` writes these limits into Dagster."""
+
+    training: int = Field(2, ge=1, description="Trainings at once.")
+    gpu: int = Field(1, ge=1, description="Users of the GPUs at once, where `training.pool` is `gpu`.")
+    cpu: int = Field(
+        max(2, os.cpu_count() or 1), ge=1, description="Steps of corpus, evaluation and registration at once."
+    )
 
 
 class Pages(Section):
@@ -142,6 +165,7 @@ class Settings(BaseSettings):
     registry: Registry = Field(default_factory=Registry)
     promotion: Promotion = Field(default_factory=Promotion)
     pages: Pages = Field(default_factory=Pages)
+    pools: Pools = Field(default_factory=Pools)
     serving: Serving = Field(default_factory=Serving)
 
     @property

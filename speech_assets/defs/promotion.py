@@ -17,8 +17,15 @@ from speech.bundle import BundleError, ModelBundle
 from speech_assets.defs.evaluation import REPORT, load_evaluation, verdict
 from speech_assets.defs.metadata import markdown_table, quarter_heading
 from speech_assets.defs.models import BUNDLE, CHECKPOINT, training_record
-from speech_assets.defs.partitions import languages, quarter_and_language, quarter_language
+from speech_assets.defs.partitions import (
+    CPU_POOL,
+    languages,
+    one_partition_a_run,
+    quarter_and_language,
+    quarter_language,
+)
 from speech_assets.defs.resources import Workspace, git_revision
+from speech_assets.defs.retries import retried_when_unreachable
 
 CHAMPION = dg.AssetKey("champion")
 
@@ -52,10 +59,13 @@ class RollbackConfig(dg.Config):
 @dg.asset(
     partitions_def=quarter_language,
     group_name="promotion",
+    pool=CPU_POOL,
+    backfill_policy=one_partition_a_run,
     kinds={"mlflow"},
     code_version="1",
     deps=[verdict],
 )
+@retried_when_unreachable
 def registered_model(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
     """An MLflow version with its lineage, waiting as `challenger`; only with a passing verdict for this very bundle."""
     quarter, language = quarter_and_language(context)

@@ -11,7 +11,7 @@ from datetime import date
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from evaluation.expectations import CorpusSettings
@@ -134,6 +134,31 @@ class Pools(Section):
     )
 
 
+class Retraining(Section):
+    """When models are asked for without a launch; the sensor `retraining` in Dagster answers, once it is switched on."""
+
+    quarter_closed_cron: str = Field("0 6 1 1,4,7,10 *", description="When the quarter that closed is asked for (UTC).")
+    late_recordings_cron: str = Field(
+        "0 6 1 * *", description="When recordings that came late are looked for in the latest closed quarter (UTC)."
+    )
+    on_change: bool = Field(
+        False,
+        description="Train again when a recipe has changed: base models at once, the latest closed quarter of a language "
+        "when its recipe or its base model is another than its model was made with.",
+    )
+
+
+class Alerts(Section):
+    """Who hears of a run that failed for good. Give the secrets by environment: SOUNDSTAGE_ALERTS__SLACK_TOKEN."""
+
+    webhook_url: SecretStr | None = Field(None, description="Gets a POST with JSON: partition, reason, link, run.")
+    pagerduty_key: SecretStr | None = Field(None, description="Integration key of a PagerDuty service (Events v2).")
+    pagerduty_url: str = Field("https://events.pagerduty.com/v2/enqueue", description="Where PagerDuty takes events.")
+    slack_token: SecretStr | None = Field(None, description="Token of a Slack app that may write to the channel.")
+    slack_channel: str = Field("#speech-models", description="Slack channel.")
+    slack_url: str = Field("https://slack.com/api/", description="Where Slack's Web API is.")
+
+
 class Pages(Section):
     """Evaluation reports and Data Docs, served as static pages."""
 
@@ -166,6 +191,8 @@ class Settings(BaseSettings):
     promotion: Promotion = Field(default_factory=Promotion)
     pages: Pages = Field(default_factory=Pages)
     pools: Pools = Field(default_factory=Pools)
+    retraining: Retraining = Field(default_factory=Retraining)
+    alerts: Alerts = Field(default_factory=Alerts)
     serving: Serving = Field(default_factory=Serving)
 
     @property

@@ -9,14 +9,14 @@ from typing import Any
 
 import dagster as dg
 
-from speech_assets.defs import automation, corpus, evaluation, models, promotion, serving
+from speech_assets.defs import alerts, automation, corpus, evaluation, models, promotion, retraining, serving
 from speech_assets.defs.resources import resources
 
 
 def build(resource_overrides: Mapping[str, Any] | None = None) -> dg.Definitions:
     """The graph with this deployment's resources, some of them replaced by `resource_overrides`."""
     return dg.load_definitions_from_modules(
-        [corpus, models, evaluation, promotion, serving, automation],
+        [corpus, models, evaluation, promotion, serving, automation, retraining, alerts],
         resources={**resources(), **(resource_overrides or {})},
         executor=dg.in_process_executor,
     )

@@ -159,6 +159,12 @@ def training_record(folder: Path) -> dict[str, Any]:
         dg.AssetDep(base_corpus, partition_mapping=same_language),
         benchmark_set,  # frozen before anything is learnt
     ],
+    automation_condition=dg.AutomationCondition.code_version_changed()
+    & ~dg.AutomationCondition.in_progress()
+    & ~dg.AutomationCondition.any_deps_missing()
+    & dg.AutomationCondition.all_deps_blocking_checks_passed()
+    if SETTINGS.retraining.on_change
+    else None,
 )
 @retried_when_unreachable
 def base_model(

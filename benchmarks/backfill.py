@@ -12,6 +12,7 @@ training process ran; waiting in the queue is not counted, starting processes is
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -45,12 +46,12 @@ SETTINGS = """
 home = "store"
 dagster_url = "http://127.0.0.1:{port}"
 languages = {languages}
-first_quarter = "2022-01"
+first_quarter = "{first_quarter}"
 
 [synthetic]
-minutes = {minutes}
+minutes = 0.6
 speakers = 20
-corrupt = {corrupt}
+corrupt = []
 
 [training]
 threads = 1
@@ -102,18 +103,18 @@ class Result:
 
 
 def write_settings(
-    folder: Path, languages: Sequence[str], port: int, *, minutes: float = 0.6, corrupt: Sequence[str] = ()
+    folder: Path, languages: Sequence[str], port: int, *, first_quarter: str = "2022-01", more: str = ""
 ) -> Path:
-    """Settings of a small deployment whose trainer is the stub."""
+    """Settings of a small deployment whose trainer is the stub; `more` is added at the end."""
     path = folder / "soundstage.toml"
     path.write_text(
         SETTINGS.format(
+            first_quarter=first_quarter,
             port=port,
             languages=json.dumps(list(languages)),
-            minutes=minutes,
-            corrupt=json.dumps(list(corrupt)),
             root=ROOT,
         )
+        + more
     )
     return path
 
@@ -123,19 +124,23 @@ def partitions_by_asset(quarters: Sequence[str], base: Sequence[str], languages:
     cells = [f"{language}|{quarter}" for quarter in quarters for language in languages]
     first = [f"{language}|{quarter}" for quarter in base for language in languages]
     return {
-        **{asset: cells for asset in PARTITIONED},
-        **{asset: first for asset in BY_BASE_QUARTER},
+        **dict.fromkeys(PARTITIONED, cells),
+        **dict.fromkeys(BY_BASE_QUARTER, first),
         **{asset: list(languages) for asset in BY_LANGUAGE},
     }
 
 
 def read_trainings(folder: Path) -> list[Training]:
     """What the stub's processes wrote down."""
-    return [Training(**json.loads(path.read_text())) for path in sorted(folder.glob("*.json"))]
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        with contextlib.suppress(ValueError):  # it is being written
+            found.append(Training(**json.loads(path.read_text())))
+    return found
 
 
 def most_at_once(trainings: Sequence[Training]) -> int:
-    """The largest number of trainings that ran at the same moment; one that was killed counts until it was seen last."""
+    """The largest number of trainings that ran at the same moment; of one that was killed, only its start is known."""
     events = sorted(
         [(t.began, 1) for t in trainings] + [(t.ended if t.ended is not None else t.began, -1) for t in trainings]
     )
@@ -177,29 +182,33 @@ class Killer:
         if not self._after or share < self._after[0][0]:
             return
         what = self._after[0][1]
-        pid = self._daemon() if what == "daemon" else self._training()
+        pid = daemon_process() if what == "daemon" else training_process(self.log)
         if pid is not None:
             os.kill(pid, signal.SIGKILL)
             self.done.append(f"{what} at {share:.0%}")
             del self._after[0]
 
-    def _daemon(self) -> int | None:
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                parent = int(stat.read_text().rsplit(")", 1)[1].split()[1])
-                command = (stat.parent / "cmdline").read_bytes().split(b"\0")
-            except (OSError, ValueError):
-                continue
-            if parent == os.getpid() and b"dagster._daemon" in command:
-                return int(stat.parent.name)
-        return None
 
-    def _training(self) -> int | None:
-        """A training that is in the middle of its steps, if there is one at this moment."""
-        for training in read_trainings(self.log):
-            if training.ended is None and b"stub_trainer" in _command(training.pid):
-                return training.pid
-        return None
+def daemon_process() -> int | None:
+    """Dagster's daemon, among the children of this process."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rsplit(")", 1)[1].split()[1])
+            command = (stat.parent / "cmdline").read_bytes().split(b"\0")
+        except (OSError, ValueError):
+            continue
+        if parent == os.getpid() and b"dagster._daemon" in command:
+            return int(stat.parent.name)
+    return None
+
+
+def training_process(log: Path) -> int | None:
+    """A training that has made a step and is not done, if there is one at this moment."""
+    for training in read_trainings(log):
+        steady = time.time() - training.began > 2 * float(os.environ.get("STUB_STEP_S", "0.1"))
+        if training.ended is None and steady and b"stub_trainer" in _command(training.pid):
+            return training.pid
+    return None
 
 
 def _command(pid: int) -> bytes:

@@ -135,7 +135,7 @@ class Pools(Section):
 
 
 class Retraining(Section):
-    """When models are asked for without a launch; the sensor `retraining` in Dagster answers, once it is switched on."""
+    """When models are asked for without a launch; the sensor `retraining` in Dagster answers, once switched on."""
 
     quarter_closed_cron: str = Field("0 6 1 1,4,7,10 *", description="When the quarter that closed is asked for (UTC).")
     late_recordings_cron: str = Field(
@@ -143,8 +143,8 @@ class Retraining(Section):
     )
     on_change: bool = Field(
         False,
-        description="Train again when a recipe has changed: base models at once, the latest closed quarter of a language "
-        "when its recipe or its base model is another than its model was made with.",
+        description="Train again when a recipe has changed: base models at once, the latest closed quarter of a "
+        "language when its recipe or its base model is another than its model was made with.",
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 LOCATION = "speech_assets.definitions"
 REPOSITORY = "__repository__"
 ASSET_JOB = "__ASSET_JOB"
+POLL_S = 1.0
 ENDED = frozenset({"SUCCESS", "FAILURE", "CANCELED"})
 
 LAUNCH = """
@@ -70,7 +71,8 @@ query Status($id: String!) {
       assetBackfillData {
         assetBackfillStatuses {
           ... on AssetPartitionsStatusCounts {
-            assetKey { path } numPartitionsTargeted numPartitionsMaterialized numPartitionsFailed numPartitionsInProgress
+            assetKey { path }
+            numPartitionsTargeted numPartitionsMaterialized numPartitionsFailed numPartitionsInProgress
           }
         }
       }
@@ -92,6 +94,11 @@ query Runs($filter: RunsFilter!, $cursor: String) {
   }
 }
 """
+START_SENSOR = """
+mutation Start($selector: SensorSelector!) {
+  startSensor(sensorSelector: $selector) { __typename ... on PythonError { message } }
+}
+"""
 STALE = """
 query Stale($keys: [AssetKeyInput!]!, $partition: String) {
   assetNodes(assetKeys: $keys) { assetKey { path } staleStatus(partition: $partition) }
@@ -101,6 +108,10 @@ query Stale($keys: [AssetKeyInput!]!, $partition: String) {
 
 class DagsterError(Exception):
     """Dagster refused a request, or a run did not end well."""
+
+
+class DagsterUnreachable(DagsterError):
+    """Dagster does not answer."""
 
 
 @dataclass(frozen=True)
@@ -139,9 +150,18 @@ class DagsterClient:
         """Send one GraphQL request.
 
         Raises:
+            DagsterUnreachable: there is no answer.
             DagsterError: the answer holds errors.
         """
-        answer = self._http.post("/graphql", json={"query": text, "variables": variables})
+        import httpx
+
+        try:
+            answer = self._http.post("/graphql", json={"query": text, "variables": variables})
+        except httpx.TransportError as error:
+            raise DagsterUnreachable(
+                f"Dagster does not answer at {self._http.base_url} ({error}): start it with `make up`, or name its "
+                "address in `dagster_url`"
+            ) from error
         content = answer.json()
         if answer.status_code != 200 or content.get("errors"):
             raise DagsterError(f"Dagster refused the request: {content.get('errors') or answer.text[:300]}")
@@ -222,9 +242,9 @@ class DagsterClient:
                 found = self.backfill_status(backfill_id)
                 if found.ended:
                     return found
-            except OSError:
+            except DagsterUnreachable:
                 pass  # the webserver restarts
-            time.sleep(1.0)
+            time.sleep(POLL_S)
         raise DagsterError(f"backfill {backfill_id} did not end within {timeout_s:.0f} s: open it in Dagster")
 
     def runs(self, tags: Mapping[str, str], statuses: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -304,6 +324,13 @@ class DagsterClient:
                 cause = (event["error"].get("cause") or {}).get("message")
                 steps.append(f"{event['stepKey']}: {described or cause or event['error']['message']}".strip())
         return checks or steps or ["the run failed without a step's error: open it in Dagster"]
+
+    def start_sensor(self, name: str) -> None:
+        """Switch a sensor on, as its switch in the UI does."""
+        selector = {"repositoryLocationName": LOCATION, "repositoryName": REPOSITORY, "sensorName": name}
+        result = self.query(START_SENSOR, selector=selector)["startSensor"]
+        if result["__typename"] != "Sensor":
+            raise DagsterError(f"sensor '{name}' was not started: {result.get('message') or result['__typename']}")
 
     def stale(self, assets: Sequence[str], partition: str) -> dict[str, str]:
         """Per asset: FRESH, STALE (an input or the code changed) or MISSING."""

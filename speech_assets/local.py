@@ -1,7 +1,8 @@
 """Everything on one machine: Dagster with its daemon, MLflow, the pages and the transcription server.
 
-`python -m speech_assets.local` (or `make up`) runs until Ctrl-C. The demo uses the same services. A service that ends by
-itself (out of memory, killed) is started again; runs under way are not its children's children and go on.
+`python -m speech_assets.local` (or `make up`) runs until Ctrl-C. The demo uses the same services. A service that ends
+by itself (out of memory, killed) is started again, and the runs under way go on; a stop kills them, and the next start
+finds them lost and starts them again.
 """
 
 import os

@@ -111,7 +111,9 @@ def why_failed(instance: dg.DagsterInstance, run: dg.DagsterRun, otherwise: str)
         else:
             check = event.asset_check_evaluation_data
             if not check.passed and check.severity is dg.AssetCheckSeverity.ERROR:
-                checks.append(f"{check.asset_key.to_user_string()}: {check.check_name}: {check.description or 'failed'}")
+                checks.append(
+                    f"{check.asset_key.to_user_string()}: {check.check_name}: {check.description or 'failed'}"
+                )
     return "; ".join((checks or steps or [otherwise])[:REASONS])
 
 
@@ -119,7 +121,7 @@ def why_failed(instance: dg.DagsterInstance, run: dg.DagsterRun, otherwise: str)
     name="alerts",
     minimum_interval_seconds=SENSOR_INTERVAL_S,
     default_status=dg.DefaultSensorStatus.RUNNING if configured(SETTINGS.alerts) else dg.DefaultSensorStatus.STOPPED,
-    description="Tells Slack, PagerDuty or a webhook when a run has failed for good, with its partition and the reason.",
+    description="Tells Slack, PagerDuty or a webhook that a run has failed for good, with its partition and the reason.",
 )
 def alerts(context: dg.RunFailureSensorContext) -> None:
     """A run has failed."""

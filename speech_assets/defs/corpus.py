@@ -385,6 +385,16 @@ def validated_utterances(workspace: Workspace, quarter: str, language: str) -> P
     return folder
 
 
+def corpus_refused(workspace: Workspace, partition: str) -> bool:
+    """Whether the utterances of a partition (`language|quarter`) are there and did not pass their checks."""
+    language, quarter = partition.split("|")
+    try:
+        folder = workspace.store.current("utterances", quarter, language).path
+        return json.loads((folder / VALIDATION).read_text()).get("passed") is not True
+    except (StoreError, OSError, ValueError):
+        return False
+
+
 def located(row: Utterance, manifest: Path) -> Utterance:
     """A row of a manifest with the absolute path of its audio."""
     return replace(row, audio=audio_location(row, manifest))

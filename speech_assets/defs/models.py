@@ -168,7 +168,9 @@ def training_record(folder: Path) -> dict[str, Any]:
 )
 @retried_when_unreachable
 def base_model(
-    context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace], pipes: dg.ResourceParam[SupervisedProcess]
+    context: dg.AssetExecutionContext,
+    workspace: dg.ResourceParam[Workspace],
+    pipes: dg.ResourceParam[SupervisedProcess],
 ) -> dg.MaterializeResult:
     """What a language's fine-tunes start from: a recipe trained from scratch on the first quarters.
 
@@ -212,7 +214,9 @@ def base_model(
 )
 @retried_when_unreachable
 def finetuned_model(
-    context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace], pipes: dg.ResourceParam[SupervisedProcess]
+    context: dg.AssetExecutionContext,
+    workspace: dg.ResourceParam[Workspace],
+    pipes: dg.ResourceParam[SupervisedProcess],
 ) -> dg.MaterializeResult:
     """The base model tuned to the latest quarters: this one and those of the training window before it.
 
@@ -274,9 +278,13 @@ def _being_built(instance: dg.DagsterInstance, partition: str, this_run: str) ->
     unfinished = [status for status in dg.DagsterRunStatus if status not in ENDED]
     runs = [run for tag in tags for run in instance.get_runs(dg.RunsFilter(statuses=unfinished, tags={tag: partition}))]
     for tag in tags:
-        lost = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], tags={tag: partition, "dagster/will_retry": "true"})
+        lost = dg.RunsFilter(
+            statuses=[dg.DagsterRunStatus.FAILURE], tags={tag: partition, "dagster/will_retry": "true"}
+        )
         runs += [run for run in instance.get_runs(lost) if run.is_complete_and_waiting_to_retry]
-    runs = [run for run in runs if run.run_id != this_run and utterances.key in (run.asset_selection or {utterances.key})]
+    runs = [
+        run for run in runs if run.run_id != this_run and utterances.key in (run.asset_selection or {utterances.key})
+    ]
     if not runs:
         return False
     found = instance.fetch_materializations(

@@ -12,8 +12,8 @@ argument, and leaves three things in the folder that the specification names as 
 - `bundle/`: the exported model, a folder that `speech.bundle.ModelBundle.load` accepts;
 - `training.json`, written last: at least `dev_wer`, `loss`, `steps`, `seconds` and `audio_hours_seen`.
 
-Called again with the same file it goes on where it was, and returns at once where it had finished. Exit codes: 0 done, 2
-input that must be mended first, 143 stopped by SIGTERM; a last line on stderr says why.
+Called again with the same file it goes on where it was, and returns at once where it had finished. Exit codes: 0 done,
+2 input that must be mended first, 143 stopped by SIGTERM; a last line on stderr says why.
 """
 
 import ctypes

@@ -13,8 +13,8 @@ the base model alone.)
 Asking is on and starting is off: nothing trains unasked, on the embedded corpus or on yours, until someone switches the
 sensor `retraining` on, which is one click in Dagster's UI.
 
-A run covers everything from `recordings` to `registered_model`, so late recordings are in it and every gate is passed or
-stops it; where nothing has changed, its training is not repeated.
+A run covers everything from `recordings` to `registered_model`, so late recordings are in it and every gate is passed
+or stops it; where nothing has changed, its training is not repeated.
 """
 
 import json
@@ -150,7 +150,9 @@ def falling_quality(context: dg.SensorEvaluationContext, workspace: dg.ResourceP
             continue
         measured = reading.measured_at.astimezone(UTC)
         reason = f"production WER {reading.wer:.1%} is above its limit of {reading.limit:.1%}"
-        if Requests(workspace.store).ask(quarter, language, f"quality-{measured:%Y%m%dT%H%M%S}", Request(reason, measured)):
+        if Requests(workspace.store).ask(
+            quarter, language, f"quality-{measured:%Y%m%dT%H%M%S}", Request(reason, measured)
+        ):
             said.append(f"{language}: {reason}")
     return dg.SkipReason("; ".join(said) or "no new reading is worse than its limit")
 
@@ -217,9 +219,7 @@ def _latest(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str) -> d
 def _runs_of(instance: dg.DagsterInstance, partition: str) -> list[dg.RunRecord]:
     """Every run that was to train a partition's model, whichever way it was launched."""
     found = [
-        record
-        for tag in PARTITION_TAGS
-        for record in instance.get_run_records(dg.RunsFilter(tags={tag: partition}))
+        record for tag in PARTITION_TAGS for record in instance.get_run_records(dg.RunsFilter(tags={tag: partition}))
     ]
     return [
         record

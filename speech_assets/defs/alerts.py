@@ -121,7 +121,7 @@ def why_failed(instance: dg.DagsterInstance, run: dg.DagsterRun, otherwise: str)
     name="alerts",
     minimum_interval_seconds=SENSOR_INTERVAL_S,
     default_status=dg.DefaultSensorStatus.RUNNING if configured(SETTINGS.alerts) else dg.DefaultSensorStatus.STOPPED,
-    description="Tells Slack, PagerDuty or a webhook that a run has failed for good, with its partition and the reason.",
+    description="Tells Slack, PagerDuty or a webhook that a run failed for good, with its partition and the reason.",
 )
 def alerts(context: dg.RunFailureSensorContext) -> None:
     """A run has failed."""

@@ -33,7 +33,7 @@ def trained_by(code: str, folder: Path, *, max_runtime_s: float = 30.0) -> tuple
     script.write_text(code)
 
     @dg.asset
-    def model(context: dg.AssetExecutionContext) -> None:
+    def model(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         SupervisedProcess().run(
             context=context,
             command=[sys.executable, str(script), str(folder)],
@@ -42,6 +42,7 @@ def trained_by(code: str, folder: Path, *, max_runtime_s: float = 30.0) -> tuple
             max_runtime_s=max_runtime_s,
             setting="training.max_runtime_s",
         )
+        return dg.MaterializeResult()
 
     result = materialize(model, folder)
     failures = [event.step_failure_data for event in result.all_events if event.is_step_failure]
@@ -53,7 +54,11 @@ def attempts(folder: Path) -> int:
     return len(list(folder.glob("attempt-*")))
 
 
-COUNT = "import os, pathlib, sys, time, signal\nfolder = pathlib.Path(sys.argv[1])\n(folder / f'attempt-{os.getpid()}').touch()\n"
+COUNT = """
+import os, pathlib, sys, time, signal
+folder = pathlib.Path(sys.argv[1])
+(folder / f"attempt-{os.getpid()}").touch()
+"""
 
 
 def test_a_training_that_was_killed_is_started_again(tmp_path: Path) -> None:
@@ -106,12 +111,12 @@ def test_a_command_that_is_not_there_names_the_setting(tmp_path: Path) -> None:
 
 
 def test_a_training_does_not_outlive_a_run_that_was_killed(tmp_path: Path) -> None:
+    lives = f"import os, pathlib, time; pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))"
     code = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from pathlib import Path
 from tests.speech_assets.test_failures import trained_by
-trained_by("import pathlib, os, time; pathlib.Path({str(tmp_path / "pid")!r}).write_text(str(os.getpid())); time.sleep(60)",
-           Path({str(tmp_path)!r}))
+trained_by({lives + "; time.sleep(60)"!r}, Path({str(tmp_path)!r}))
 """
     run = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 30

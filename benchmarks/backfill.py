@@ -40,6 +40,7 @@ PARTITIONED = (
 )
 BY_BASE_QUARTER = ("base_corpus",)
 BY_LANGUAGE = ("benchmark_set", "base_model")
+DAEMON, CODE_SERVER = b"dagster._daemon", b"code-server"  # on the command lines of these services
 OVERHEAD_BAR_S = 15.0
 TRAININGS_BAR = 2
 SETTINGS = """
@@ -182,22 +183,22 @@ class Killer:
         if not self._after or share < self._after[0][0]:
             return
         what = self._after[0][1]
-        pid = daemon_process() if what == "daemon" else training_process(self.log)
+        pid = service_process(DAEMON) if what == "daemon" else training_process(self.log)
         if pid is not None:
             os.kill(pid, signal.SIGKILL)
             self.done.append(f"{what} at {share:.0%}")
             del self._after[0]
 
 
-def daemon_process() -> int | None:
-    """Dagster's daemon, among the children of this process."""
+def service_process(word: bytes) -> int | None:
+    """The service with this word on its command line, among the children of this process."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             parent = int(stat.read_text().rsplit(")", 1)[1].split()[1])
             command = (stat.parent / "cmdline").read_bytes().split(b"\0")
         except (OSError, ValueError):
             continue
-        if parent == os.getpid() and b"dagster._daemon" in command:
+        if parent == os.getpid() and word in command:
             return int(stat.parent.name)
     return None
 

@@ -54,6 +54,9 @@ STARTED = "Started process for run"
 SAME_START_S = 5.0  # a process that started later than its run said so has taken over the number of a dead one
 PARTITION_TAGS = ("dagster/partition", "dagster/asset_partition_range_start")
 MODELS = frozenset(("base_model", "finetuned_model"))
+RETRAIN = "retrain"  # the job
+MAX_RUNTIME_TAG = "dagster/max_runtime"
+AROUND_TRAINING_S = 7_200  # of a run that trains: waiting for a corpus that is being built, evaluation, registration
 
 
 class LocalRunLauncher(RunLauncher[dg.DagsterInstance], ConfigurableClass):
@@ -96,6 +99,7 @@ class LocalRunLauncher(RunLauncher[dg.DagsterInstance], ConfigurableClass):
         run = self._instance.get_run_by_id(run_id)
         if run is None or run.is_finished:
             return False
+        self._instance.add_run_tags(run_id, {"dagster/max_retries": "0"})  # it was stopped on purpose, or for its time
         self._instance.report_run_canceling(run)
         pid = self._process(run)
         if pid is None:
@@ -148,14 +152,16 @@ def run_tags(run: dg.DagsterRun) -> dict[str, str]:
     if partition is not None:
         tags["soundstage/partition"] = partition
     selected = {key.path[-1] for key in run.asset_selection or ()}
-    if selected & MODELS:
+    if selected & MODELS or run.job_name == RETRAIN:
         from speech_assets.defs.models import recipe_version
         from speech_assets.defs.partitions import SETTINGS
 
         training = SETTINGS.training
-        recipe = training.finetune_recipe if "finetuned_model" in selected else training.base_recipe
+        recipe = training.base_recipe if "base_model" in selected else training.finetune_recipe
         tags["soundstage/recipe"] = f"{Path(recipe).stem}@{recipe_version(recipe)}"
-    return tags
+        # The training's own limit comes first: it leaves a checkpoint.
+        tags[MAX_RUNTIME_TAG] = str(training.max_runtime_s + AROUND_TRAINING_S)
+    return {tag: value for tag, value in tags.items() if tag not in run.tags}
 
 
 def process_start(pid: int) -> float | None:

@@ -18,11 +18,19 @@ from typing import Any
 
 import pytest
 
-from benchmarks.backfill import daemon_process, most_at_once, read_trainings, training_process, write_settings
+from benchmarks.backfill import (
+    CODE_SERVER,
+    DAEMON,
+    most_at_once,
+    read_trainings,
+    service_process,
+    training_process,
+    write_settings,
+)
 
 MODELS = ("finetuned_model", "model_bundle", "evaluation", "verdict", "registered_model")
 CORPUS = ("recordings", "normalized_audio", "utterances")
-LAUNCHED = "soundstage/test"
+RETRAINED = {"dagster/sensor_name": "retraining"}
 
 
 def quarters_before_now(count: int) -> list[str]:
@@ -116,11 +124,17 @@ def base(deployment: SimpleNamespace) -> None:
 
 @pytest.fixture(scope="module")
 def asked(deployment: SimpleNamespace, base: None) -> str:
-    """The latest closed quarter is asked for by a reading of production; both schedules ask each minute."""
+    """The latest closed quarter, asked for by both schedules and a reading; then retraining is switched on."""
     folder = deployment.store / "production_quality"
     folder.mkdir()
     measured = datetime.now(UTC).isoformat()
     (folder / "en.json").write_text(json.dumps({"wer": 0.21, "limit": 0.15, "measured_at": measured}))
+    requests = deployment.store / "retraining" / deployment.quarters[3] / "en"
+    until(lambda: len(list(requests.glob("*.json"))) == 3, 120, f"not all three asked: {list(requests.glob('*'))}")
+    reasons = {path.name.split("-")[0] for path in requests.glob("*.json")}
+    assert reasons == {"quarter", "late", "quality"}
+    assert not deployment.dagster.runs(RETRAINED), "it is off until someone switches it on"
+    deployment.dagster.start_sensor("retraining")
     return f"en|{deployment.quarters[3]}"
 
 
@@ -135,7 +149,8 @@ def backfill(deployment: SimpleNamespace, base: None, asked: str) -> SimpleNames
     backfill_id = deployment.dagster.backfill(dict.fromkeys((*CORPUS, *MODELS), partitions), "three quarters")
     pid = until(lambda: training_process(deployment.log), 120, "no training began")
     os.kill(pid, signal.SIGKILL)
-    os.kill(until(daemon_process, 10, "there is no daemon"), signal.SIGKILL)
+    for service in (DAEMON, CODE_SERVER):
+        os.kill(until(lambda service=service: service_process(service), 10, f"no {service!r}"), signal.SIGKILL)
     return SimpleNamespace(
         id=backfill_id,
         killed=pid,
@@ -200,18 +215,36 @@ def test_a_failed_run_is_told_with_its_partition_reason_and_link(
 def test_two_schedules_and_a_sensor_asking_for_one_partition_are_one_run(
     deployment: SimpleNamespace, backfill: SimpleNamespace, asked: str
 ) -> None:
-    requests = deployment.store / "retraining" / deployment.quarters[3] / "en"
+    """The daemon was killed meanwhile, and the sensor has looked many times since."""
+    (run,) = until(lambda: deployment.dagster.runs(RETRAINED), 60, "no run was started")
+    assert deployment.dagster.wait(run["runId"], 120) == "SUCCESS", deployment.dagster.why_failed(run["runId"])
+    assert run["tags"]["dagster/partition"] == asked
+    assert "production WER" in run["tags"]["soundstage/retraining"]
+    assert "the quarter has closed" in run["tags"]["soundstage/retraining"]
+    assert len(deployment.dagster.runs(RETRAINED)) == 1
 
-    def reasons() -> list[str]:
-        found = sorted(path.name.rpartition("-")[0][:7] for path in requests.glob("*.json"))
-        return found if len(found) == 3 else []
 
-    assert until(reasons, 90, f"not all three asked: {list(requests.glob('*'))}") == ["late-re", "quality", "quarter"]
-    assert not deployment.dagster.runs({"dagster/sensor_name": "retraining"}), "it is off until someone switches it on"
-    deployment.dagster.start_sensor("retraining")
-    runs = until(lambda: deployment.dagster.runs({"dagster/sensor_name": "retraining"}), 60, "no run was started")
-    assert deployment.dagster.wait(runs[0]["runId"], 120) == "SUCCESS", deployment.dagster.why_failed(runs[0]["runId"])
-    time.sleep(35)  # longer than the sensor's interval: it has looked again
-    runs = deployment.dagster.runs({"dagster/sensor_name": "retraining"})
-    assert [run["tags"]["dagster/partition"] for run in runs] == [asked]
-    assert "production WER" in runs[0]["tags"]["soundstage/retraining"]
+def test_late_recordings_make_again_only_what_follows_from_them(
+    deployment: SimpleNamespace, backfill: SimpleNamespace, asked: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One launch brings two quarters up to date; the one whose source changed is trained again, the other is not."""
+    from speech_assets import backfill as command
+
+    table = deployment.store / "sources" / "synthetic" / "en" / deployment.quarters[2] / "transcripts.tsv"
+    rows = table.read_text().splitlines(keepends=True)
+    table.write_text("".join(rows[:-1]))
+    trained = len(read_trainings(deployment.log))
+    quarters = [deployment.quarters[0], deployment.quarters[2]]
+    assert command.main(["--quarters", *quarters, "--up-to-date"]) == 0
+    said = capsys.readouterr().out
+    assert "corpus: 2 partitions" in said
+    assert "base models: up to date" in said
+    assert f"models: {len(MODELS)} partitions" in said
+    again = read_trainings(deployment.log)
+    assert len(again) == trained + 1
+    assert max(again, key=lambda training: training.began).model.endswith(_title(deployment.quarters[2]))
+
+
+def _title(quarter: str) -> str:
+    year, month = quarter.split("-")
+    return f"{year}-Q{(int(month) + 2) // 3}"

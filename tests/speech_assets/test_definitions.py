@@ -25,7 +25,7 @@ GRAPH = {
     "serving_release": ["champion"],
 }
 BY_LANGUAGE = {"benchmark_set", "base_model", "champion", "serving_release"}
-JOBS = {"promote", "rollback", "override_gates", "expire_challengers", "check_champion"}
+JOBS = {"promote", "rollback", "override_gates", "expire_challengers", "check_champion", "reconcile"}
 
 
 def test_loading_the_code_location_is_cheap() -> None:
@@ -89,7 +89,7 @@ def test_the_jobs_ask_for_typed_described_fields(deployment: object) -> None:
 
     repository = build().get_repository_def()
     assert {job.name for job in repository.get_all_jobs() if not job.name.startswith("__")} == JOBS
-    from speech_assets.defs.approvals import OverrideConfig, PromotionConfig, RollbackConfig
+    from speech_assets.defs.approvals import OverrideConfig, PromotionConfig, ReconcileConfig, RollbackConfig
 
-    for config in (PromotionConfig, RollbackConfig, OverrideConfig):
+    for config in (PromotionConfig, RollbackConfig, OverrideConfig, ReconcileConfig):
         assert all(field.description for field in config.model_fields.values())

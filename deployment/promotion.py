@@ -381,8 +381,10 @@ class Promotions:
             now = _champion(entries)
             candidate = self._require_language(self.registry.verify(model, version), language)
             if now and (now.model, now.version, now.digest) == (candidate.name, candidate.version, candidate.digest):
-                self._follow(ledger)
-                if (now.action, now.approver, now.reason) == ("approve", approver, reason):
+                same = (now.action, now.approver, now.reason) == ("approve", approver, reason)
+                if same or not self._interrupted(entries[-1]):
+                    self._follow(ledger)
+                if same:
                     return now  # the process that took this decision died after recording it
                 raise PromotionRefused(
                     f"{model} version {candidate.version} is the champion of '{language}' since {now.time}, decided by "
@@ -394,6 +396,7 @@ class Promotions:
                 action = "voice"
                 before = _voices(entries, candidate, sha).get(approver)
                 if before and before.reason == reason:
+                    self._follow(ledger)
                     return before
                 if before:
                     raise PromotionRefused(
@@ -431,6 +434,9 @@ class Promotions:
             if candidate is None:
                 return None
             entries = ledger.entries()
+            if closed := self._closed(entries, candidate):
+                self._follow(ledger)  # the process that closed it died before it moved the alias
+                return closed
             reason = f"waited longer than {self._expires_days} days for a decision: evaluate and judge it again"
             sha = _file_sha256(self._verdicts / f"{candidate.digest}.json")
             return self._decide(ledger, entries, "expire", candidate, sha, SYSTEM, reason)
@@ -473,6 +479,7 @@ class Promotions:
                 approver,
                 reason,
             ):
+                self._follow(ledger)
                 return last
             self.registry.ensure_model(model, language)
             about = ModelVersion(model, "", digest)
@@ -530,8 +537,8 @@ class Promotions:
             wer = next((gate for gate in verdict.gates if (gate.name, gate.test_set) == ("wer", BENCHMARK)), None)
             benchmark = replace(wer.interval, estimate=wer.value) if wer and wer.interval else None
             difference = verdict.comparison
-            self._require_eligible(entries, challenger, override=self._allow_override)
-        except (GateRefused, PromotionRefused) as refused:
+            obstacle = self._obstacle(entries, challenger)
+        except GateRefused as refused:
             obstacle = str(refused)
         return Waiting(
             challenger,
@@ -625,11 +632,7 @@ class Promotions:
             raise PromotionRefused(f"'{language}' has no champion yet: approve a version with the job `promote`")
         if cut := self._cut_off(entries, now.model, language):
             raise LedgerError(cut)
-        if self._interrupted(entries[-1]):
-            raise LedgerError(
-                f"decision {entries[-1].sequence} of '{language}' is not noted in the registry: it was interrupted or "
-                "written by hand; if it was yours, launch it again"
-            )
+        self._require_noted(entries)
         self._require_still(now)
         return now
 
@@ -684,7 +687,9 @@ class Promotions:
         return AliasState(True, expected, found, f"the alias '{CHAMPION}' of {model} is {_named(found)}, as decided")
 
     def reconcile(self, language: str, model: str) -> AliasState:
-        """Set the aliases to what the ledger says; returns what was found before.
+        """Set the aliases and the registry's note to what the ledger says; returns what was found before.
+
+        This accepts a last entry that the registry does not know of: look at who wrote it first.
 
         Raises:
             LedgerError: the ledger is broken or was cut off: the alias is then left as it is.
@@ -717,6 +722,7 @@ class Promotions:
         cut = self._cut_off(entries, target.name, ledger.language)
         if cut:
             raise LedgerError(cut)
+        self._require_noted(entries)
         recorded = ledger.append(
             Decision(
                 sequence=len(entries) + 1,
@@ -811,6 +817,16 @@ class Promotions:
         """Whether a decision was recorded but its aliases were not all moved; the note is the last step."""
         return self._noted(last.model, last.language) != _head(last)
 
+    def _require_noted(self, entries: Sequence[Decision]) -> None:
+        """Nothing rests on an entry that no decision has finished: it may have been added by hand."""
+        if entries and self._interrupted(entries[-1]):
+            last = entries[-1]
+            raise LedgerError(
+                f"decision {last.sequence} of '{last.language}' ({last.action} by {last.approver}) was interrupted or "
+                "written by hand, since the registry does not know it: launch the same decision again, or remove the "
+                "entry if nobody took it, or accept it with the job `reconcile`"
+            )
+
     def _noted(self, model: str, language: str) -> str | None:
         return self.registry.model_tag(model, f"{HEAD_TAG}.{language}")
 
@@ -867,6 +883,18 @@ class Promotions:
                 )
             used += (BETTER,)
         return sha, used
+
+    def _obstacle(self, entries: tuple[Decision, ...], candidate: ModelVersion) -> str | None:
+        """Why an approval would be refused as things stand, and whether an override would help."""
+        try:
+            self._require_eligible(entries, candidate, override=False)
+        except (GateRefused, PromotionRefused) as refused:
+            try:
+                self._require_eligible(entries, candidate, override=self._allow_override)
+            except (GateRefused, PromotionRefused):
+                return str(refused)
+            return f"{refused} `promote` approves it all the same with `override_gates`."
+        return None
 
     def _require_verdict(
         self, digest: str, language: str, *, champion: str | None, overridden: Collection[str]

@@ -91,6 +91,12 @@ class OverrideConfig(dg.Config):
     reason: str = Field(description="Why these failures are acceptable; kept in the ledger with the gates' names.")
 
 
+class ReconcileConfig(dg.Config):
+    """Which registry is set to its ledger."""
+
+    language: str = Field(description="Language of the ledger, such as en; read it first, it is taken as it is.")
+
+
 def _decide(
     context: dg.OpExecutionContext, workspace: Workspace, promotions: Promotions, decide: Callable[[], Decision]
 ) -> Decision:
@@ -241,6 +247,29 @@ def override_gates() -> None:
 def expire_challengers() -> None:
     """The system's decision, launched by the sensor `approvals`."""
     close_overdue()
+
+
+@dg.op
+def set_to_ledger(
+    context: dg.OpExecutionContext, workspace: dg.ResourceParam[Workspace], config: ReconcileConfig
+) -> None:
+    """Set the aliases of a language's model to what its ledger says."""
+    promotions, model = workspace.promotions(), workspace.model_name(config.language)
+    try:
+        found = promotions.reconcile(config.language, model)
+    except REFUSALS as refused:
+        raise dg.Failure(str(refused), allow_retries=False) from refused
+    context.log.info(f"found: {found.explanation}")
+    log_checks(context, workspace, promotions)
+
+
+@dg.job(
+    description="Set MLflow's aliases of a language to what its ledger says, after `alias_follows_ledger` failed. It "
+    "takes the ledger as it is: look at its last entry first."
+)
+def reconcile() -> None:
+    """A person's repair; nothing is decided by it."""
+    set_to_ledger()
 
 
 check_champion = dg.define_asset_job(

@@ -34,6 +34,7 @@ JOBS = {
     "expire_challengers",
     "check_champion",
     "check_serving",
+    "reconcile",
     "retrain",
 }
 
@@ -99,7 +100,7 @@ def test_the_jobs_ask_for_typed_described_fields(deployment: object) -> None:
 
     repository = build().get_repository_def()
     assert {job.name for job in repository.get_all_jobs() if not job.name.startswith("__")} == JOBS
-    from speech_assets.defs.approvals import OverrideConfig, PromotionConfig, RollbackConfig
+    from speech_assets.defs.approvals import OverrideConfig, PromotionConfig, ReconcileConfig, RollbackConfig
 
-    for config in (PromotionConfig, RollbackConfig, OverrideConfig):
+    for config in (PromotionConfig, RollbackConfig, OverrideConfig, ReconcileConfig):
         assert all(field.description for field in config.model_fields.values())

@@ -570,28 +570,38 @@ def release_on_a_ledger_that_was_cut(house: House) -> Launch:
     return house.release
 
 
-@route("was interrupted or written by hand")
-def release_of_an_entry_written_by_hand(house: House) -> Launch:
+def forged_entry(house: House) -> None:
     """Whoever can write the file and compute hashes still has to move the registry's note."""
     from deployment.promotion import Decision
 
     house.crown(1)
     house.register(2, champion=1)
     last = house.promotions.current(LANGUAGE)
-    version = house.registry.version(MODEL, "2")
-    forged = Decision(
-        **{
-            **asdict(last),
-            "sequence": 2,
-            "version": "2",
-            "digest": version.digest,
-            "previous_hash": last.hash,
-        }
-    ).sealed()
+    digest = house.registry.version(MODEL, "2").digest
+    by_hand = {"sequence": 2, "version": "2", "digest": digest, "reason": "forged", "previous_hash": last.hash}
+    forged = Decision(**{**asdict(last), **by_hand}).sealed()
     with house.ledger.open("a") as file:
         file.write(json.dumps(forged.content(), sort_keys=True, separators=(",", ":")) + "\n")
     assert house.promotions.current(LANGUAGE).version == "2", "the chain itself holds"
+
+
+@route("was interrupted or written by hand")
+def release_of_an_entry_written_by_hand(house: House) -> Launch:
+    forged_entry(house)
     return house.release
+
+
+@route("was interrupted or written by hand")
+def decision_on_top_of_an_entry_written_by_hand(house: House) -> Launch:
+    """The next decision would make the forged entry part of a chain that the registry knows."""
+    forged_entry(house)
+    return house.rollback
+
+
+@route("there is nothing to approve")
+def approval_that_would_adopt_an_entry_written_by_hand(house: House) -> Launch:
+    forged_entry(house)
+    return lambda: house.promote("2")
 
 
 @route("no champion yet")
@@ -714,6 +724,9 @@ def test_an_alias_moved_by_hand_moves_nothing_and_shows(house: House) -> None:
     assert released.success, released.sentence
     routes = json.loads((house.home / "release" / "release.json").read_text())["languages"]["en"]["routes"]
     assert [r["digest"] for r in routes if r["share"] > 0] == [house.bundle(1).digest]
+    assert house.launch("reconcile", "set_to_ledger", {"language": LANGUAGE}).success
+    assert house.checks()["alias_follows_ledger"][0]
+    assert house.registry.champion(MODEL).version == "1"
 
 
 def test_an_edited_ledger_shows_in_its_check(house: House) -> None:
@@ -834,6 +847,8 @@ def test_an_override_is_signed_names_its_gates_and_is_served_and_rolled_back_to(
 def test_an_equal_model_can_be_approved_by_an_override_that_says_so(house: House) -> None:
     house.crown(1)
     house.register(2, champion=1, champion_wrong=0)
+    assert "cannot be approved" in house.checks()["challenger_waits"][1]
+    assert "with `override_gates`" in house.ruled(allow_override=True).checks()["challenger_waits"][1]
     approved = house.ruled(allow_override=True).promote("2", override_gates=True, reason="half the size")
     assert approved.success, approved.sentence
     assert house.promotions.current(LANGUAGE).overridden == ("better_than_champion",)

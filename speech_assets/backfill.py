@@ -11,6 +11,7 @@ down to the models that learn from them. Dagster must be running (`make up`). It
 """
 
 import argparse
+import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ GROUPS = {
 }
 ALL = (*CORPUS, *BASE_CORPUS, *BASE, *MODELS, *EVALUATION)
 UP_TO_DATE = "FRESH"
+UP_TO_DATE_TAG = "soundstage/up_to_date"
+WAIT_S = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -82,14 +85,14 @@ def whole(wanted: Scope, assets: Sequence[str]) -> dict[str, list[str]]:
     return {asset: partitions for asset, partitions in found.items() if partitions}
 
 
-def outdated(dagster: DagsterClient, wanted: Scope, chain: Sequence[str]) -> dict[str, list[str]]:
-    """By asset of a chain, the partitions from the first that is missing or stale on."""
+def outdated(dagster: DagsterClient, partitions: Sequence[str], chain: Sequence[str]) -> dict[str, list[str]]:
+    """By partition, the assets of a chain from the first that is missing or stale on; nothing where all are fresh."""
     found: dict[str, list[str]] = {}
-    for partition in wanted.of(chain[-1]):
+    for partition in partitions:
         status = dagster.stale(chain, partition)
         first = next((index for index, asset in enumerate(chain) if status[asset] != UP_TO_DATE), len(chain))
-        for asset in chain[first:]:
-            found.setdefault(asset, []).append(partition)
+        if first < len(chain):
+            found[partition] = list(chain[first:])
     return found
 
 
@@ -98,31 +101,34 @@ def bring_up_to_date(
     wanted: Scope,
     refused: Callable[[str], bool],
     said: Callable[[str], None],
-) -> list[BackfillStatus]:
-    """Make what is missing or stale, one layer after the other; returns how each backfill ended.
+) -> list[str]:
+    """Make what is missing or stale, one layer after the other; returns a sentence for each partition that failed.
 
-    `refused` says whether a partition's corpus stands refused: until its source changes, its models would be, too.
+    Each partition of a layer is a run of its own in Dagster's queue: what is stale in the next layer is known only when
+    this one has ended, and a backfill would take a minute of the daemon's turns for each. The runs carry a tag of their
+    own. `refused` says whether a partition's corpus stands refused: until its source changes, its models would be, too.
     """
-    ended: list[BackfillStatus] = []
+    tag = {UP_TO_DATE_TAG: secrets.token_hex(4)}
+    failures: list[str] = []
 
-    def run(title: str, partitions: Mapping[str, Sequence[str]]) -> None:
-        if not any(partitions.values()):
-            said(f"{title}: up to date")
+    def make(layer: str, todo: Mapping[str, Sequence[str]]) -> None:
+        if not todo:
+            said(f"{layer}: up to date")
             return
-        count = sum(len(keys) for keys in partitions.values())
-        backfill_id = dagster.backfill(partitions, f"{title}: bring up to date")
-        said(f"{title}: {count} partitions in backfill {backfill_id}")
-        ended.append(dagster.wait_for_backfill(backfill_id))
+        said(f"{layer}: {', '.join(todo)}")
+        launched = {dagster.materialize(assets, partition, tag): partition for partition, assets in todo.items()}
+        for run, partition in launched.items():
+            if dagster.wait(run, WAIT_S) != "SUCCESS":
+                failures.append(f"{partition}: {'; '.join(dagster.why_failed(run))}")
 
     # Only reading a source shows whether it holds something new; what follows from it is asked of Dagster.
-    run("what the sources hold", {"recordings": wanted.of("recordings")})
-    run("corpus", outdated(dagster, wanted, CORPUS[1:]))
-    if whole(wanted, BASE_CORPUS):
-        run("first quarters", outdated(dagster, wanted, BASE_CORPUS))
-    run("base models", outdated(dagster, wanted, BASE))
-    models = outdated(dagster, wanted, (*MODELS, *EVALUATION))
-    run("models", {asset: [key for key in keys if not refused(key)] for asset, keys in models.items()})
-    return ended
+    make("what the sources hold", dict.fromkeys(wanted.of(CORPUS[0]), CORPUS[:1]))
+    make("corpus", outdated(dagster, wanted.of(CORPUS[0]), CORPUS[1:]))
+    make("first quarters", outdated(dagster, wanted.of(BASE_CORPUS[0]), BASE_CORPUS))
+    make("base models", outdated(dagster, wanted.of(BASE[0]), BASE))
+    whole_corpus = [partition for partition in wanted.of(MODELS[0]) if not refused(partition)]
+    make("models", outdated(dagster, whole_corpus, (*MODELS, *EVALUATION)))
+    return failures
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -152,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from speech_assets.defs.resources import Workspace
 
             workspace = Workspace(settings)
-            ended = bring_up_to_date(dagster, wanted, lambda key: corpus_refused(workspace, key), console.print)
+            problems = bring_up_to_date(dagster, wanted, lambda key: corpus_refused(workspace, key), console.print)
         else:
             assets = [name for word in given.assets or ALL for name in GROUPS.get(word, (word,))]
             if unknown := set(assets) - set(ALL):
@@ -162,19 +168,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console.print(f"backfill {backfill_id}: {settings.dagster_url}/runs/b/{backfill_id}")
             if given.no_wait:
                 return 0
-            ended = [dagster.wait_for_backfill(backfill_id)]
+            problems = missing(dagster.wait_for_backfill(backfill_id))
     except (SettingsError, DagsterError) as error:
         console.print(f"[red]{error}[/red]")
         return 1
-    missing = [
-        f"{asset} ({progress.failed} of {progress.targeted})"
-        for status in ended
+    for problem in problems:
+        console.print(f"[yellow]{problem}[/yellow]")
+    return 1 if problems else 0
+
+
+def missing(status: BackfillStatus) -> list[str]:
+    """A sentence for what a backfill did not make; empty when everything is there."""
+    found = [
+        f"{asset}: {progress.targeted - progress.materialized} of {progress.targeted} partitions were not made; their "
+        "runs in Dagster say why"
         for asset, progress in status.assets.items()
-        if progress.failed
+        if progress.materialized < progress.targeted
     ]
-    if missing:
-        console.print(f"[yellow]not everything was made: {', '.join(missing)}; the runs in Dagster say why[/yellow]")
-    return 1 if missing or any(status.error for status in ended) else 0
+    return found or ([status.error] if status.error else [])
 
 
 if __name__ == "__main__":

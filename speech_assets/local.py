@@ -63,6 +63,8 @@ def environment(settings: Settings) -> dict[str, str]:
         "DAGSTER_HOME": str(ROOT),
         "SOUNDSTAGE_DAGSTER_STORAGE": str(settings.home / "dagster"),
         "SOUNDSTAGE_HOME": str(settings.home),
+        # A backfill waits for a code server that is being started again, and is not given up.
+        "DAGSTER_BACKFILL_RETRY_DEFINITION_CHANGED_ERROR": "1",
         "DO_NOT_TRACK": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its queue workers serve features not used here

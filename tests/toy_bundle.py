@@ -75,11 +75,17 @@ def write_toy_bundle(
     *,
     name: str = "toy",
     confuse: Sequence[tuple[str, str]] = (),
+    heard_from: float = _HEARD_FROM,
+    effort: int = 0,
+    fails_after_s: float | None = None,
     calibration: Calibration | None = None,
     parity: Mapping[str, Any] | None = None,
     lineage: Mapping[str, Any] | None = None,
 ) -> ModelBundle:
     """Write a toy bundle; `confuse` swaps pairs of words, which makes a worse model of another digest.
+
+    Others are worse in other ways: it is deaf to tones quieter than `heard_from` (amplitude), every run of the network
+    multiplies `effort` useless matrices (about 10 ms each), or it fails on runs longer than `fails_after_s`.
 
     Equal arguments give equal digests.
     """
@@ -92,7 +98,7 @@ def write_toy_bundle(
         heard[one], heard[other] = heard[other], heard[one]
     tokenizer, vocabulary = _tokenizer(words)
     (folder / TOKENIZER).write_bytes(tokenizer)
-    (folder / NETWORK).write_bytes(_network(vocabulary, heard))
+    (folder / NETWORK).write_bytes(_network(vocabulary, heard, heard_from, effort, fails_after_s))
     return write_bundle(
         folder,
         language=language,
@@ -135,7 +141,9 @@ def _tokenizer(words: Sequence[str]) -> tuple[bytes, tuple[str, ...]]:
     return model.getvalue(), tuple(processor.IdToPiece(index) for index in range(processor.GetPieceSize()))
 
 
-def _network(vocabulary: Sequence[str], heard: Sequence[str]) -> bytes:
+def _network(
+    vocabulary: Sequence[str], heard: Sequence[str], heard_from: float, effort: int, fails_after_s: float | None
+) -> bytes:
     """Return the ONNX bytes: mean of each output frame's eight mel frames -> scores -> mean with the last."""
     from onnx import TensorProto, checker, helper, numpy_helper
 
@@ -149,7 +157,7 @@ def _network(vocabulary: Sequence[str], heard: Sequence[str]) -> bytes:
         loudest = log_mel(_tone(pitch, 0.2, config.sample_rate))[10]
         symbol = list(vocabulary).index("\N{LOWER ONE EIGHTH BLOCK}" + word)
         weights[symbol, loudest.argmax()] = _SHARPNESS
-        bias[0, symbol] = -_SHARPNESS * (loudest.max() + 2 * np.log(_HEARD_FROM))
+        bias[0, symbol] = -_SHARPNESS * (loudest.max() + 2 * np.log(heard_from))
 
     constants = {
         "weights": weights,
@@ -179,7 +187,7 @@ def _network(vocabulary: Sequence[str], heard: Sequence[str]) -> bytes:
         node("Where", ["absent", "silence", "with_tail"], ["padded"]),
         node("AveragePool", ["padded"], ["frames"], kernel_shape=[8], strides=[8]),
         node("MatMul", ["weights", "frames"], ["energies"]),
-        node("Add", ["energies", "bias"], ["scores"]),
+        node("Add", ["energies", "bias"], ["scores"] if fails_after_s is None and not effort else ["cheap"]),
         # the score before each: the convolution cache holds the last one of the run before
         node("Squeeze", ["cache_last_time", "axis1"], ["before"]),
         node("Concat", ["before", "scores"], ["all"], axis=2),
@@ -202,6 +210,22 @@ def _network(vocabulary: Sequence[str], heard: Sequence[str]) -> bytes:
         node("Add", ["cache_last_channel_len", "row_shape"], ["filled"]),
         node("Min", ["filled", "size"], ["cache_last_channel_next_len"]),
     ]
+    if fails_after_s is not None or effort:
+        # a zero that takes its time, or that cannot be looked up for too many frames
+        limit = round((fails_after_s or 3600) / config.frame_s)
+        constants["zeros"] = np.zeros(limit, np.float32)
+        constants["matrix"] = np.zeros((512, 512), np.float32)
+        burden = [
+            node("Shape", ["audio_signal"], ["frame_count"], start=2, end=3),
+            node("Sub", ["frame_count", "one"], ["last_frame"]),
+            node("Gather", ["zeros", "last_frame"], ["looked_up"]),
+            node("Add", ["matrix", "looked_up"], ["product_0"]),
+            *(node("MatMul", [f"product_{n}", "matrix"], [f"product_{n + 1}"]) for n in range(effort)),
+            node("ReduceMax", [f"product_{effort}"], ["nothing"], keepdims=0),
+            node("Add", ["cheap", "nothing"], ["scores"]),
+        ]
+        place = next(index for index, step in enumerate(nodes) if "cheap" in step.output)
+        nodes[place + 1 : place + 1] = burden
     constants["blank_pad"] = np.array([0, 0, 0, 0, 0, 1], np.int64)
     floats, integers = TensorProto.FLOAT, TensorProto.INT64
     value = helper.make_tensor_value_info

@@ -28,7 +28,13 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployment.rollout import BUNDLE_HEADER, ReleaseDocumentError, ReleaseFolder
+from deployment.release import (
+    BUNDLE_HEADER,
+    TIMING_HEADER,
+    WORK_TIMING,
+    ReleaseDocumentError,
+    ReleaseFolder,
+)
 from deployment.serving.metrics import CONTENT_TYPE, Metrics
 from deployment.serving.models import LoadedModel, Models, NoModel
 from deployment.serving.problems import MEDIA_TYPE, Problem, ProblemDocument
@@ -237,6 +243,54 @@ class Replica:
         finally:
             self._uploads -= 1
 
+    async def answer(
+        self, request: Request, upload: Upload, language: str, digest: str | None
+    ) -> tuple[Transcribed, LoadedModel]:
+        """Transcribe with the version whose turn it is, or with the one asked for, and count how that went.
+
+        A new version that fails on its canary share costs no customer an answer: the version it is tried against takes
+        over, and the failure stands in the new one's figures.
+
+        Raises:
+            NoModel: nothing serves the language any more.
+            Problem: too many wait already, or the recording cannot be used.
+            ClientDisconnect: the client went away.
+        """
+        with self.models.lease(language, digest) as model:
+            try:
+                return await self._counted(request, upload, model, routed=digest is None), model
+            except (Problem, ClientDisconnect):
+                raise
+            except Exception:
+                if digest is not None:
+                    raise
+                with contextlib.suppress(NoModel), self.models.lease(language, instead_of=model) as stable:
+                    log.exception(
+                        "request %s: version %s failed, version %s answers instead",
+                        request.state.request_id,
+                        model.version,
+                        stable.version,
+                    )
+                    return await self._counted(request, upload, stable, routed=True), stable
+                raise
+
+    async def _counted(self, request: Request, upload: Upload, model: LoadedModel, *, routed: bool) -> Transcribed:
+        """Transcribe, and note in the model's figures how that went; what clients do wrong is not its fault."""
+        try:
+            done = await self.transcribe(request, upload, model)
+        except (Problem, ClientDisconnect):
+            raise
+        except Exception:
+            self._count(model, None, routed=routed)
+            raise
+        self._count(model, done.seconds, empty=not done.transcript.words, routed=routed)
+        return done
+
+    def _count(self, model: LoadedModel, seconds: float | None, *, empty: bool = False, routed: bool) -> None:
+        self.metrics.count(model, seconds, empty=empty)
+        if routed:  # probes do not tell how customers are served
+            self.models.count(model, seconds, empty=empty)
+
     async def transcribe(self, request: Request, upload: Upload, model: LoadedModel) -> Transcribed:
         """Transcribe in a worker thread; stops when the client goes away.
 
@@ -380,9 +434,8 @@ def _add_transcription(app: FastAPI, replica: Replica) -> None:
             request.state.language = spoken
             wanted = _format(format or upload.fields.get("format"), request)
             try:
-                with replica.models.lease(spoken, digest) as model:
-                    done = await replica.transcribe(request, upload, model)
-                    return _answer(replica, request, done, model, wanted)
+                done, model = await replica.answer(request, upload, spoken, digest)
+                return _answer(replica, request, done, model, wanted)
             except NoModel as error:  # the release changed between the two looks
                 raise Problem(503, "no-model", "No model", f"{error}: try again.", {"Retry-After": "2"}) from error
         finally:
@@ -444,7 +497,12 @@ def _answer(replica: Replica, request: Request, done: Transcribed, model: Loaded
     metrics.words.labels(transcript.language).inc(len(transcript.words))
     if transcript.duration_s > 0:
         metrics.real_time_factor.labels(transcript.language).observe(done.seconds / transcript.duration_s)
-    headers = {MODEL_HEADER: model.name, VERSION_HEADER: model.route.version, BUNDLE_HEADER: model.digest}
+    headers = {
+        MODEL_HEADER: model.name,
+        VERSION_HEADER: model.route.version,
+        BUNDLE_HEADER: model.digest,
+        TIMING_HEADER: f"{WORK_TIMING};dur={done.seconds * 1000:.1f}",
+    }
     if wanted == "json":
         body = {
             **transcript.to_json(),

@@ -1,6 +1,7 @@
 """What a replica tells Prometheus."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -9,6 +10,7 @@ from deployment.serving.models import LoadedModel
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 REAL_TIME_FACTORS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
+OUTCOMES = ("ok", "empty", "error")
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
@@ -17,6 +19,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._versions: set[tuple[str, str]] = set()
         self.requests = Counter(
             "soundstage_requests", "Answered requests.", ("route", "status", "language"), registry=self.registry
         )
@@ -43,6 +46,19 @@ class Metrics:
             buckets=REAL_TIME_FACTORS,
             registry=self.registry,
         )
+        self.versions = Counter(
+            "soundstage_version_requests",
+            "Requests by the model version that took them; outcome is ok, empty (nothing heard) or error.",
+            ("language", "version", "outcome"),
+            registry=self.registry,
+        )
+        self.version_seconds = Histogram(
+            "soundstage_version_seconds",
+            "Seconds of work for an answer, decoding included and waiting not, by model version.",
+            ("language", "version"),
+            buckets=SECONDS,
+            registry=self.registry,
+        )
         self.bundles = Gauge(
             "soundstage_bundle_info",
             "Bundles that requests can reach; always 1.",
@@ -51,10 +67,26 @@ class Metrics:
         )
 
     def show_models(self, models: Iterable[LoadedModel]) -> None:
-        """Replace what is said about loaded bundles."""
+        """Replace what is said about loaded bundles; counts of versions that are gone go too, or they would pile up."""
         self.bundles.clear()
+        shown = set()
         for model in models:
             self.bundles.labels(model.language, model.name, model.route.version, model.digest).set(1)
+            shown.add((model.language, model.version))
+        for language, version in self._versions - shown:
+            for outcome in OUTCOMES:
+                with suppress(KeyError):
+                    self.versions.remove(language, version, outcome)
+            with suppress(KeyError):
+                self.version_seconds.remove(language, version)
+        self._versions = shown
+
+    def count(self, model: LoadedModel, seconds: float | None, *, empty: bool = False) -> None:
+        """Note how a version answered; None: not at all."""
+        outcome = "error" if seconds is None else "empty" if empty else "ok"
+        self.versions.labels(model.language, model.version, outcome).inc()
+        if seconds is not None:
+            self.version_seconds.labels(model.language, model.version).observe(seconds)
 
     def text(self) -> bytes:
         """All metrics in Prometheus's text format."""

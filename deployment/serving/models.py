@@ -1,11 +1,18 @@
 """The models of one replica: loaded, switched and let go as the release document says.
 
-A thread looks at the document twice a second. What it names is verified byte by byte against its digest, opened and
-warmed before any request sees it; then the table of routes is replaced in one step. A request holds a lease on its
+A thread looks at the document four times a second. What it names is verified byte by byte against its digest, opened
+and warmed before any request sees it; then the table of routes is replaced in one step. A request holds a lease on its
 bundle, so the old one stays until the last request on it has ended. What cannot be loaded is reported and tried again,
 and what was served before goes on being served: a bad release never takes a language down.
+
+Memory holds at most three bundles a language: the active one, the standby, and one that is coming. A further one is
+not loaded before a bundle that was taken out has finished its requests.
+
+A canary's share is a loan: when the document's trial is over and nobody wrote another, the replica gives it back.
 """
 
+import bisect
+import itertools
 import logging
 import queue
 import random
@@ -13,10 +20,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from deployment.rollout import (
+import numpy as np
+
+from deployment.canary import Figures
+from deployment.release import (
+    LanguageRelease,
     LanguageReport,
     ReleaseDocument,
     ReleaseDocumentError,
@@ -27,9 +38,12 @@ from deployment.rollout import (
 from speech.bundle import BundleError, ModelBundle
 from speech.recognition import Recognizer
 
-POLL_S = 0.5
+POLL_S = 0.25
 HEARTBEAT_S = 1.0
 RETRY_S = 5.0  # a bundle that could not be loaded may still be on its way to this host
+MOST_BUNDLES = 3  # of a language in memory: active, standby, and one that is coming
+WARM_S = 2.0  # seconds of noise that every recogniser hears before its first request
+GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 log = logging.getLogger(__name__)
 
@@ -51,28 +65,51 @@ class LoadedModel:
     bundle: ModelBundle
     _idle: "queue.SimpleQueue[Recognizer]" = field(repr=False)
     leases: int = 0
+    figures: Figures = field(default_factory=Figures)  # of the traffic that was routed here
 
     @classmethod
-    def load(cls, route: Route, language: str, folder: ReleaseFolder, workers: int, threads: int) -> "LoadedModel":
-        """Verify and open a route's bundle.
+    def load(
+        cls,
+        route: Route,
+        language: str,
+        folder: ReleaseFolder,
+        workers: int,
+        threads: int,
+        entering: Callable[[str], None] = lambda stage: None,
+    ) -> "LoadedModel":
+        """Verify, open and warm a route's bundle; `entering` is told `verify`, `load` and `warm`.
 
         Raises:
             BundleError: it is not the bundle that the document names, or not for this language.
         """
         if "://" in route.bundle:
             raise BundleError(f"{route.bundle}: a replica reads bundles from a folder; mount or copy it there")
+        entering("verify")
         bundle = ModelBundle.load(folder.resolve(route), route.digest)
         if bundle.language != language:
             raise BundleError(f"{bundle.path}: the bundle is for '{bundle.language}', not for '{language}'")
+        entering("load")
+        recognizers = [Recognizer(bundle, threads=threads) for _ in range(workers)]
+        entering("warm")
         idle: queue.SimpleQueue[Recognizer] = queue.SimpleQueue()
-        for _ in range(workers):
-            idle.put(Recognizer(bundle, threads=threads))
+        noise = np.random.default_rng(0).normal(0, 0.01, round(WARM_S * bundle.sample_rate)).astype(np.float32)
+        for recognizer in recognizers:
+            try:
+                recognizer.transcribe(noise)
+            except Exception as error:  # onnxruntime raises its own types, which share no base but Exception
+                raise BundleError(f"{bundle.path}: the network fails on {WARM_S:g} s of noise ({error})") from error
+            idle.put(recognizer)
         return cls(route, language, bundle, idle)
 
     @property
     def digest(self) -> str:
         """The bundle's digest."""
         return self.bundle.digest
+
+    @property
+    def version(self) -> str:
+        """The registered version, or the beginning of the digest when it was released without a registry."""
+        return self.route.version or self.digest[:12]
 
     @property
     def name(self) -> str:
@@ -97,9 +134,10 @@ class _Table:
     by_digest: Mapping[str, LoadedModel] = field(default_factory=dict)
     errors: Mapping[str, str] = field(default_factory=dict)
 
-    def pick(self) -> LoadedModel:
-        models, shares = zip(*self.traffic, strict=True)
-        return random.choices(models, shares)[0]
+    def pick(self, turn: float) -> LoadedModel:
+        """The model for a point in [0, 1)."""
+        reached = list(itertools.accumulate(share for _, share in self.traffic))
+        return self.traffic[min(bisect.bisect_right(reached, turn * reached[-1]), len(reached) - 1)][0]
 
 
 class Models:
@@ -132,11 +170,14 @@ class Models:
         self._lock = threading.Lock()
         self._tables: dict[str, _Table] = {}
         self._held: dict[tuple[str, str], LoadedModel] = {}  # (language, digest) of all in memory, draining ones too
+        self._loading: dict[tuple[str, str], str] = {}
+        self._trials: dict[str, tuple[str, float]] = {}  # language -> the attempt on trial, and when that is over
+        self._turn = random.random()
         self._revision = -1
         self._error = ""
         self._seen: tuple[int, int, int] | None = None
         self._retry_at = float("inf")
-        self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
+        self._started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
         self._stop = threading.Event()
         self._reporting = threading.Lock()
         self._followers: list[threading.Thread] = []
@@ -167,14 +208,23 @@ class Models:
             return tuple(model for _, table in sorted(self._tables.items()) for model in table.by_digest.values())
 
     @contextmanager
-    def lease(self, language: str, digest: str | None = None) -> Iterator[LoadedModel]:
+    def lease(
+        self, language: str, digest: str | None = None, *, instead_of: LoadedModel | None = None
+    ) -> Iterator[LoadedModel]:
         """The model for one request: by its share of the traffic, or exactly the one asked for.
 
+        Shares are kept to within a request or two by walking [0, 1) in steps of the golden ratio, an equidistributed
+        sequence: no client always meets the same version, whatever the rhythm of its requests.
+
+        Args:
+            instead_of: a model that failed on the request; the one with the largest share answers in its place.
+
         Raises:
-            NoModel: nothing serves the language, or not with that digest.
+            NoModel: nothing serves the language, or not with that digest, or nothing else than what failed.
         """
         with self._lock:
-            model = self._choose(language, digest)
+            self._turn = (self._turn + GOLDEN_RATIO) % 1.0
+            model = self._choose(language, digest) if instead_of is None else self._other(language, instead_of)
             model.leases += 1
         try:
             yield model
@@ -182,6 +232,11 @@ class Models:
             with self._lock:
                 model.leases -= 1
                 self._drop_unused()
+
+    def count(self, model: LoadedModel, seconds: float | None, *, empty: bool = False) -> None:
+        """Note how a model answered a request that was routed to it; None: not at all."""
+        with self._lock:
+            model.figures = model.figures.counting(seconds, empty=empty)
 
     def require(self, language: str, digest: str | None = None) -> None:
         """Raise NoModel when a lease would not be granted."""
@@ -192,13 +247,18 @@ class Models:
         """What this replica really runs."""
         with self._lock:
             languages = {}
-            for language in sorted({*self._tables, *(language for language, _ in self._held)}):
+            for language in sorted({*self._tables, *(at for at, _ in self._held), *(at for at, _ in self._loading)}):
                 table = self._tables.get(language, _Table())
+                held = {digest: model for (at, digest), model in sorted(self._held.items()) if at == language}
+                active = {model.digest: share for model, share in table.traffic}
                 languages[language] = LanguageReport(
-                    active={model.digest: share for model, share in table.traffic},
+                    active=active,
                     loaded=tuple(sorted(table.by_digest)),
-                    draining=tuple(sorted(d for at, d in self._held if at == language and d not in table.by_digest)),
+                    draining=tuple(digest for digest, model in held.items() if model.leases and digest not in active),
+                    loading={digest: stage for (at, digest), stage in self._loading.items() if at == language},
                     errors=dict(table.errors),
+                    versions={digest: model.route.version for digest, model in held.items()},
+                    figures={digest: model.figures for digest, model in held.items()},
                 )
             return ReplicaReport(
                 self._replica, self._url, self._revision, time.time(), languages, self._started_at, self._error
@@ -216,17 +276,28 @@ class Models:
             self._seen, self._retry_at = seen, time.monotonic() + RETRY_S
             log.error("the release document is not followed: %s", error)
             return True
-        self._apply(document)
-        self._seen, self._error = seen, ""
+        self._error = self._apply(document)
+        self._seen = seen
         return True
 
-    def _apply(self, document: ReleaseDocument) -> None:
-        tables = {language: self._table(language, document) for language in document.languages}
-        failed = False
-        for language, table in tables.items():
+    def _apply(self, document: ReleaseDocument) -> str:
+        """Follow a document; returns what it has to wait for, or nothing."""
+        again: list[float] = []
+        waiting: list[str] = []
+        tables: dict[str, _Table] = {}
+        for language, asked in document.languages.items():
+            release = self._on_trial(language, asked)
+            if reason := self._too_many(language, release):
+                waiting.append(reason)
+                tables[language] = self._tables.get(language, _Table())
+                again.append(time.monotonic() + POLL_S)
+                continue
+            tables[language] = table = self._table(language, release)
             for digest, error in table.errors.items():
-                failed = True
+                again.append(time.monotonic() + RETRY_S)
                 log.error("bundle %s for '%s' is not served: %s", digest[:12], language, error)
+        self._trials = {language: trial for language, trial in self._trials.items() if language in document.languages}
+        again += [ends for _, ends in self._trials.values() if ends > time.monotonic()]
         with self._lock:
             if tables != self._tables:
                 log.info("revision %d: %s", document.revision, _summary(tables))
@@ -237,32 +308,89 @@ class Models:
                 for digest, model in table.by_digest.items()
             )
             self._drop_unused()
-            self._revision = document.revision
-            self._retry_at = time.monotonic() + RETRY_S if failed else float("inf")
+            if not waiting:
+                self._revision = document.revision
+            self._retry_at = min(again, default=float("inf"))
         if self._on_change:
             self._on_change(self.loaded())
+        return "; ".join(waiting)
 
-    def _table(self, language: str, document: ReleaseDocument) -> _Table:
+    def _on_trial(self, language: str, release: LanguageRelease) -> LanguageRelease:
+        """The release as it holds now: one whose trial is over is as it was before, with the candidate loaded."""
+        if release.trial_s is None:
+            self._trials.pop(language, None)
+            return release
+        attempt, ends = self._trials.get(language, ("", 0.0))
+        if attempt != release.release:
+            ends = time.monotonic() + release.trial_s
+            self._trials[language] = (release.release, ends)
+        if time.monotonic() < ends:
+            return release
+        log.error("the trial in '%s' is over and nobody ended it: the traffic goes back to what was before", language)
+        former = {route.digest for route in release.previous}
+        candidate = tuple(replace(route, share=0.0) for route in release.routes if route.digest not in former)
+        return replace(release, routes=(*release.previous, *candidate))
+
+    def _too_many(self, language: str, release: LanguageRelease) -> str:
+        """Why a bundle cannot be loaded yet: others that were taken out still have requests; or nothing.
+
+        Lets go of what the release no longer names and what nobody uses, before anything is loaded.
+        """
+        wanted = {route.digest for route in release.routes}
+        coming = {route.digest for route in release.routes if self._loaded_as(language, route) is None}
+        with self._lock:
+            table = self._tables.get(language, _Table())
+            serving = {model.digest for model, _ in table.traffic}
+            if coming:
+                kept = {digest: model for digest, model in table.by_digest.items() if digest in wanted | serving}
+                self._tables[language] = replace(table, by_digest=kept)
+                self._drop_unused()
+            held = {digest for at, digest in self._held if at == language}
+            leaving = held - wanted - serving
+            if not coming or not leaving or len(held | coming) <= MOST_BUNDLES:
+                return ""
+        return (
+            f"waits with loading {', '.join(sorted(d[:12] for d in coming))} for '{language}' until the requests on "
+            f"{', '.join(sorted(d[:12] for d in leaving))} have ended"
+        )
+
+    def _loaded_as(self, language: str, route: Route) -> LoadedModel | None:
+        held = self._held.get((language, route.digest))
+        same = held is not None and (held.route.model, held.route.version) == (route.model, route.version)
+        return held if same else None
+
+    def _table(self, language: str, release: LanguageRelease) -> _Table:
         """What a language shall serve; the traffic stays with the former bundles when a new one cannot be loaded."""
         former = self._tables.get(language, _Table())
         by_digest: dict[str, LoadedModel] = {}
         errors: dict[str, str] = {}
-        for route in document.languages[language].routes:
-            held = self._held.get((language, route.digest))
-            if held is not None and (held.route.model, held.route.version) == (route.model, route.version):
-                by_digest[route.digest] = held
-                continue
+        for route in release.routes:
+            held = self._loaded_as(language, route)
             try:
-                by_digest[route.digest] = LoadedModel.load(route, language, self._folder, self._workers, self._threads)
+                by_digest[route.digest] = held or self._load(language, route)
             except Exception as error:  # whatever it is, the replica goes on serving what it has
                 errors[route.digest] = str(error) or type(error).__name__
-        serving = document.languages[language].serving
-        if any(route.digest in errors for route in serving) and former.traffic:
+        if any(route.digest in errors for route in release.serving) and former.traffic:
             traffic = former.traffic
             by_digest.update((model.digest, model) for model, _ in traffic)
         else:
-            traffic = tuple((by_digest[r.digest], r.share) for r in serving if r.digest in by_digest)
+            traffic = tuple((by_digest[r.digest], r.share) for r in release.serving if r.digest in by_digest)
         return _Table(traffic, by_digest, errors)
+
+    def _load(self, language: str, route: Route) -> LoadedModel:
+        key = (language, route.digest)
+
+        def entering(stage: str) -> None:
+            with self._lock:
+                self._loading[key] = stage
+            with suppress(OSError):  # whoever waits for it sees the next report
+                self._write_report()
+
+        try:
+            return LoadedModel.load(route, language, self._folder, self._workers, self._threads, entering)
+        finally:
+            with self._lock:
+                self._loading.pop(key, None)
 
     def _choose(self, language: str, digest: str | None) -> LoadedModel:
         table = self._tables.get(language, _Table())
@@ -274,7 +402,16 @@ class Models:
         if not table.traffic:
             why = "; ".join(table.errors.values())
             raise NoModel(f"no model serves '{language}'" + (f": {why}" if why else ""), known=bool(why))
-        return table.pick()
+        return table.pick(self._turn)
+
+    def _other(self, language: str, failed: LoadedModel) -> LoadedModel:
+        """What answers in place of a canary that failed."""
+        traffic = self._tables.get(language, _Table()).traffic
+        share = sum(share for model, share in traffic if model is failed)
+        model, largest = max(traffic, key=lambda entry: entry[1], default=(failed, 0.0))
+        if model is failed or largest <= share:
+            raise NoModel(f"no other model serves '{language}'", known=True)
+        return model
 
     def _drop_unused(self) -> None:
         """Let go of bundles that are in no table and have no request; the caller holds the lock."""

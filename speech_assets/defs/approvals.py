@@ -35,6 +35,7 @@ from speech_assets.defs.metadata import markdown_table
 from speech_assets.defs.models import BUNDLE
 from speech_assets.defs.promotion import CHAMPION, log_checks
 from speech_assets.defs.resources import Workspace
+from speech_assets.defs.serving import RELEASES_ITSELF, release_decided
 from speech_assets.slack import announce, link
 
 REQUEST_TAG = "soundstage/request"  # run tag: the request in MLflow that a run of `promote` answers
@@ -146,7 +147,7 @@ def _report(context: dg.OpExecutionContext, promotions: Promotions, decision: De
 @dg.op
 def decide_promotion(
     context: dg.OpExecutionContext, workspace: dg.ResourceParam[Workspace], config: PromotionConfig
-) -> None:
+) -> str | None:
     """Approve or reject a registered version, or ask for changes to it."""
     promotions = workspace.promotions()
 
@@ -158,13 +159,15 @@ def decide_promotion(
         return promotions.reject(*about) if config.decision is Choice.reject else promotions.request_changes(*about)
 
     with _answered(context, promotions, config) as answer:
-        answer(f"done: {_sentence(_decide(context, workspace, promotions, decide))}")
+        decision = _decide(context, workspace, promotions, decide)
+        answer(f"done: {_sentence(decision)}")
+    return decision.language if decision.action in PRODUCTION else None  # one of two voices moves nothing yet
 
 
 @dg.op
 def decide_rollback(
     context: dg.OpExecutionContext, workspace: dg.ResourceParam[Workspace], config: RollbackConfig
-) -> None:
+) -> str:
     """Make an earlier champion the champion again."""
     promotions, language = workspace.promotions(), workspace.language_of(config.model)
     _decide(
@@ -175,6 +178,7 @@ def decide_rollback(
             language, config.approver, config.reason, version=config.version, model=config.model
         ),
     )
+    return language
 
 
 @dg.op
@@ -212,17 +216,22 @@ def close_overdue(context: dg.OpExecutionContext, workspace: dg.ResourceParam[Wo
 @dg.job(
     description="Decide about a registered version: approve makes it the champion, which is then released; reject "
     "closes it for good; request_changes closes it until it was judged again. An approval is refused without a passing "
-    "verdict for exactly that bundle."
+    "verdict for exactly that bundle.",
+    tags=RELEASES_ITSELF,
 )
 def promote() -> None:
-    """A person's decision."""
-    decide_promotion()
+    """A person's decision, and its release."""
+    release_decided(decide_promotion())
 
 
-@dg.job(description="Go back to an earlier champion; it is released like any other.")
+@dg.job(
+    description="Go back to an earlier champion, released in the same run: the one before the present champion "
+    "is still loaded in every replica, so that takes seconds.",
+    tags=RELEASES_ITSELF,
+)
 def rollback() -> None:
-    """A person's decision to go back."""
-    decide_rollback()
+    """A person's decision to go back, and its release."""
+    release_decided(decide_rollback())
 
 
 @dg.job(

@@ -103,19 +103,22 @@ def test_old_reports_are_not_alive(folder):
 def test_route_that_a_killed_rollout_left_is_taken_out(folder, golden, tmp_path):
     """A roll-out that died while probing left its bundle with share 0; the next one starts from what was served."""
     dead = Route("b" * 64, "models/b", 0.0)
-    folder.set_language("en", LanguageRelease((ROUTE, dead), "probe", (ROUTE,)))
+    folder.set_language("en", LanguageRelease((ROUTE, dead), "probe", (ROUTE,), "5eed", dead.digest))
     bundle = write_toy_bundle(tmp_path / "models" / "new")
     result = release(folder, "en", bundle.path, bundle.digest, golden, version="4", allow_no_replica=True)
     now = folder.read().languages["en"]
-    assert [(route.digest, route.share, route.version) for route in now.routes] == [(bundle.digest, 1.0, "4")]
+    assert [(r.digest, r.share, r.version) for r in now.routes] == [(bundle.digest, 1.0, "4"), (ROUTE.digest, 0.0, "3")]
     assert (now.state, now.previous, result.previous) == ("full", (ROUTE,), ("a" * 64,))
-    assert folder.history()[-1]["outcome"] == "full"
+    dead_one, *steps = folder.history("en")
+    assert (dead_one.state, dead_one.digest, dead_one.release) == ("returned", dead.digest, "5eed")
+    assert "ended in the middle of 'probe'" in dead_one.reason
+    assert [step.state for step in steps] == ["verify", "full"]
 
 
 def test_rollout_lock_dies_with_its_process(folder, golden, tmp_path):
     pid = os.fork()
     if pid == 0:
-        with folder.exclusive():
+        with folder.exclusive("en"):
             os._exit(9)
     os.waitpid(pid, 0)
     bundle = write_toy_bundle(tmp_path / "models" / "new")
@@ -134,5 +137,6 @@ def test_document_is_put_back_when_a_replica_does_not_answer(folder, golden, tmp
     with pytest.raises(ReleaseFailed, match="could not be probed"):
         release(folder, "en", bundle.path, bundle.digest, golden, timeout_s=5)
     now = folder.read().languages["en"]
-    assert (now.routes, now.state) == ((ROUTE,), "back")
-    assert [event["outcome"] for event in folder.history()] == ["back", "back"]
+    assert (now.routes, now.state) == ((ROUTE,), "returned")
+    states = [step.state for step in folder.history("en")]
+    assert states == ["verify", "load", "returned", "verify", "load", "warm", "probe", "returned"]

@@ -333,6 +333,7 @@ def test_no_request_fails_while_bundles_are_switched_under_load(tier, speech_of)
         for bundle in (second, first, second):
             result = release(tier.home, "en", bundle.path, bundle.digest, golden)
             assert result.replicas == ("a", "b")
+            assert result.transitions[-1].state == "drained"
             time.sleep(0.3)
     expected = {first.digest: "one three", second.digest: "two three"}
     assert {status for status, _, _ in load.answers} == {200}, [a for a in load.answers if a[0] != 200][:3]
@@ -341,7 +342,8 @@ def test_no_request_fails_while_bundles_are_switched_under_load(tier, speech_of)
     assert len(load.answers) > 50
     for name in "ab":
         report = tier.wait(name, lambda report: not report.languages["en"].draining)
-        assert report.languages["en"].loaded == (second.digest,)
+        assert set(report.languages["en"].loaded) == {first.digest, second.digest}, "the former one stays on standby"
+        assert dict(report.languages["en"].active) == {second.digest: 1.0}
 
 
 def test_bundle_that_cannot_be_served_leaves_everything_as_it_was(tier, speech_of):
@@ -372,12 +374,12 @@ def test_bundle_that_cannot_be_served_leaves_everything_as_it_was(tier, speech_o
         with pytest.raises(ReleaseFailed, match=reason):
             release(tier.home, "en", path, digest, recordings, timeout_s=10)
         assert tier.folder.read().languages == before
-        assert tier.folder.history()[-1]["outcome"] == "refused"
+        assert tier.folder.history("en")[-1].state == "refused"
     with pytest.raises(ReleaseFailed, match=r"took|could not be probed"):
         release(tier.home, "en", other.path, other.digest, golden, timeout_s=10, latency_limit_s=1e-6)
     after = tier.folder.read().languages["en"]
-    assert (after.routes, after.state) == (before["en"].routes, "back")
-    assert tier.folder.history()[-1]["outcome"] == "back"
+    assert (after.routes, after.state) == (before["en"].routes, "returned")
+    assert tier.folder.history("en")[-1].state == "returned"
     tier.wait("a", lambda report: report.languages["en"].loaded == (good.digest,))
     assert httpx.post(f"{url}/v1/transcribe", content=speech_of("one")).json()["text"] == "one"
 
@@ -452,8 +454,8 @@ def test_killed_replica_is_no_part_of_the_next_release(tier):
 
 def test_two_releases_at_once_are_refused(tier):
     bundle = tier.bundle("en-1")
-    with tier.folder.exclusive(), pytest.raises(ReleaseFailed, match="another release is under way"):
-        release(tier.home, "en", bundle.path, bundle.digest, _golden(tier), allow_no_replica=True)
+    with tier.folder.exclusive("en"), pytest.raises(ReleaseFailed, match="another release of 'en' is under way"):
+        release(tier.home, "en", bundle.path, bundle.digest, _golden(tier), timeout_s=0.5, allow_no_replica=True)
 
 
 def test_large_recording_is_not_held_in_memory(tier):

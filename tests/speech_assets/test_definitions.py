@@ -25,7 +25,15 @@ GRAPH = {
     "serving_release": ["champion"],
 }
 BY_LANGUAGE = {"benchmark_set", "base_model", "champion", "serving_release"}
-JOBS = {"promote", "rollback", "override_gates", "expire_challengers", "check_champion", "reconcile"}
+JOBS = {
+    "promote",
+    "rollback",
+    "override_gates",
+    "reconcile",
+    "expire_challengers",
+    "check_champion",
+    "check_serving",
+}
 
 
 def test_loading_the_code_location_is_cheap() -> None:

@@ -248,9 +248,9 @@ def house(deployment, tmp_path: Path, bundles: Path, empty_registry: Path) -> Ho
     shutil.copy(empty_registry, tmp_path / "mlflow" / "mlflow.db")
     settings = Settings.load()
     promotion = settings.promotion.model_copy(update={"approvers": ("Ada", "Bob")})
-    settings = settings.model_copy(
-        update={"home": tmp_path, "languages": (LANGUAGE,), "gates": GateSettings(), "promotion": promotion}
-    )
+    serving = settings.serving.model_copy(update={"auto_release": False})  # releases are launched where they matter
+    changed = {"languages": (LANGUAGE,), "gates": GateSettings(), "promotion": promotion, "serving": serving}
+    settings = settings.model_copy(update={"home": tmp_path, **changed})
     return House(tmp_path, settings, dg.DagsterInstance.ephemeral(), bundles)
 
 

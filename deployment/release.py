@@ -1,0 +1,431 @@
+"""The release document, what replicas report about it, and the history of releases: all in `<home>/release`.
+
+What should be served is one file, `release.json`: per language the bundles and their share of the traffic. Every
+replica follows it and writes down what it really runs (`replicas/<name>.json`). What was tried and how it ended is one
+line a step in `history/<language>.jsonl`. All are plain JSON that can be read without this package, on one laptop and
+on a folder that many hosts share.
+"""
+
+import fcntl
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from deployment.canary import Figures
+from speech.store import write_json
+
+RELEASE_SCHEMA = 1
+BUNDLE_HEADER = "X-Soundstage-Bundle"  # asks a replica for a loaded bundle by its digest, and names it in the answer
+TIMING_HEADER = "Server-Timing"  # how long the work for an answer took, in ms (W3C Server Timing)
+WORK_TIMING = "work"
+HEARTBEAT_FRESH_S = 10.0  # replicas write every second; a busy host may be late
+FORGOTTEN_AFTER_S = 24 * 3600.0  # reports of replicas that died long ago are removed
+WAITING_FRESH_S = 5.0  # a release that waits says so every POLL_S
+POLL_S = 0.2
+
+State = Literal["verify", "load", "warm", "probe", "canary", "full", "drained", "refused", "returned"]
+UNDER_WAY = frozenset({"load", "warm", "probe", "canary"})  # states that a document only has while somebody releases
+
+
+class ReleaseBusy(Exception):
+    """Another release of the language is under way and did not end in time."""
+
+
+class ReleaseDocumentError(Exception):
+    """The release document or a replica's report cannot be read."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """A bundle and the share (0 to 1) of new requests that goes to it; with 0 it is loaded but only asked by name."""
+
+    digest: str
+    bundle: str  # folder; relative to the home folder when it lies inside, so that the home may be mounted elsewhere
+    share: float
+    version: str = ""
+    model: str = ""
+
+    @property
+    def title(self) -> str:
+        """How people call it: its version, or the beginning of its digest."""
+        return f"version {self.version}" if self.version else f"bundle {self.digest[:12]}"
+
+
+@dataclass(frozen=True)
+class LanguageRelease:
+    """What is served for one language.
+
+    Attributes:
+        routes: the bundle or bundles with traffic, and with share 0 the standby and a candidate that is being probed.
+        previous: while a release is under way, the routes before it; afterwards, what was served before.
+        release: the attempt that wrote this.
+        candidate: digest that this attempt is about, while it is under way.
+        trial_s: replicas go back to `previous` by themselves when this document has lasted so long: what a canary
+            falls back on when the process that watches it dies.
+    """
+
+    routes: tuple[Route, ...]
+    state: State = "full"
+    previous: tuple[Route, ...] = ()
+    release: str = ""
+    candidate: str = ""
+    trial_s: float | None = None
+
+    @property
+    def serving(self) -> tuple[Route, ...]:
+        """Routes that get traffic."""
+        return tuple(route for route in self.routes if route.share > 0)
+
+    @property
+    def standby(self) -> tuple[Route, ...]:
+        """Routes that served before and are kept warm without traffic."""
+        return tuple(route for route in self.routes if route.share == 0 and route.digest != self.candidate)
+
+
+@dataclass(frozen=True)
+class ReleaseDocument:
+    """What should be served, whole. `revision` grows with every change."""
+
+    revision: int = 0
+    languages: Mapping[str, LanguageRelease] = field(default_factory=dict)
+    updated_at: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "schema": RELEASE_SCHEMA,
+            **asdict(self),
+            "languages": {k: asdict(v) for k, v in self.languages.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, values: Any) -> "ReleaseDocument":
+        """From JSON values.
+
+        Raises:
+            ReleaseDocumentError: schema or fields are not those of this version.
+        """
+        try:
+            if values["schema"] != RELEASE_SCHEMA:
+                raise ReleaseDocumentError(
+                    f"release document has schema {values['schema']}, this version reads {RELEASE_SCHEMA}: upgrade"
+                )
+            languages = {
+                str(language): LanguageRelease(
+                    routes=tuple(_route(route) for route in release["routes"]),
+                    state=release["state"],
+                    previous=tuple(_route(route) for route in release["previous"]),
+                    release=str(release.get("release", "")),
+                    candidate=str(release.get("candidate", "")),
+                    trial_s=None if release.get("trial_s") is None else float(release["trial_s"]),
+                )
+                for language, release in values["languages"].items()
+            }
+            return cls(int(values["revision"]), languages, str(values["updated_at"]))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ReleaseDocumentError(f"release document is not valid ({type(error).__name__}: {error})") from error
+
+
+@dataclass(frozen=True)
+class LanguageReport:
+    """What a replica runs for one language.
+
+    Attributes:
+        active: digest -> share of what it routes traffic to.
+        loaded: digests it can be asked for.
+        draining: digests without traffic on which requests that had begun are still under way.
+        loading: digest -> `verify`, `load` or `warm`: how far it has come with a bundle it does not serve yet.
+        errors: digest -> why it could not be loaded.
+        versions: digest -> version of all of these, as the document named it.
+        figures: digest -> how it answered the traffic it was given, since it was loaded.
+    """
+
+    active: Mapping[str, float] = field(default_factory=dict)
+    loaded: tuple[str, ...] = ()
+    draining: tuple[str, ...] = ()
+    loading: Mapping[str, str] = field(default_factory=dict)
+    errors: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    figures: Mapping[str, Figures] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ReplicaReport:
+    """What one replica really runs, and since when it was heard of (`heartbeat`, seconds since 1970, UTC)."""
+
+    replica: str
+    url: str
+    revision: int
+    heartbeat: float
+    languages: Mapping[str, LanguageReport] = field(default_factory=dict)
+    started_at: str = ""
+    error: str = ""
+
+    def fresh(self, now: float | None = None) -> bool:
+        """Whether the replica was heard of lately."""
+        return (time.time() if now is None else now) - self.heartbeat <= HEARTBEAT_FRESH_S
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"schema": RELEASE_SCHEMA, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values: Any) -> "ReplicaReport":
+        """From JSON values.
+
+        Raises:
+            ReleaseDocumentError: fields are missing or of other kinds.
+        """
+        try:
+            languages = {
+                str(language): LanguageReport(
+                    active={str(k): float(v) for k, v in report["active"].items()},
+                    loaded=tuple(report["loaded"]),
+                    draining=tuple(report["draining"]),
+                    loading=dict(report.get("loading", {})),
+                    errors=dict(report["errors"]),
+                    versions=dict(report.get("versions", {})),
+                    figures={str(k): Figures.from_dict(v) for k, v in report.get("figures", {}).items()},
+                )
+                for language, report in values["languages"].items()
+            }
+            return cls(
+                replica=str(values["replica"]),
+                url=str(values["url"]),
+                revision=int(values["revision"]),
+                heartbeat=float(values["heartbeat"]),
+                languages=languages,
+                started_at=str(values["started_at"]),
+                error=str(values["error"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ReleaseDocumentError(f"replica report is not valid ({type(error).__name__}: {error})") from error
+
+
+@dataclass(frozen=True)
+class Transition:
+    """One step of a release, as the history keeps it.
+
+    Attributes:
+        time: UTC, ISO 8601.
+        release: names one attempt; all its steps have it.
+        state: what was entered; `refused` when nothing had been changed yet, `returned` when it had.
+        share: of new requests that the version gets from here on.
+        seconds: since the attempt began.
+        figures: what led here, of the version itself (`requests`, `errors`, `empty_share`, `p50_s`, `p95_s`); empty
+            for steps without requests.
+        against: the same of the version that served meanwhile.
+    """
+
+    time: str
+    release: str
+    language: str
+    state: State
+    digest: str
+    model: str
+    version: str
+    share: float
+    seconds: float
+    replicas: tuple[str, ...] = ()
+    reason: str = ""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    against: Mapping[str, Any] = field(default_factory=dict)
+
+
+class ReleaseFolder:
+    """`<home>/release`: the document, the replicas' reports, and the history."""
+
+    def __init__(self, home: Path | str) -> None:
+        self.home = Path(home).absolute()
+        self.root = self.home / "release"
+        self.document = self.root / "release.json"
+        self.replicas = self.root / "replicas"
+
+    def read(self) -> ReleaseDocument:
+        """The document; an empty one when nothing was released yet.
+
+        Raises:
+            ReleaseDocumentError: it cannot be read.
+        """
+        try:
+            values = json.loads(self.document.read_bytes())
+        except FileNotFoundError:
+            return ReleaseDocument()
+        except (OSError, ValueError) as error:
+            raise ReleaseDocumentError(f"{self.document} cannot be read ({error}): restore or remove it") from error
+        try:
+            return ReleaseDocument.from_dict(values)
+        except ReleaseDocumentError as error:
+            raise ReleaseDocumentError(f"{self.document}: {error}") from error
+
+    def set_language(self, language: str, release: LanguageRelease | None) -> ReleaseDocument:
+        """Replace what is served for a language (None: nothing) in one step; returns the new document."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / "document.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            before = self.read()
+            languages = {name: other for name, other in before.languages.items() if name != language}
+            if release is not None:
+                languages[language] = release
+            document = ReleaseDocument(before.revision + 1, languages, _now())
+            write_json(self.document, document.to_dict())
+            return document
+
+    def resolve(self, route: Route) -> Path:
+        """The folder of a route's bundle."""
+        return self.home / route.bundle
+
+    def relative(self, bundle: Path) -> str:
+        """How a bundle's folder is written in the document."""
+        absolute = bundle.absolute()
+        return str(absolute.relative_to(self.home) if absolute.is_relative_to(self.home) else absolute)
+
+    def reports(self) -> tuple[ReplicaReport, ...]:
+        """Reports of all replicas that can be read, whether alive or not."""
+        found = []
+        for path in sorted(self.replicas.glob("*.json")):
+            # a report that is being removed, or of another version, says nothing about what runs
+            with suppress(OSError, ValueError, ReleaseDocumentError):
+                found.append(ReplicaReport.from_dict(json.loads(path.read_bytes())))
+        return tuple(found)
+
+    def live(self) -> tuple[ReplicaReport, ...]:
+        """Reports of the replicas that were heard of lately."""
+        return tuple(report for report in self.reports() if report.fresh())
+
+    def report(self, report: ReplicaReport) -> None:
+        """Write a replica's report."""
+        write_json(self.replicas / f"{report.replica}.json", report.to_dict())
+
+    def forget(self, replica: str) -> None:
+        """Remove a replica's report: it has ended."""
+        (self.replicas / f"{replica}.json").unlink(missing_ok=True)
+
+    def forget_dead(self) -> None:
+        """Remove reports of replicas that were killed long ago and could not do it themselves."""
+        for report in self.reports():
+            if time.time() - report.heartbeat > FORGOTTEN_AFTER_S:
+                self.forget(report.replica)
+
+    def differences(self, language: str, digest: str | None, version: str = "") -> tuple[str, ...]:
+        """What live replicas run for a language other than this bundle (None: other than nothing), in sentences.
+
+        Each names the replica, what it runs and what it should. None when all run it, and when no replica is alive.
+        """
+        wanted = _named(digest, {digest: version} if digest else {}) if digest else "nothing"
+        found = []
+        for replica in self.live():
+            report = replica.languages.get(language, LanguageReport())
+            if dict(report.active) == ({digest: 1.0} if digest else {}):
+                continue
+            runs = " and ".join(
+                f"{_named(other, report.versions)} for {share:.0%} of its requests"
+                for other, share in sorted(report.active.items(), key=lambda item: -item[1])
+            )
+            why = report.errors.get(digest or "") or replica.error
+            found.append(
+                f"replica {replica.replica} at {replica.url} runs {runs or 'nothing'} for '{language}', but the "
+                f"champion is {wanted}" + (f": {why}" if why else "")
+            )
+        return tuple(found)
+
+    def record(self, transition: Transition) -> None:
+        """Append to the history of the language, flushed to disk."""
+        path = self._history(transition.language)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        line = json.dumps(asdict(transition), sort_keys=True, ensure_ascii=False)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            size = os.fstat(handle).st_size
+            torn = size > 0 and os.pread(handle, 1, size - 1) != b"\n"  # a machine died in the middle of a line
+            os.write(handle, (("\n" if torn else "") + line + "\n").encode())
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def history(self, language: str) -> tuple[Transition, ...]:
+        """The steps of all releases of a language, oldest first; a line cut by a dying machine is left out."""
+        steps = []
+        with suppress(FileNotFoundError):
+            for line in self._history(language).read_text().splitlines():
+                with suppress(ValueError, TypeError):
+                    values = json.loads(line)
+                    steps.append(Transition(**{**values, "replicas": tuple(values["replicas"])}))
+        return tuple(steps)
+
+    @contextmanager
+    def exclusive(self, language: str, digest: str = "", wait_s: float = 0.0) -> Iterator[None]:
+        """Hold the right to release a language; the kernel frees it when the holder dies.
+
+        A release that waits says for which bundle, so that the one under way can give way to it (`waiting`).
+
+        Raises:
+            ReleaseBusy: another release did not end within `wait_s`.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        deadline = time.monotonic() + wait_s
+        note = self._waiting(language)
+        with (self.root / f"{_plain(language)}.lock").open("a") as lock:
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= deadline:
+                        raise ReleaseBusy(
+                            f"another release of '{language}' is under way: wait until it has ended, then release again"
+                        ) from None
+                write_json(note, {"digest": digest, "at": time.time()})
+                time.sleep(POLL_S)
+            note.unlink(missing_ok=True)
+            yield
+
+    def waiting(self, language: str) -> str | None:
+        """Digest of a release of the language that waits for the one under way, if any."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            note = json.loads(self._waiting(language).read_bytes())
+            if time.time() - float(note["at"]) <= WAITING_FRESH_S:
+                return str(note["digest"])
+        return None
+
+    def _history(self, language: str) -> Path:
+        return self.root / "history" / f"{_plain(language)}.jsonl"
+
+    def _waiting(self, language: str) -> Path:
+        return self.root / f"{_plain(language)}.waiting.json"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _named(digest: str, versions: Mapping[str, str]) -> str:
+    version = versions.get(digest, "")
+    return f"version {version} ({digest[:12]})" if version else f"bundle {digest[:12]}"
+
+
+def _plain(language: str) -> str:
+    """A language as part of a file's name."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", language):
+        raise ReleaseDocumentError(f"'{language}' is not a language tag such as 'en'")
+    return language
+
+
+def _route(values: Mapping[str, Any]) -> Route:
+    share = float(values["share"])
+    if not 0 <= share <= 1:
+        raise ValueError(f"share {share} is not between 0 and 1")
+    return Route(
+        str(values["digest"]),
+        str(values["bundle"]),
+        share,
+        str(values.get("version", "")),
+        str(values.get("model", "")),
+    )

@@ -1,0 +1,180 @@
+"""Decisions and releases in Dagster, with a real replica: who runs what, and what the asset page says about it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.conftest import Tier
+from tests.toy_registry import register_versions, write_golden
+
+MODEL, LANGUAGE = "soundstage-en", "en"
+PROMOTE = {"model": MODEL, "decision": "approve", "approver": "Ada", "reason": "better on calls"}
+ROLLBACK = {"model": MODEL, "approver": "Ada", "reason": "worse on calls"}
+
+
+@dataclass
+class Served:
+    """A deployment and its serving tier."""
+
+    tier: Tier
+    workspace: Any
+    instance: Any
+    definitions: Any
+
+    def launch(self, job: str, op: str, **config: str) -> Any:
+        return self._run(job, run_config={"ops": {op: {"config": config}}})
+
+    def check(self) -> Any:
+        """The check alone, as anybody can run it at any time."""
+        result = self._run("check_serving")
+        assert result.success
+        return result.get_asset_check_evaluations()[0]
+
+    def running(self) -> dict[str, float]:
+        """What the replica itself says."""
+        report = self.tier.wait("a", lambda report: LANGUAGE in report.languages)
+        return dict(report.languages[LANGUAGE].active)
+
+    def _run(self, job: str, **options: Any) -> Any:
+        return self.definitions.resolve_job_def(job).execute_in_process(
+            instance=self.instance, raise_on_error=False, **options
+        )
+
+
+@pytest.fixture
+def served(deployment, tmp_path: Path):  # type: ignore[no-untyped-def]
+    import dagster as dg
+
+    from deployment.settings import Settings
+    from speech_assets.definitions import build
+    from speech_assets.defs.resources import Workspace
+
+    settings = Settings.load()
+    promotion = settings.promotion.model_copy(update={"approvers": ("Ada",), "require_better": False})
+    serving = settings.serving.model_copy(update={"canary_s": 1.5, "canary_requests": 20, "drain_s": 5.0})
+    gates = type(settings.gates)()
+    changed = {"home": tmp_path, "promotion": promotion, "serving": serving, "gates": gates}
+    workspace = Workspace(settings.model_copy(update=changed))
+    write_golden(workspace)
+    tier = Tier(tmp_path)
+    yield Served(tier, workspace, dg.DagsterInstance.ephemeral(), build({"workspace": workspace}))
+    for process in tier.processes.values():
+        process.kill()
+        process.wait()
+
+
+def materialized(result: Any) -> dict[str, Any]:
+    event = next(
+        e for e in result.all_events if e.is_step_materialization and e.asset_key.to_user_string() == "serving_release"
+    )
+    return {key: value.value for key, value in event.materialization.metadata.items()}
+
+
+def failure(result: Any) -> tuple[str, str]:
+    event = next(e for e in result.all_events if e.is_step_failure)
+    return event.step_key, event.step_failure_data.user_failure_data.description
+
+
+def test_a_decision_is_served_when_its_run_ends_and_going_back_takes_seconds(served: Served) -> None:
+    served.tier.start("a")
+    digests = register_versions(served.workspace, {}, {"confuse": [("one", "two")]})
+    first = served.launch("promote", "decide_promotion", version="1", **PROMOTE)
+    assert first.success, failure(first)
+    assert served.running() == {digests["1"]: 1.0}
+    second = served.launch("promote", "decide_promotion", version="2", **PROMOTE)
+    assert second.success, failure(second)
+    assert served.running() == {digests["2"]: 1.0}
+    shown = materialized(second)
+    assert shown["version"] == 2
+    assert shown["canary_requests"] >= 20
+    assert shown["canary_errors"] == 0
+    assert "the canary passed" in shown["history"]
+    back = served.launch("rollback", "decide_rollback", **ROLLBACK)
+    assert back.success, failure(back)
+    decided = served.workspace.promotions().current(LANGUAGE)
+    assert decided.action == "rollback"
+    assert served.running() == {digests["1"]: 1.0}
+    assert "on standby" in materialized(back)["history"]
+    assert materialized(back)["seconds"] < 10
+    for result in (first, second, back):
+        (check,) = [e for e in result.get_asset_check_evaluations() if e.check_name == "serves_the_champion"]
+        assert check.passed, check.description
+
+
+def test_a_rejection_moves_nothing(served: Served) -> None:
+    register_versions(served.workspace, {})
+    result = served.launch("promote", "decide_promotion", version="1", **{**PROMOTE, "decision": "reject"})
+    assert result.success, failure(result)
+    assert served.tier.folder.read().revision == 0
+
+
+def test_a_release_that_went_back_is_seen_at_its_run_its_asset_and_its_check(served: Served) -> None:
+    import dagster as dg
+
+    served.tier.start("a")
+    digests = register_versions(served.workspace, {}, {"effort": 15})
+    assert served.launch("promote", "decide_promotion", version="1", **PROMOTE).success
+    slow = served.launch("promote", "decide_promotion", version="2", **PROMOTE)
+    assert not slow.success
+    step, sentence = failure(slow)
+    assert step == "release_decided", "the decision stands, its release went back"
+    assert "its answers take" in sentence
+    assert served.running() == {digests["1"]: 1.0}
+    (observed,) = served.instance.fetch_observations(dg.AssetKey("serving_release"), limit=5).records
+    assert "returned" in observed.asset_observation.metadata["history"].value
+    assert observed.asset_observation.metadata["canary_p50_ms"].value > 0
+    check = served.check()
+    assert not check.passed
+    assert "replica a at http" in check.description
+    assert "runs version 1 (" in check.description
+    assert "but the champion is version 2 (" in check.description
+
+
+def test_the_check_asks_the_replicas_and_not_the_document(served: Served) -> None:
+    """Nobody released anything: a replica that runs something else is found all the same."""
+    from deployment.rollout import LanguageRelease
+
+    served.tier.start("a")
+    digests = register_versions(served.workspace, {}, {"confuse": [("one", "two")]})
+    assert served.check().passed, "no champion, and nothing is served"
+    assert served.launch("promote", "decide_promotion", version="1", **PROMOTE).success
+    assert served.check().passed
+    folder, other = served.tier.folder, served.tier.bundle("by-hand", confuse=[("three", "four")])
+    served.tier.serve(other)
+    assert served.running() == {other.digest: 1.0}
+    check = served.check()
+    assert not check.passed
+    assert f"but the champion is version 1 ({digests['1'][:12]})" in check.description
+    folder.set_language(LANGUAGE, LanguageRelease(()))
+    assert served.running() == {}
+    assert "runs nothing" in served.check().description
+    served.tier.stop("a")
+    gone = served.check()
+    assert not gone.passed
+    assert gone.severity.value == "WARN"
+    assert "no replica of the serving tier is alive" in gone.description
+
+
+def test_a_champion_moved_by_other_means_is_released_by_the_asset(served: Served) -> None:
+    """Jobs that release in their own run do not cause a second one."""
+    import dagster as dg
+
+    register_versions(served.workspace, {})
+    watched = dg.AssetSelection.assets("serving_release")
+
+    def asked(cursor: Any = None) -> Any:
+        return dg.evaluate_automation_conditions(
+            served.definitions, served.instance, asset_selection=watched, cursor=cursor
+        )
+
+    candidate = dg.AssetMaterialization(dg.AssetKey("registered_model"), partition=f"{LANGUAGE}|2024-01")
+    served.instance.report_runless_asset_event(candidate)
+    first = asked()
+    assert served.launch("promote", "decide_promotion", version="1", **PROMOTE).success
+    second = asked(first.cursor)
+    assert second.total_requested == 0
+    moved = dg.AssetMaterialization(dg.AssetKey("champion"), partition=LANGUAGE)
+    served.instance.report_runless_asset_event(moved)
+    assert asked(second.cursor).total_requested == 1

@@ -1,0 +1,63 @@
+"""Registered versions without training: toy bundles with passing verdicts in a real MLflow, and golden recordings."""
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from evaluation.gates import save_verdict
+from speech.audio import Waveform, encode_wav
+from speech.corpus import Sorted
+from speech.manifest import Utterance
+from tests.deployment.conftest import make_verdict
+from tests.toy_bundle import tones, write_toy_bundle
+
+GOLDEN = (("three", "four"), ("five", "six"), ("seven", "eight"))
+
+
+def write_golden(workspace: Any, language: str = "en", golden: Sequence[Sequence[str]] = GOLDEN) -> None:
+    """A benchmark set of a few recordings, one a speaker."""
+    rows = []
+    with workspace.store.replace("benchmark_set", language) as staging:
+        for number, words in enumerate(golden):
+            (staging.path / f"{number}.wav").write_bytes(encode_wav(Waveform(tones(words, language))))
+            row = Utterance(
+                id=str(number),
+                audio=f"{number}.wav",
+                duration_s=1.3,
+                text=" ".join(words),
+                speaker=f"speaker {number}",
+                language=language,
+                domain="calls",
+                recorded_at=dt.date(2024, 1, 2),
+                split="test",
+            )
+            rows.append(row)
+        Sorted(tuple(rows), ()).write(staging.path)
+
+
+def register_versions(workspace: Any, *versions: Mapping[str, Any], language: str = "en") -> dict[str, str]:
+    """Register toy bundles, made with these options, as versions 1, 2, ...; returns digest by version.
+
+    Each was judged against the first one as champion, so the first can be approved first and then any other.
+    """
+    digests: dict[str, str] = {}
+    report = workspace.store.root / "report.html"
+    report.write_text("<html>toy</html>")
+    for number, options in enumerate(versions, start=1):
+        folder = workspace.store.path("toys", language) / str(number)
+        bundle = write_toy_bundle(folder, language, name=f"{language}-{number}", **options)
+        judged_at = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+        verdict = replace(make_verdict(bundle, champion=digests.get("1")), judged_at=judged_at)
+        save_verdict(verdict, workspace.verdicts)
+        registered = workspace.registry().register(
+            workspace.model_name(language),
+            bundle.path,
+            report,
+            verdict,
+            report,
+            partition=f"{language}|2024-01",
+            metrics={"wer": 0.05},
+        )
+        digests[registered.version] = bundle.digest
+    return digests

@@ -36,6 +36,7 @@ lint: $(READY)  ## format, lint, types, floors
 	$(BIN)/mypy
 
 bench: $(READY)  ## the figures that the README quotes (SOUNDSTAGE_REAL_DATA names the folder of real recordings)
+	$(BIN)/python benchmarks/backfill.py
 	$(BIN)/python benchmarks/real_speech.py
 
 screenshots: $(READY)  ## draw the pictures under docs/ again from the running UI (needs Chromium)

@@ -226,8 +226,6 @@ class _Rollout:
             if live:
                 self._wait("switch to it", lambda report: dict(report.active) == {self.digest: 1.0})
             self._enter("full", 1.0, why)
-            if changed and live:
-                self._drain(drain_s)
         except BaseException as error:
             reason = str(error) or type(error).__name__
             self._go_back(before, reason, written, wait=isinstance(error, Exception))
@@ -236,6 +234,8 @@ class _Rollout:
             if not isinstance(error, ReleaseFailed):
                 reason = f"{self._name} was not released: {reason}"
             raise ReleaseFailed(reason, tuple(self.steps)) from error
+        if changed and live:
+            self._drain(drain_s)  # from here on nothing goes back, not even when this run is cancelled
         return ReleaseResult(
             language=self.language,
             digest=self.digest,

@@ -11,7 +11,7 @@ from datetime import date
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from evaluation.expectations import CorpusSettings
@@ -79,7 +79,20 @@ class Training(Section):
         description="CPU threads of a training process; half the cores, since two run side by side. More threads than "
         "cores make both crawl.",
     )
-    max_runtime_s: int = Field(7_200, gt=0, description="A training process is stopped after this many seconds.")
+    max_runtime_s: int = Field(
+        7_200, gt=0, description="A training process is stopped after this many seconds; it leaves a checkpoint."
+    )
+    command: str = Field(
+        "python -m training.run",
+        min_length=1,
+        description="What trains: called with the path of a specification, it leaves `checkpoint.nemo`, `bundle/` and "
+        "`training.json` in the folder named there (the whole contract stands in speech_assets/defs/processes.py).",
+    )
+    pool: Literal["training", "gpu"] = Field(
+        "training",
+        description="Pool that trainings queue in; `gpu` where they share the devices with other work. Its limit, and "
+        "those of the other pools, are in [pools].",
+    )
     overrides: dict[str, float | int | str | bool] = Field(
         default_factory=dict, description="Recipe fields to replace in both recipes, such as `max_steps`."
     )
@@ -174,6 +187,41 @@ class Serving(Section):
     )
 
 
+class Pools(Section):
+    """How many runs of a kind go on side by side; `make up` writes these limits into Dagster."""
+
+    training: int = Field(2, ge=1, description="Trainings at once.")
+    gpu: int = Field(1, ge=1, description="Users of the GPUs at once, where `training.pool` is `gpu`.")
+    cpu: int = Field(
+        max(2, os.cpu_count() or 1), ge=1, description="Steps of corpus, evaluation and registration at once."
+    )
+
+
+class Retraining(Section):
+    """When models are asked for without a launch; the sensor `retraining` in Dagster answers, once switched on."""
+
+    quarter_closed_cron: str = Field("0 6 1 1,4,7,10 *", description="When the quarter that closed is asked for (UTC).")
+    late_recordings_cron: str = Field(
+        "0 6 1 * *", description="When recordings that came late are looked for in the latest closed quarter (UTC)."
+    )
+    on_change: bool = Field(
+        False,
+        description="Train again when a recipe has changed: base models at once, the latest closed quarter of a "
+        "language when its recipe or its base model is another than its model was made with.",
+    )
+
+
+class Alerts(Section):
+    """Who hears of a run that failed for good. Give the secrets by environment: SOUNDSTAGE_ALERTS__SLACK_TOKEN."""
+
+    webhook_url: SecretStr | None = Field(None, description="Gets a POST with JSON: partition, reason, link, run.")
+    pagerduty_key: SecretStr | None = Field(None, description="Integration key of a PagerDuty service (Events v2).")
+    pagerduty_url: str = Field("https://events.pagerduty.com/v2/enqueue", description="Where PagerDuty takes events.")
+    slack_token: SecretStr | None = Field(None, description="Token of a Slack app that may write to the channel.")
+    slack_channel: str = Field("#speech-models", description="Slack channel.")
+    slack_url: str = Field("https://slack.com/api/", description="Where Slack's Web API is.")
+
+
 class Pages(Section):
     """Evaluation reports and Data Docs, served as static pages."""
 
@@ -218,6 +266,9 @@ class Settings(BaseSettings):
     registry: Registry = Field(default_factory=Registry)
     promotion: Promotion = Field(default_factory=Promotion)
     pages: Pages = Field(default_factory=Pages)
+    pools: Pools = Field(default_factory=Pools)
+    retraining: Retraining = Field(default_factory=Retraining)
+    alerts: Alerts = Field(default_factory=Alerts)
     serving: Serving = Field(default_factory=Serving)
 
     @property

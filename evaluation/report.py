@@ -103,8 +103,11 @@ def _style(axes: "Axes", dark: bool, title: str) -> None:
 
 
 def _png(figure: "Figure") -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=120, metadata={"Software": None})
+    figure.set_dpi(120)
+    FigureCanvasAgg(figure).print_png(stream, metadata={"Software": None})  # savefig would lay out and draw twice
     return stream.getvalue()
 
 

@@ -10,11 +10,21 @@ from typing import Any
 
 import dagster as dg
 
-from speech_assets.defs import approvals, automation, corpus, evaluation, models, promotion, serving
+from speech_assets.defs import (
+    alerts,
+    approvals,
+    automation,
+    corpus,
+    evaluation,
+    models,
+    promotion,
+    retraining,
+    serving,
+)
 from speech_assets.defs.partitions import SETTINGS
 from speech_assets.defs.resources import resources
 
-MODULES = (corpus, models, evaluation, promotion, approvals, serving, automation)
+MODULES = (corpus, models, evaluation, promotion, approvals, serving, automation, retraining, alerts)
 
 
 def build(resource_overrides: Mapping[str, Any] | None = None) -> dg.Definitions:

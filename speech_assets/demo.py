@@ -23,6 +23,7 @@ from speech_assets.defs.metadata import quarter_heading
 from speech_assets.graphql import ENDED, DagsterClient, DagsterError
 
 CORPUS = ("recordings", "normalized_audio", "utterances")
+BASE_CORPUS = ("base_corpus",)
 BASE = ("benchmark_set", "base_model")
 CANDIDATE = ("finetuned_model", "model_bundle", "evaluation", "verdict", "registered_model")
 QUARTERS = {"en": 3, "de": 1}  # quarters of the demo, from the first
@@ -320,6 +321,7 @@ def _demonstrate(settings: Settings, console: Console) -> None:
 
     console.rule("1. the first quarter of each language: ingest, normalise, validate")
     demo.run_all([Step(quarter_heading(first, language), CORPUS, f"{language}|{first}") for language in QUARTERS])
+    demo.run_all([Step(quarter_heading(first, language), BASE_CORPUS, f"{language}|{first}") for language in QUARTERS])
     console.rule("2. a base model for each language, from scratch")
     demo.run_all([Step(f"base model, {language}", BASE, language) for language in QUARTERS])
     console.rule("3. every quarter: fine-tune, evaluate, judge, register")

@@ -1,12 +1,14 @@
-"""A thin client of Dagster's GraphQL API: the demo and the tests launch runs with it, as the UI does."""
+"""A thin client of Dagster's GraphQL API: launches runs and backfills, as the UI does, and reads how they went."""
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 LOCATION = "speech_assets.definitions"
 REPOSITORY = "__repository__"
 ASSET_JOB = "__ASSET_JOB"
+POLL_S = 1.0
 ENDED = frozenset({"SUCCESS", "FAILURE", "CANCELED"})
 
 LAUNCH = """
@@ -45,8 +47,60 @@ query Failures($id: ID!) {
   }
 }
 """
+BACKFILL = """
+mutation Backfill($params: LaunchBackfillParams!) {
+  launchPartitionBackfill(backfillParams: $params) {
+    __typename
+    ... on LaunchBackfillSuccess { backfillId }
+    ... on PythonError { message }
+    ... on UnauthorizedError { message }
+    ... on PartitionKeysNotFoundError { message }
+    ... on InvalidSubsetError { message }
+    ... on PipelineNotFoundError { message }
+  }
+}
+"""
+BACKFILL_STATUS = """
+query Status($id: String!) {
+  partitionBackfillOrError(backfillId: $id) {
+    __typename
+    ... on PythonError { message }
+    ... on PartitionBackfill {
+      status
+      error { message }
+      assetBackfillData {
+        assetBackfillStatuses {
+          ... on AssetPartitionsStatusCounts {
+            assetKey { path }
+            numPartitionsTargeted numPartitionsMaterialized numPartitionsFailed numPartitionsInProgress
+          }
+        }
+      }
+    }
+  }
+}
+"""
+RUNS = """
+query Runs($filter: RunsFilter!, $cursor: String) {
+  runsOrError(filter: $filter, cursor: $cursor, limit: 100) {
+    __typename
+    ... on PythonError { message }
+    ... on Runs {
+      results {
+        runId status creationTime startTime endTime tags { key value } assetSelection { path }
+        stats { ... on RunStatsSnapshot { launchTime endTime } }
+      }
+    }
+  }
+}
+"""
+START_SENSOR = """
+mutation Start($selector: SensorSelector!) {
+  startSensor(sensorSelector: $selector) { __typename ... on PythonError { message } }
+}
+"""
 STALE = """
-query Stale($keys: [AssetKeyInput!]!, $partition: String!) {
+query Stale($keys: [AssetKeyInput!]!, $partition: String) {
   assetNodes(assetKeys: $keys) { assetKey { path } staleStatus(partition: $partition) }
 }
 """
@@ -54,6 +108,34 @@ query Stale($keys: [AssetKeyInput!]!, $partition: String!) {
 
 class DagsterError(Exception):
     """Dagster refused a request, or a run did not end well."""
+
+
+class DagsterUnreachable(DagsterError):
+    """Dagster does not answer."""
+
+
+@dataclass(frozen=True)
+class AssetProgress:
+    """How many partitions of an asset a backfill is to make, and has."""
+
+    targeted: int
+    materialized: int
+    in_progress: int
+    failed: int
+
+
+@dataclass(frozen=True)
+class BackfillStatus:
+    """How far a backfill is, by asset."""
+
+    status: str
+    error: str | None
+    assets: Mapping[str, AssetProgress]
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come of it."""
+        return self.status not in {"REQUESTED", "CANCELING", "FAILING"}
 
 
 class DagsterClient:
@@ -68,9 +150,18 @@ class DagsterClient:
         """Send one GraphQL request.
 
         Raises:
+            DagsterUnreachable: there is no answer.
             DagsterError: the answer holds errors.
         """
-        answer = self._http.post("/graphql", json={"query": text, "variables": variables})
+        import httpx
+
+        try:
+            answer = self._http.post("/graphql", json={"query": text, "variables": variables})
+        except httpx.TransportError as error:
+            raise DagsterUnreachable(
+                f"Dagster does not answer at {self._http.base_url} ({error}): start it with `make up`, or name its "
+                "address in `dagster_url`"
+            ) from error
         content = answer.json()
         if answer.status_code != 200 or content.get("errors"):
             raise DagsterError(f"Dagster refused the request: {content.get('errors') or answer.text[:300]}")
@@ -88,6 +179,89 @@ class DagsterClient:
     def launch_job(self, job: str, config: Mapping[str, Any], tags: Mapping[str, str] | None = None) -> str:
         """Launch a job as from its launchpad; returns the run's id."""
         return self._launch(job, tags or {}, config=config)
+
+    def backfill(
+        self,
+        partitions: Mapping[str, Sequence[str]],
+        title: str,
+        tags: Mapping[str, str] | None = None,
+    ) -> str:
+        """Launch a backfill of partitions, by asset; returns its id."""
+        selected = [
+            {
+                "assetKey": {"path": [asset]},
+                "partitions": {"ranges": [{"start": partition, "end": partition} for partition in wanted]},
+            }
+            for asset, wanted in partitions.items()
+        ]
+        params = {
+            "partitionsByAssets": selected,
+            "title": title,
+            "tags": [{"key": key, "value": value} for key, value in (tags or {}).items()],
+        }
+        result = self.query(BACKFILL, params=params)["launchPartitionBackfill"]
+        if result["__typename"] != "LaunchBackfillSuccess":
+            raise DagsterError(f"the backfill was not launched: {result.get('message') or result['__typename']}")
+        backfill_id: str = result["backfillId"]
+        return backfill_id
+
+    def backfill_status(self, backfill_id: str) -> BackfillStatus:
+        """How far a backfill is.
+
+        Raises:
+            DagsterError: there is no such backfill.
+        """
+        found = self.query(BACKFILL_STATUS, id=backfill_id)["partitionBackfillOrError"]
+        if found["__typename"] != "PartitionBackfill":
+            raise DagsterError(f"backfill {backfill_id} cannot be read: {found.get('message') or found['__typename']}")
+        counts = (found["assetBackfillData"] or {}).get("assetBackfillStatuses") or []
+        return BackfillStatus(
+            found["status"],
+            (found["error"] or {}).get("message"),
+            {
+                "/".join(one["assetKey"]["path"]): AssetProgress(
+                    one["numPartitionsTargeted"],
+                    one["numPartitionsMaterialized"],
+                    one["numPartitionsInProgress"],
+                    one["numPartitionsFailed"],
+                )
+                for one in counts
+                if one
+            },
+        )
+
+    def wait_for_backfill(self, backfill_id: str, timeout_s: float = 86_400.0) -> BackfillStatus:
+        """Wait until a backfill has ended.
+
+        Raises:
+            DagsterError: it did not end in time.
+        """
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            try:
+                found = self.backfill_status(backfill_id)
+                if found.ended:
+                    return found
+            except DagsterUnreachable:
+                pass  # the webserver restarts
+            time.sleep(POLL_S)
+        raise DagsterError(f"backfill {backfill_id} did not end within {timeout_s:.0f} s: open it in Dagster")
+
+    def runs(self, tags: Mapping[str, str], statuses: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """The runs that carry all of `tags`, newest first; `tags` of each are a mapping."""
+        wanted: dict[str, Any] = {"tags": [{"key": key, "value": value} for key, value in tags.items()]}
+        if statuses:
+            wanted["statuses"] = list(statuses)
+        found: list[dict[str, Any]] = []
+        while True:
+            cursor = found[-1]["runId"] if found else None
+            answer = self.query(RUNS, filter=wanted, cursor=cursor)["runsOrError"]
+            if answer["__typename"] != "Runs":
+                raise DagsterError(f"runs cannot be read: {answer.get('message') or answer['__typename']}")
+            page = answer["results"]
+            found += [{**run, "tags": {tag["key"]: tag["value"] for tag in run["tags"]}} for run in page]
+            if len(page) < 100:
+                return found
 
     def _launch(
         self,
@@ -150,6 +324,13 @@ class DagsterClient:
                 cause = (event["error"].get("cause") or {}).get("message")
                 steps.append(f"{event['stepKey']}: {described or cause or event['error']['message']}".strip())
         return checks or steps or ["the run failed without a step's error: open it in Dagster"]
+
+    def start_sensor(self, name: str) -> None:
+        """Switch a sensor on, as its switch in the UI does."""
+        selector = {"repositoryLocationName": LOCATION, "repositoryName": REPOSITORY, "sensorName": name}
+        result = self.query(START_SENSOR, selector=selector)["startSensor"]
+        if result["__typename"] != "Sensor":
+            raise DagsterError(f"sensor '{name}' was not started: {result.get('message') or result['__typename']}")
 
     def stale(self, assets: Sequence[str], partition: str) -> dict[str, str]:
         """Per asset: FRESH, STALE (an input or the code changed) or MISSING."""

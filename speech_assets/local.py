@@ -1,6 +1,8 @@
 """Everything on one machine: Dagster with its daemon, MLflow, the pages and the transcription server.
 
-`python -m speech_assets.local` (or `make up`) runs until Ctrl-C. The demo uses the same services.
+`python -m speech_assets.local` (or `make up`) runs until Ctrl-C. The demo uses the same services. A service that ends
+by itself (out of memory, killed) is started again, and the runs under way go on; a stop kills them, and the next start
+finds them lost and starts them again.
 """
 
 import os
@@ -8,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,10 +23,13 @@ from rich.console import Console
 from rich.table import Table
 
 from deployment.settings import Settings, SettingsError
+from speech.store import write_json
 
 ROOT = Path(__file__).parents[1]  # holds dagster.yaml
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 15.0
+RESTART_AFTER_S = 1.0
+CODE_LOCATION = "speech_assets.definitions"
 
 
 class ServiceError(Exception):
@@ -36,9 +42,18 @@ class Service:
 
     name: str
     command: tuple[str, ...]
-    url: str
-    ready_path: str
-    shows: str
+    url: str = ""  # empty: nobody opens it
+    ready_path: str = ""
+    shows: str = ""
+
+
+@dataclass
+class Running:
+    """A service's process of the moment, and the log that all its processes write to."""
+
+    service: Service
+    process: "subprocess.Popen[bytes]"
+    log: Path
 
 
 def environment(settings: Settings) -> dict[str, str]:
@@ -57,19 +72,23 @@ def environment(settings: Settings) -> dict[str, str]:
     }
 
 
-def services(settings: Settings) -> list[Service]:
-    """The servers, in the order they are started."""
+def services(settings: Settings, code_port: int = 0) -> list[Service]:
+    """The servers, in the order they are started; `code_port` is where Dagster's code server listens."""
     dagster, mlflow, pages = settings.dagster_url, settings.registry.ui_url, settings.pages.url
     serving = f"http://{settings.serving.host}:{settings.serving.port}"
     python = sys.executable
+    workspace = ("-w", str(_workspace_file(settings)))
+    code = ("code-server", "start", "-m", CODE_LOCATION, "--location-name", CODE_LOCATION)
     found = [
+        Service("Code", (python, "-m", "dagster", *code, "-h", "127.0.0.1", "-p", str(code_port))),
         Service(
             "Dagster",
-            (python, "-m", "dagster", "dev", "-m", "speech_assets.definitions", *_listen(dagster, "-h", "-p")),
+            (python, "-m", "dagster_webserver", *workspace, *_listen(dagster, "-h", "-p")),
             dagster,
             "/server_info",
             "assets, runs, backfills, approvals",
         ),
+        Service("Daemon", (python, "-m", "dagster._daemon", "run", *workspace)),
         Service(
             "Pages",
             (python, "-m", "http.server", str(urlsplit(pages).port), "--bind", str(urlsplit(pages).hostname)),
@@ -87,11 +106,14 @@ def services(settings: Settings) -> list[Service]:
     ]
     if settings.registry.tracking_uri is None:
         command = (python, "-m", "mlflow", "server", "--backend-store-uri", settings.tracking_uri, "--workers", "1")
-        found.insert(
-            1,
-            Service("MLflow", (*command, *_listen(mlflow, "--host", "--port")), mlflow, "/health", "runs and versions"),
+        found.append(
+            Service("MLflow", (*command, *_listen(mlflow, "--host", "--port")), mlflow, "/health", "runs and versions")
         )
     return found
+
+
+def _workspace_file(settings: Settings) -> Path:
+    return settings.home / "dagster" / "workspace.yaml"
 
 
 def _listen(url: str, host_flag: str, port_flag: str) -> tuple[str, ...]:
@@ -100,41 +122,91 @@ def _listen(url: str, host_flag: str, port_flag: str) -> tuple[str, ...]:
 
 
 @contextmanager
-def running(settings: Settings, console: Console) -> Iterator[Sequence[Service]]:
-    """Start the services, wait until each answers, and stop them at the end.
+def running(settings: Settings, console: Console, only: Sequence[str] = ()) -> Iterator[Sequence[Service]]:
+    """Start the services (all, or those named in `only`), wait until each answers, and stop them at the end.
 
     Raises:
         ServiceError: a port is taken, or a service ended or did not answer in time.
     """
-    (settings.home / "dagster").mkdir(parents=True, exist_ok=True)
-    (settings.home / "mlflow").mkdir(parents=True, exist_ok=True)
-    (settings.home / "pages").mkdir(parents=True, exist_ok=True)
-    logs = settings.home / "logs"
-    logs.mkdir(exist_ok=True)
-    wanted = services(settings)
+    for folder in ("dagster", "mlflow", "pages", "logs"):
+        (settings.home / folder).mkdir(parents=True, exist_ok=True)
+    code_port = free_port()
+    server = {"host": "127.0.0.1", "port": code_port, "location_name": CODE_LOCATION}
+    write_json(_workspace_file(settings), {"load_from": [{"grpc_server": server}]})  # JSON is YAML, too
+    set_pool_limits(settings)
+    wanted = [service for service in services(settings, code_port) if not only or service.name in only]
     for service in wanted:
-        _require_free_port(service)
-    processes: list[tuple[Service, subprocess.Popen[bytes], Path]] = []
+        if service.url:
+            _require_free_port(service)
+    started: list[Running] = []
+    stopping = threading.Event()
     try:
         for service in wanted:
-            log = logs / f"{service.name.lower()}.log"
-            with log.open("ab") as out:
-                process = subprocess.Popen(
-                    service.command,
-                    cwd=settings.home / "pages" if service.name == "Pages" else ROOT,
-                    env=environment(settings),
-                    stdout=out,
-                    stderr=subprocess.STDOUT,
-                    stdin=subprocess.DEVNULL,
-                    start_new_session=True,
-                )
-            processes.append((service, process, log))
+            log = settings.home / "logs" / f"{service.name.lower()}.log"
+            started.append(Running(service, _start(service, settings, log), log))
+            if service.name == "Code":
+                _wait_for_port(started[-1], code_port)
         with console.status("starting Dagster, MLflow, the pages and the transcription server"):
-            for service, process, log in processes:
-                _wait_until_ready(service, process, log)
-        yield wanted
+            for one in started:
+                _wait_until_ready(one)
+        watch = threading.Thread(target=_start_again, args=(started, settings, stopping), daemon=True)
+        watch.start()
+        yield [service for service in wanted if service.url]
     finally:
-        _stop([process for _, process, _ in processes])
+        stopping.set()
+        _stop([one.process for one in started])
+
+
+def set_pool_limits(settings: Settings) -> None:
+    """Write the limits of the settings into Dagster, where the queue reads them and its UI shows them."""
+    import dagster as dg
+
+    os.environ["SOUNDSTAGE_DAGSTER_STORAGE"] = environment(settings)["SOUNDSTAGE_DAGSTER_STORAGE"]
+    with dg.DagsterInstance.from_config(str(ROOT)) as instance:
+        for pool, limit in settings.pools.model_dump().items():
+            instance.event_log_storage.set_concurrency_slots(pool, limit)
+
+
+def _start(service: Service, settings: Settings, log: Path) -> "subprocess.Popen[bytes]":
+    with log.open("ab") as out:
+        return subprocess.Popen(
+            service.command,
+            cwd=settings.home / "pages" if service.name == "Pages" else ROOT,
+            env=environment(settings),
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+
+def _start_again(started: Sequence[Running], settings: Settings, stopping: threading.Event) -> None:
+    """Start what ended by itself again, until told to stop."""
+    while not stopping.wait(RESTART_AFTER_S):
+        for one in started:
+            if one.process.poll() is not None and not stopping.is_set():
+                with one.log.open("a") as log:
+                    log.write(f"{one.service.name} ended with code {one.process.returncode}: started again\n")
+                one.process = _start(one.service, settings, one.log)
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_for_port(one: Running, port: int) -> None:
+    """Wait until the code server listens: the webserver and the daemon would report it as missing."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        if one.process.poll() is not None:
+            break
+        time.sleep(0.2)
+    raise ServiceError(f"Dagster's code server did not start: read {one.log}")
 
 
 def _require_free_port(service: Service) -> None:
@@ -150,37 +222,38 @@ def _require_free_port(service: Service) -> None:
             ) from error
 
 
-def _wait_until_ready(service: Service, process: "subprocess.Popen[bytes]", log: Path) -> None:
+def _wait_until_ready(one: Running) -> None:
     import httpx
 
+    service = one.service
+    if not service.url:
+        return
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise ServiceError(f"{service.name} ended with code {process.returncode} while starting: read {log}")
+        if one.process.poll() is not None:
+            raise ServiceError(
+                f"{service.name} ended with code {one.process.returncode} while starting: read {one.log}"
+            )
         try:
             if httpx.get(service.url + service.ready_path, timeout=2).status_code < 500:
                 return
         except httpx.TransportError:
             time.sleep(0.2)
-    raise ServiceError(f"{service.name} did not answer within {START_TIMEOUT_S:.0f} s: read {log}")
+    raise ServiceError(f"{service.name} did not answer within {START_TIMEOUT_S:.0f} s: read {one.log}")
 
 
 def _stop(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
+    # The server alone is asked to end: runs under way, in the daemon's group, are killed and not cancelled, so that the
+    # next start finds them lost and goes on with them.
     for process in processes:
-        _signal_group(process, signal.SIGTERM)
+        process.terminate()
     deadline = time.monotonic() + STOP_TIMEOUT_S
     for process in processes:
         with suppress(subprocess.TimeoutExpired):
             process.wait(max(0.1, deadline - time.monotonic()))
-        _signal_group(process, signal.SIGKILL)  # whatever a server left behind in its group
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # whatever a server left behind in its group
         process.wait()
-
-
-def _signal_group(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
-    try:
-        os.killpg(process.pid, number)
-    except ProcessLookupError:
-        return
 
 
 def stop_on_sigterm() -> None:

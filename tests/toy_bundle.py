@@ -85,7 +85,7 @@ def write_toy_bundle(
     """Write a toy bundle; `confuse` swaps pairs of words, which makes a worse model of another digest.
 
     Others are worse in other ways: it is deaf to tones quieter than `heard_from` (amplitude), every run of the network
-    multiplies `effort` useless matrices (about 10 ms each), or it fails on runs longer than `fails_after_s`.
+    multiplies `effort` useless matrices (1 ms or more each), or it fails on runs longer than `fails_after_s`.
 
     Equal arguments give equal digests.
     """

@@ -30,19 +30,25 @@ from speech.manifest import (
     quarter_of,
     read_manifest,
 )
-from speech.store import StoreError, write_atomically, write_json
+from speech.store import StoreError, digest_file, write_atomically, write_json
 from speech_assets.defs.metadata import counts_table, markdown_table, quarter_heading
 from speech_assets.defs.partitions import (
+    CPU_POOL,
     SETTINGS,
-    base_quarters,
+    base_quarter_language,
     first_quarters,
     languages,
+    one_partition_a_run,
     previous_quarter,
     quarter_and_language,
     quarter_language,
+    same_language,
+    same_quarter_and_language,
 )
 from speech_assets.defs.resources import Workspace, version_of
+from speech_assets.defs.retries import retried_when_unreachable
 
+TRAINING_DATA = dg.AssetKey("training_data")
 COUNTS = "counts.json"
 VALIDATION = "validation.json"
 PROFILE = "profile.json"
@@ -82,12 +88,15 @@ def _sources_version() -> str:
 @dg.asset(
     partitions_def=quarter_language,
     group_name="corpus",
+    pool=CPU_POOL,
+    backfill_policy=one_partition_a_run,
     kinds={"python"},
     code_version=_sources_version(),
     check_specs=[
         dg.AssetCheckSpec("every_row_accounted_for", asset="recordings", partitions_def=quarter_language, blocking=True)
     ],
 )
+@retried_when_unreachable
 def recordings(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
     """What the sources hold for the quarter: a manifest of audio files, transcripts and speakers, by reference.
 
@@ -139,6 +148,8 @@ def recordings(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
 @dg.asset(
     partitions_def=quarter_language,
     group_name="corpus",
+    pool=CPU_POOL,
+    backfill_policy=one_partition_a_run,
     kinds={"ffmpeg"},
     code_version="1",
     deps=[recordings],
@@ -148,6 +159,7 @@ def recordings(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
         )
     ],
 )
+@retried_when_unreachable
 def normalized_audio(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
     """Every recording as 16 kHz mono FLAC with its quality measured; what cannot be decoded is quarantined."""
     quarter, language = quarter_and_language(context)
@@ -179,6 +191,8 @@ def normalized_audio(context: dg.AssetExecutionContext, workspace: dg.ResourcePa
 @dg.asset(
     partitions_def=quarter_language,
     group_name="corpus",
+    pool=CPU_POOL,
+    backfill_policy=one_partition_a_run,
     kinds={"greatexpectations"},
     code_version=version_of(SETTINGS.corpus),
     deps=[normalized_audio],
@@ -196,6 +210,7 @@ def normalized_audio(context: dg.AssetExecutionContext, workspace: dg.ResourcePa
         ),
     ],
 )
+@retried_when_unreachable
 def utterances(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
     """The quarter's utterances, split by speaker, checked by Great Expectations.
 
@@ -237,6 +252,14 @@ def utterances(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
         )
         write_atomically(staging.path / PROFILE, validation.profile.to_json())
     published = staging.published
+    context.log_event(
+        dg.AssetMaterialization(
+            TRAINING_DATA,
+            partition=context.partition_key,
+            metadata={"quarter": quarter_heading(quarter, language), "utterances": len(kept) if passed else 0},
+            tags={"dagster/data_version": digest_file(published.path / MANIFEST) if passed else "none"},
+        )
+    )
     hours = {name: sum(r.duration_s or 0 for r in kept if r.split == name) / 3600 for name in ("train", "dev", "test")}
     return dg.MaterializeResult(
         metadata={
@@ -269,14 +292,47 @@ def utterances(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
     )
 
 
+training_data = dg.AssetSpec(
+    key=TRAINING_DATA,
+    partitions_def=quarter_language,
+    group_name="corpus",
+    deps=[utterances],
+    description="What a quarter gives to training: its utterances where their checks passed, nothing where they did "
+    "not. Written with `utterances`; it is what fine-tunes of later quarters depend on, so that a quarter which cannot "
+    "be built is left out of them and does not hold them back.",
+)
+
+
+@dg.asset(
+    partitions_def=base_quarter_language,
+    group_name="corpus",
+    code_version="1",
+    backfill_policy=one_partition_a_run,
+    deps=[dg.AssetDep(utterances, partition_mapping=same_quarter_and_language)],
+)
+@retried_when_unreachable
+def base_corpus(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
+    """The first quarters: base models learn from them, and benchmark sets are frozen from them.
+
+    Nothing is copied; this names the validated utterances that a language's base depends on, and no other language's.
+    """
+    quarter, language = quarter_and_language(context)
+    manifest = validated_utterances(workspace, quarter, language) / MANIFEST
+    return dg.MaterializeResult(
+        metadata={"quarter": quarter_heading(quarter, language), "manifest": dg.MetadataValue.path(str(manifest))},
+        data_version=dg.DataVersion(digest_file(manifest)),
+    )
+
+
 @dg.asset(
     partitions_def=languages,
     group_name="corpus",
     code_version="1",
-    deps=[
-        dg.AssetDep(utterances, partition_mapping=base_quarters),
-    ],
+    pool=CPU_POOL,
+    backfill_policy=one_partition_a_run,
+    deps=[dg.AssetDep(base_corpus, partition_mapping=same_language)],
 )
+@retried_when_unreachable
 def benchmark_set(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
     """The frozen test set of a language: the test speakers of the first quarters, written once and then kept.
 
@@ -327,6 +383,16 @@ def validated_utterances(workspace: Workspace, quarter: str, language: str) -> P
             allow_retries=False,
         )
     return folder
+
+
+def corpus_refused(workspace: Workspace, partition: str) -> bool:
+    """Whether the utterances of a partition (`language|quarter`) are there and did not pass their checks."""
+    language, quarter = partition.split("|")
+    try:
+        folder = workspace.store.current("utterances", quarter, language).path
+        return json.loads((folder / VALIDATION).read_text()).get("passed") is not True
+    except (StoreError, OSError, ValueError):
+        return False
 
 
 def located(row: Utterance, manifest: Path) -> Utterance:

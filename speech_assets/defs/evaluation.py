@@ -10,8 +10,16 @@ from speech.store import digest_file
 from speech_assets.defs.corpus import benchmark_set, located, utterances, validated_utterances
 from speech_assets.defs.metadata import candidate_name, inline_plot, markdown_table, quarter_heading
 from speech_assets.defs.models import BUNDLE, model_bundle
-from speech_assets.defs.partitions import SETTINGS, quarter_and_language, quarter_language, same_language
+from speech_assets.defs.partitions import (
+    CPU_POOL,
+    SETTINGS,
+    one_partition_a_run,
+    quarter_and_language,
+    quarter_language,
+    same_language,
+)
 from speech_assets.defs.resources import Workspace, version_of
+from speech_assets.defs.retries import retried_when_unreachable
 
 EVALUATION = "evaluation.json"
 REPORT = "report.html"
@@ -20,10 +28,13 @@ REPORT = "report.html"
 @dg.asset(
     partitions_def=quarter_language,
     group_name="evaluation",
+    pool=CPU_POOL,
+    backfill_policy=one_partition_a_run,
     kinds={"python"},
     code_version="1",
     deps=[model_bundle, utterances, dg.AssetDep(benchmark_set, partition_mapping=same_language)],
 )
+@retried_when_unreachable
 def evaluation(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
     """WER and CER of the candidate and of today's champion, on the quarter's own test set and on the frozen benchmark.
 
@@ -94,6 +105,8 @@ def evaluation(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
 @dg.asset(
     partitions_def=quarter_language,
     group_name="evaluation",
+    pool=CPU_POOL,
+    backfill_policy=one_partition_a_run,
     kinds={"python"},
     code_version=version_of(SETTINGS.gates),
     deps=[evaluation],
@@ -107,6 +120,7 @@ def evaluation(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
         )
     ],
 )
+@retried_when_unreachable
 def verdict(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
     """The judgement of the gates over exactly this bundle, stored under its digest."""
     quarter, language = quarter_and_language(context)

@@ -1,15 +1,17 @@
 """Models: a base per language, a fine-tune per quarter and language, and the bundle that is served.
 
-Training runs in a process of its own (`python -m training.run`), started through Dagster Pipes: NeMo's memory and
-crashes stay out of Dagster's, and the same command works by hand. Its folder is named by what goes into the training,
-so a run that was killed resumes there, and one whose inputs have not changed is not repeated.
+Training runs in a process of its own (`training.command`, by default `python -m training.run`), reporting through
+Dagster Pipes: NeMo's memory and crashes stay out of Dagster's, and the same command works by hand. Its folder is named
+by what goes into the training, so a run that was killed resumes there, and one whose inputs have not changed is not
+repeated.
 """
 
 import hashlib
 import json
-import os
+import shlex
 import shutil
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,33 +23,40 @@ from speech.bundle import ModelBundle
 from speech.corpus import MANIFEST
 from speech.manifest import audio_location, quarter_title, read_manifest
 from speech.store import digest_file, write_json
-from speech_assets.defs.corpus import utterances, validated_utterances
+from speech_assets.defs.corpus import TRAINING_DATA, base_corpus, benchmark_set, utterances, validated_utterances
 from speech_assets.defs.metadata import candidate_name, markdown_table, quarter_heading
 from speech_assets.defs.partitions import (
+    CPU_POOL,
     SETTINGS,
-    base_quarters,
     first_quarters,
     languages,
+    one_partition_a_run,
+    partition_of,
     quarter_and_language,
     quarter_language,
     same_language,
     training_window,
     window_ending,
 )
+from speech_assets.defs.processes import SupervisedProcess
 from speech_assets.defs.resources import Workspace, git_revision, version_of
+from speech_assets.defs.retries import retried_when_unreachable
 from training.recipe import load_recipe
 
-TRAINING_POOL = "training"
+ROOT = Path(__file__).parents[2]
 TRAINING_RECORD = "training.json"
 CHECKPOINT = "checkpoint.nemo"
 BUNDLE = "bundle"
+ENDED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
 BATCH = 16  # utterances recognised at once
+CORPUS_WAIT_S = 3_600.0  # for earlier quarters that are being built at this moment
+POLL_S = 1.0
 
 
 def train(
     context: dg.AssetExecutionContext,
     workspace: Workspace,
-    pipes: dg.PipesSubprocessClient,
+    pipes: SupervisedProcess,
     *,
     place: Sequence[str],
     recipe: str,
@@ -89,9 +98,11 @@ def train(
     write_json(work.with_suffix(".json"), spec)
     pipes.run(
         context=context,
-        command=[sys.executable, "-m", "training.run", str(work.with_suffix(".json"))],
-        env=dict(os.environ),
-        cwd=str(Path(__file__).parents[2]),
+        command=[*training_command(settings.command), str(work.with_suffix(".json"))],
+        cwd=ROOT,
+        folder=work,
+        max_runtime_s=settings.max_runtime_s,
+        setting="training.max_runtime_s",
     )
     record = training_record(work)
     with workspace.store.replace(*place) as staging:
@@ -120,6 +131,12 @@ def train(
     )
 
 
+def training_command(command: str) -> list[str]:
+    """The words of a training command; `python` is the interpreter that runs this."""
+    first, *others = shlex.split(command)
+    return [sys.executable if first == "python" else first, *others]
+
+
 def recipe_version(recipe: str) -> str:
     """Changes whenever a recipe does, so that Dagster shows the models made with the old one as stale."""
     return version_of(load_recipe(recipe, SETTINGS.training.overrides))
@@ -136,13 +153,24 @@ def training_record(folder: Path) -> dict[str, Any]:
     group_name="models",
     kinds={"pytorch"},
     code_version=recipe_version(SETTINGS.training.base_recipe),
-    pool=TRAINING_POOL,
+    pool=SETTINGS.training.pool,
+    backfill_policy=one_partition_a_run,
     deps=[
-        dg.AssetDep(utterances, partition_mapping=base_quarters),
+        dg.AssetDep(base_corpus, partition_mapping=same_language),
+        benchmark_set,  # frozen before anything is learnt
     ],
+    automation_condition=dg.AutomationCondition.code_version_changed()
+    & ~dg.AutomationCondition.in_progress()
+    & ~dg.AutomationCondition.any_deps_missing()
+    & dg.AutomationCondition.all_deps_blocking_checks_passed()
+    if SETTINGS.retraining.on_change
+    else None,
 )
+@retried_when_unreachable
 def base_model(
-    context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace], pipes: dg.PipesSubprocessClient
+    context: dg.AssetExecutionContext,
+    workspace: dg.ResourceParam[Workspace],
+    pipes: dg.ResourceParam[SupervisedProcess],
 ) -> dg.MaterializeResult:
     """What a language's fine-tunes start from: a recipe trained from scratch on the first quarters.
 
@@ -176,14 +204,19 @@ def base_model(
     group_name="models",
     kinds={"pytorch"},
     code_version=recipe_version(SETTINGS.training.finetune_recipe),
-    pool=TRAINING_POOL,
+    pool=SETTINGS.training.pool,
+    backfill_policy=one_partition_a_run,
     deps=[
         dg.AssetDep(base_model, partition_mapping=same_language),
-        dg.AssetDep(utterances, partition_mapping=training_window),
+        utterances,
+        dg.AssetDep(TRAINING_DATA, partition_mapping=training_window),
     ],
 )
+@retried_when_unreachable
 def finetuned_model(
-    context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace], pipes: dg.PipesSubprocessClient
+    context: dg.AssetExecutionContext,
+    workspace: dg.ResourceParam[Workspace],
+    pipes: dg.ResourceParam[SupervisedProcess],
 ) -> dg.MaterializeResult:
     """The base model tuned to the latest quarters: this one and those of the training window before it.
 
@@ -191,7 +224,9 @@ def finetuned_model(
     """
     quarter, language = quarter_and_language(context)
     folders = {quarter: validated_utterances(workspace, quarter, language)}
-    for earlier in window_ending(quarter, workspace.settings.training.window)[:-1]:
+    window = window_ending(quarter, workspace.settings.training.window)[:-1]
+    wait_until_built(context, window, language)
+    for earlier in window:
         try:
             folders[earlier] = validated_utterances(workspace, earlier, language)
         except dg.Failure as refused:
@@ -212,11 +247,59 @@ def finetuned_model(
     )
 
 
+def wait_until_built(context: dg.AssetExecutionContext, quarters: Sequence[str], language: str) -> None:
+    """Wait for runs, waiting or under way, that are to build the utterances of earlier quarters.
+
+    A fine-tune must not wait for earlier quarters in Dagster's own way: a backfill takes everything downstream of a
+    failed partition for failed, and one broken quarter would hold back the models of the next three. So a backfill
+    starts it as soon as its own quarter is there, and it waits here for the others to be built, or to fail.
+
+    Raises:
+        dg.Failure: they did not end in time.
+    """
+    deadline = time.monotonic() + CORPUS_WAIT_S
+    said = False
+    while busy := [q for q in quarters if _being_built(context.instance, partition_of(q, language), context.run_id)]:
+        if time.monotonic() > deadline:
+            raise dg.Failure(
+                f"the utterances of {', '.join(busy)} in '{language}' have been under way for {CORPUS_WAIT_S:.0f} s: "
+                "see what their runs wait for, then launch this partition again",
+                allow_retries=False,
+            )
+        if not said:
+            context.log.info(f"waiting for the utterances of {', '.join(busy)}, which are being built")
+            said = True
+        time.sleep(POLL_S)
+
+
+def _being_built(instance: dg.DagsterInstance, partition: str, this_run: str) -> bool:
+    """Whether a run that is not over is still to build a partition's utterances."""
+    tags = ("dagster/partition", "dagster/asset_partition_range_start")
+    unfinished = [status for status in dg.DagsterRunStatus if status not in ENDED]
+    runs = [run for tag in tags for run in instance.get_runs(dg.RunsFilter(statuses=unfinished, tags={tag: partition}))]
+    for tag in tags:
+        lost = dg.RunsFilter(
+            statuses=[dg.DagsterRunStatus.FAILURE], tags={tag: partition, "dagster/will_retry": "true"}
+        )
+        runs += [run for run in instance.get_runs(lost) if run.is_complete_and_waiting_to_retry]
+    runs = [
+        run for run in runs if run.run_id != this_run and utterances.key in (run.asset_selection or {utterances.key})
+    ]
+    if not runs:
+        return False
+    found = instance.fetch_materializations(
+        dg.AssetRecordsFilter(asset_key=utterances.key, asset_partitions=[partition]), limit=1
+    ).records
+    return any(not found or found[0].run_id != run.run_id for run in runs)
+
+
 @dg.asset(
     partitions_def=quarter_language,
     group_name="models",
     kinds={"onnx"},
     code_version="1",
+    pool=CPU_POOL,
+    backfill_policy=one_partition_a_run,
     deps=[finetuned_model],
     check_specs=[
         dg.AssetCheckSpec(
@@ -228,6 +311,7 @@ def finetuned_model(
         )
     ],
 )
+@retried_when_unreachable
 def model_bundle(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
     """The fine-tuned network as it is served: ONNX with streaming caches, tokenizer, and calibrated confidence."""
     from evaluation.calibration import calibrate

@@ -3,13 +3,14 @@
 A quarter's key is its first month (`2024-04`, read as 2024 Q2): Dagster's format strings have no quarter.
 """
 
-from datetime import datetime
+from datetime import UTC, datetime
 
 import dagster as dg
 
 from deployment.settings import Settings
 
 SETTINGS = Settings.load()
+CPU_POOL = "cpu"  # whatever keeps a core busy and is no training
 
 quarters = dg.TimeWindowPartitionsDefinition(
     start=datetime.strptime(SETTINGS.first_quarter, "%Y-%m"),
@@ -43,13 +44,26 @@ def first_quarters(count: int) -> list[str]:
     return list(keys)
 
 
-base_quarters = dg.SpecificPartitionsPartitionMapping(
-    [
-        dg.MultiPartitionKey({"quarter": quarter, "language": language})
-        for quarter in first_quarters(SETTINGS.training.base_quarters)
-        for language in SETTINGS.languages
-    ]
+# The quarters that base models learn from, as partitions of their own: a language's base model then depends on exactly
+# its own first quarters, which no mapping from all quarters to a language can say.
+base_quarter_language = dg.MultiPartitionsDefinition(
+    {
+        "quarter": dg.TimeWindowPartitionsDefinition(
+            start=quarters.start,
+            end=quarters.time_window_for_partition_key(first_quarters(SETTINGS.training.base_quarters)[-1]).end,
+            fmt=quarters.fmt,
+            cron_schedule=quarters.cron_schedule,
+        ),
+        "language": languages,
+    }
 )
+same_quarter_and_language = dg.MultiPartitionMapping(
+    {
+        "quarter": dg.DimensionPartitionMapping("quarter", dg.TimeWindowPartitionMapping()),
+        "language": dg.DimensionPartitionMapping("language", dg.IdentityPartitionMapping()),
+    }
+)
+one_partition_a_run = dg.BackfillPolicy.multi_run(1)  # gates judge a partition; a run of many would judge them as one
 
 
 def window_ending(quarter: str, count: int) -> list[str]:
@@ -63,6 +77,17 @@ def previous_quarter(quarter: str) -> str | None:
     """The key before `quarter`, or None for the first."""
     window = window_ending(quarter, 2)
     return window[0] if len(window) == 2 else None
+
+
+def latest_closed_quarter(now: datetime | None = None) -> str | None:
+    """Key of the newest quarter that has ended by `now` (UTC; the present by default); None before the first has."""
+    keys = quarters.get_partition_keys(current_time=now or datetime.now(UTC))
+    return keys[-2] if len(keys) > 1 else None  # the last is the running quarter
+
+
+def partition_of(quarter: str, language: str) -> str:
+    """Key of a partition as Dagster writes it: 'en|2024-04'."""
+    return str(dg.MultiPartitionKey({"quarter": quarter, "language": language}))
 
 
 def quarter_and_language(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -> tuple[str, str]:

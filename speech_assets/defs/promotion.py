@@ -29,8 +29,15 @@ from speech.store import StoreError
 from speech_assets.defs.evaluation import REPORT, load_evaluation, verdict
 from speech_assets.defs.metadata import markdown_table, quarter_heading
 from speech_assets.defs.models import BUNDLE, CHECKPOINT, finetuned_model, training_record
-from speech_assets.defs.partitions import languages, quarter_and_language, quarter_language
+from speech_assets.defs.partitions import (
+    CPU_POOL,
+    languages,
+    one_partition_a_run,
+    quarter_and_language,
+    quarter_language,
+)
 from speech_assets.defs.resources import Workspace, git_revision
+from speech_assets.defs.retries import retried_when_unreachable
 from speech_assets.graphql import LOCATION
 from speech_assets.slack import announce, link
 
@@ -43,10 +50,13 @@ LAUNCHED_BY = "soundstage/launched_by"  # run tag: who launched it; `user`, whic
 @dg.asset(
     partitions_def=quarter_language,
     group_name="promotion",
+    pool=CPU_POOL,
+    backfill_policy=one_partition_a_run,
     kinds={"mlflow"},
     code_version="1",
     deps=[verdict],
 )
+@retried_when_unreachable
 def registered_model(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
     """An MLflow version with its lineage, waiting as `challenger`; only with a passing verdict for this very bundle.
 

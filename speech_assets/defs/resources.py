@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from deployment.settings import Settings
 from speech.store import DataStore
+from speech_assets.defs.processes import SupervisedProcess
 
 if TYPE_CHECKING:
     from deployment.promotion import Promotions
@@ -112,4 +113,4 @@ def version_of(*parts: BaseModel | str) -> str:
 
 def resources() -> dict[str, object]:
     """The resources of this deployment."""
-    return {"workspace": Workspace(Settings.load()), "pipes": dg.PipesSubprocessClient()}
+    return {"workspace": Workspace(Settings.load()), "pipes": SupervisedProcess()}

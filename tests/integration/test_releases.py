@@ -102,7 +102,7 @@ def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Tier, str
     ("worse", "customer", "sentence"),
     [
         ({"fails_after_s": 3.0}, ["one"] * 8, "failed on"),
-        ({"effort": 12}, ["one"], "its answers take"),
+        ({"effort": 60}, ["one"], "its answers take"),
         ({"heard_from": 0.12}, ["one"], "heard nothing in"),
     ],
     ids=["errors", "latency", "empty"],
@@ -205,7 +205,7 @@ def test_a_canary_without_customers_is_asked_by_the_release_itself(tier):
 
 
 def test_requests_on_the_old_version_are_finished_before_it_has_drained(tier):
-    slow = tier.bundle("en-slow", effort=25)
+    slow = tier.bundle("en-slow", effort=150)
     tier.serve(slow)
     url = tier.start("a", "--workers", "2")
     recording = encode_wav(Waveform(tones(["one"] * 400)))  # 200 s: eleven runs of the network

@@ -14,9 +14,11 @@ GRAPH = {
     "recordings": [],
     "normalized_audio": ["recordings"],
     "utterances": ["normalized_audio"],
-    "benchmark_set": ["utterances"],
-    "base_model": ["utterances"],
-    "finetuned_model": ["base_model", "utterances"],
+    "training_data": ["utterances"],
+    "base_corpus": ["utterances"],
+    "benchmark_set": ["base_corpus"],
+    "base_model": ["base_corpus", "benchmark_set"],
+    "finetuned_model": ["base_model", "training_data", "utterances"],
     "model_bundle": ["finetuned_model"],
     "evaluation": ["benchmark_set", "model_bundle", "utterances"],
     "verdict": ["evaluation"],
@@ -33,6 +35,7 @@ JOBS = {
     "expire_challengers",
     "check_champion",
     "check_serving",
+    "retrain",
 }
 
 

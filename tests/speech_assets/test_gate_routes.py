@@ -773,6 +773,9 @@ def test_changes_made_bring_the_version_back(house: House) -> None:
 
 def test_two_persons_are_needed_where_the_launcher_approves(house: House) -> None:
     strict = house.ruled(two_person=True)
+    released_at_once = strict.settings.serving.model_copy(update={"auto_release": True})
+    strict = replace(strict, settings=strict.settings.model_copy(update={"serving": released_at_once}), graph=None)
+    benchmark(strict)
     strict.judge(1)
     assert strict.materialize("registered_model", tags={"soundstage/launched_by": "Ada"}).success
     assert "waits for Bob" in strict.checks()["challenger_waits"][1]
@@ -780,7 +783,9 @@ def test_two_persons_are_needed_where_the_launcher_approves(house: House) -> Non
     assert [(e.action, e.launched_by) for e in strict.promotions.history(LANGUAGE)] == [("voice", "Ada")]
     assert strict.registry.champion(MODEL) is None
     assert strict.registry.challenger(MODEL).version == "1"
+    assert not (house.home / "release").exists(), "one voice releases nothing"
     assert strict.promote(approver="Bob").success
+    assert (house.home / "release" / "release.json").exists()
     assert strict.promotions.current(LANGUAGE).approver == "Bob"
 
 

@@ -114,7 +114,7 @@ def test_a_release_that_went_back_is_seen_at_its_run_its_asset_and_its_check(ser
     import dagster as dg
 
     served.tier.start("a")
-    digests = register_versions(served.workspace, {}, {"effort": 15})
+    digests = register_versions(served.workspace, {}, {"effort": 60})
     assert served.launch("promote", "decide_promotion", version="1", **PROMOTE).success
     slow = served.launch("promote", "decide_promotion", version="2", **PROMOTE)
     assert not slow.success

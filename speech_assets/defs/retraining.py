@@ -1,0 +1,229 @@
+"""Retraining that nobody has to launch: why it happens, and why it happens once.
+
+Reasons only ask. The schedule `quarter_closed` asks for the quarter that has just ended, `late_recordings` for another
+look at it, the sensor `falling_quality` when production does worse than its limit; each leaves a request in the data
+store under a name of its own, so that a tick which is repeated asks for nothing new. One sensor, `retraining`, starts
+runs, and it also sees by itself when the recipe or the base model is another than the one a model was made with. A
+request is served by any run of its partition that was created after the moment it speaks of, whoever launched that, so
+reasons that come together end in one run; while a run is under way nothing is started; and the run key names the run
+before it, so that Dagster itself drops a second start from the same state. (Declarative automation decides asset by
+asset and knows neither schedules nor readings, and a changed recipe would set off every quarter at once: it is used for
+the base model alone.)
+
+Asking is on and starting is off: nothing trains unasked, on the embedded corpus or on yours, until someone switches the
+sensor `retraining` on, which is one click in Dagster's UI.
+
+A run covers everything from `recordings` to `registered_model`, so late recordings are in it and every gate is passed
+or stops it; where nothing has changed, its training is not repeated.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import dagster as dg
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+
+from speech.store import DataStore, write_json
+from speech_assets.defs.metadata import quarter_heading
+from speech_assets.defs.models import base_model, finetuned_model, recipe_version
+from speech_assets.defs.partitions import SETTINGS, latest_closed_quarter, partition_of, quarter_language
+from speech_assets.defs.resources import Workspace
+
+SENSOR_INTERVAL_S = 30
+ENDED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
+PARTITION_TAGS = ("dagster/partition", "dagster/asset_partition_range_start")
+REASON_TAG = "soundstage/retraining"
+
+retrain = dg.define_asset_job(
+    "retrain",
+    selection=dg.AssetSelection.assets(
+        "recordings",
+        "normalized_audio",
+        "utterances",
+        "finetuned_model",
+        "model_bundle",
+        "evaluation",
+        "verdict",
+        "registered_model",
+    ),
+    partitions_def=quarter_language,
+    description="One quarter of one language from what its source holds now to a version that waits for a decision.",
+)
+
+
+class QualityReading(BaseModel):
+    """How well a language does in production: `production_quality/<language>.json` in the data store."""
+
+    model_config = ConfigDict(extra="allow")
+
+    wer: float = Field(ge=0, description="Word error rate measured on corrected production transcripts (share).")
+    limit: float = Field(gt=0, description="WER above which the language is to be trained again (share).")
+    measured_at: AwareDatetime = Field(description="End of the period that was measured, with its time zone.")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A wish for a new model of a partition, from a moment on."""
+
+    reason: str
+    asked_at: datetime
+
+
+class Requests:
+    """Wishes in the data store, one file each."""
+
+    def __init__(self, store: DataStore) -> None:
+        self._store = store
+
+    def ask(self, quarter: str, language: str, name: str, request: Request) -> bool:
+        """Note a wish under a name; False when it was noted before."""
+        path = self._folder(quarter, language) / f"{name}.json"
+        if path.exists():
+            return False
+        write_json(path, {"reason": request.reason, "asked_at": request.asked_at.isoformat()})
+        return True
+
+    def of(self, quarter: str, language: str) -> Iterator[Request]:
+        """The wishes for a partition, oldest file name first."""
+        for path in sorted(self._folder(quarter, language).glob("*.json")):
+            noted = json.loads(path.read_text())
+            yield Request(noted["reason"], datetime.fromisoformat(noted["asked_at"]))
+
+    def _folder(self, quarter: str, language: str) -> Path:
+        return self._store.path("retraining", quarter, language)
+
+
+def _ask_for_all(context: dg.ScheduleEvaluationContext, workspace: Workspace, name: str, reason: str) -> dg.SkipReason:
+    now = context.scheduled_execution_time.astimezone(UTC)
+    quarter = latest_closed_quarter(now)
+    if quarter is None:
+        return dg.SkipReason("no quarter has ended yet")
+    for language in workspace.settings.languages:
+        Requests(workspace.store).ask(quarter, language, f"{name}-{now:%Y-%m-%d}", Request(reason, now))
+    return dg.SkipReason(f"asked for {quarter}: {', '.join(workspace.settings.languages)} ({reason})")
+
+
+@dg.schedule(
+    cron_schedule=SETTINGS.retraining.quarter_closed_cron,
+    target=retrain,
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+)
+def quarter_closed(context: dg.ScheduleEvaluationContext, workspace: dg.ResourceParam[Workspace]) -> dg.SkipReason:
+    """At the start of a quarter: asks for models of the quarter that has closed, in every language."""
+    return _ask_for_all(context, workspace, "quarter-closed", "the quarter has closed")
+
+
+@dg.schedule(
+    cron_schedule=SETTINGS.retraining.late_recordings_cron,
+    target=retrain,
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+)
+def late_recordings(context: dg.ScheduleEvaluationContext, workspace: dg.ResourceParam[Workspace]) -> dg.SkipReason:
+    """Later on: asks for another look at the closed quarter, whose last transcripts tend to come late."""
+    return _ask_for_all(context, workspace, "late-recordings", "recordings may have come late")
+
+
+@dg.sensor(
+    target=retrain,
+    minimum_interval_seconds=SENSOR_INTERVAL_S,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+)
+def falling_quality(context: dg.SensorEvaluationContext, workspace: dg.ResourceParam[Workspace]) -> dg.SkipReason:
+    """Asks for a new model of the latest closed quarter where a reading of production is worse than its limit."""
+    quarter = latest_closed_quarter()
+    said = []
+    for language in workspace.settings.languages:
+        path = workspace.store.path("production_quality") / f"{language}.json"
+        if not path.exists():
+            continue
+        try:
+            reading = QualityReading.model_validate_json(path.read_text())
+        except (OSError, ValidationError) as error:
+            context.log.error(f"{path} cannot be read, so '{language}' is not watched: {error}")
+            continue
+        if reading.wer <= reading.limit or quarter is None:
+            continue
+        measured = reading.measured_at.astimezone(UTC)
+        reason = f"production WER {reading.wer:.1%} is above its limit of {reading.limit:.1%}"
+        if Requests(workspace.store).ask(
+            quarter, language, f"quality-{measured:%Y%m%dT%H%M%S}", Request(reason, measured)
+        ):
+            said.append(f"{language}: {reason}")
+    return dg.SkipReason("; ".join(said) or "no new reading is worse than its limit")
+
+
+@dg.sensor(
+    job=retrain,
+    minimum_interval_seconds=SENSOR_INTERVAL_S,
+    default_status=dg.DefaultSensorStatus.STOPPED,
+)
+def retraining(
+    context: dg.SensorEvaluationContext, workspace: dg.ResourceParam[Workspace]
+) -> dg.SensorResult | dg.SkipReason:
+    """Starts one run for each partition that is asked for. Switch this on to have models made without a launch."""
+    quarter = latest_closed_quarter()
+    if quarter is None:
+        return dg.SkipReason("no quarter has ended yet")
+    wanted, said = [], []
+    for language in workspace.settings.languages:
+        partition = partition_of(quarter, language)
+        runs = _runs_of(context.instance, partition)
+        if any(record.dagster_run.status not in ENDED for record in runs):
+            said.append(f"{quarter_heading(quarter, language)}: a run is under way")
+            continue
+        last = max(runs, key=lambda record: record.create_timestamp, default=None)
+        since = last.create_timestamp.astimezone(UTC) if last else datetime.min.replace(tzinfo=UTC)
+        reasons = [r.reason for r in Requests(workspace.store).of(quarter, language) if r.asked_at > since]
+        if workspace.settings.retraining.on_change:
+            reasons += changes(context.instance, quarter, language)
+        if reasons:
+            why = "; ".join(dict.fromkeys(reasons))
+            after = last.dagster_run.run_id if last else "none"
+            wanted.append(
+                dg.RunRequest(run_key=f"{partition} after {after}", partition_key=partition, tags={REASON_TAG: why})
+            )
+    if not wanted:
+        return dg.SkipReason("; ".join(said) or "nothing is asked for")
+    return dg.SensorResult(run_requests=wanted)
+
+
+def changes(instance: dg.DagsterInstance, quarter: str, language: str) -> list[str]:
+    """What differs between the partition's model and what would be trained now; empty where there is no model."""
+    model = _latest(instance, finetuned_model.key, partition_of(quarter, language))
+    if model is None or model.asset_materialization is None:
+        return []
+    made_with = model.asset_materialization.tags or {}
+    found = []
+    if made_with.get("dagster/code_version") not in {None, recipe_version(SETTINGS.training.finetune_recipe)}:
+        found.append("the recipe has changed")
+    base = _latest(instance, base_model.key, language)
+    if base is not None and base.asset_materialization is not None:
+        version = (base.asset_materialization.tags or {}).get("dagster/data_version")
+        if made_with.get("dagster/input_data_version/base_model") not in {None, version}:
+            found.append("the base model has changed")
+    return found
+
+
+def _latest(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str) -> dg.EventLogEntry | None:
+    found = instance.fetch_materializations(
+        dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition]), limit=1
+    ).records
+    return found[0].event_log_entry if found else None
+
+
+def _runs_of(instance: dg.DagsterInstance, partition: str) -> list[dg.RunRecord]:
+    """Every run that was to train a partition's model, whichever way it was launched."""
+    found = [
+        record for tag in PARTITION_TAGS for record in instance.get_run_records(dg.RunsFilter(tags={tag: partition}))
+    ]
+    return [
+        record
+        for record in found
+        if record.dagster_run.job_name == retrain.name
+        or finetuned_model.key in (record.dagster_run.asset_selection or ())
+    ]

@@ -1,0 +1,250 @@
+"""Backfills and retraining with the real code server, webserver, daemon and queue; the training alone is a stub.
+
+One deployment of four closed quarters serves all tests of this file: three are backfilled, one of them broken, while
+processes are killed; the fourth is asked for by two schedules and a sensor at once.
+"""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from benchmarks.backfill import (
+    CODE_SERVER,
+    DAEMON,
+    most_at_once,
+    read_trainings,
+    service_process,
+    training_process,
+    write_settings,
+)
+
+MODELS = ("finetuned_model", "model_bundle", "evaluation", "verdict", "registered_model")
+CORPUS = ("recordings", "normalized_audio", "utterances")
+RETRAINED = {"dagster/sensor_name": "retraining"}
+
+
+def quarters_before_now(count: int) -> list[str]:
+    """Keys of the last closed quarters, oldest first."""
+    today = datetime.now(UTC)
+    index = today.year * 4 + (today.month - 1) // 3
+    return [f"{i // 4}-{i % 4 * 3 + 1:02d}" for i in range(index - count, index)]
+
+
+class Webhook:
+    """A real HTTP server that keeps what it is sent."""
+
+    def __init__(self) -> None:
+        received: list[dict[str, Any]] = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                self.send_response(202)
+                self.end_headers()
+
+            def log_message(self, *arguments: object) -> None:
+                return
+
+        self.received = received
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/alerts"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+def until(true: Any, timeout_s: float, why: str) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if found := true():
+            return found
+        time.sleep(0.1)
+    raise AssertionError(why)
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+    folder = tmp_path_factory.mktemp("backfill")
+    log = folder / "trainings"
+    log.mkdir()
+    quarters = quarters_before_now(4)
+    webhook = Webhook()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(("SOUNDSTAGE_", "DAGSTER_"))]:
+            patch.delenv(name)
+        from speech_assets import local
+
+        every_minute = '"* * * * *"'
+        settings_file = write_settings(
+            folder,
+            ["en"],
+            local.free_port(),
+            first_quarter=quarters[0],
+            more=f"[retraining]\nquarter_closed_cron = {every_minute}\nlate_recordings_cron = {every_minute}\n",
+        )
+        patch.setenv("SOUNDSTAGE_CONFIG", str(settings_file))
+        patch.setenv("SOUNDSTAGE_ALERTS__WEBHOOK_URL", webhook.url)
+        patch.setenv("STUB_LOG", str(log))
+        patch.setenv("STUB_STEP_S", "0.3")
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+        from rich.console import Console
+
+        from deployment.settings import Settings
+        from speech_assets.graphql import DagsterClient
+
+        settings = Settings.load()
+        with local.running(settings, Console(stderr=True), only=("Code", "Dagster", "Daemon")):
+            yield SimpleNamespace(
+                settings=settings,
+                dagster=DagsterClient(settings.dagster_url),
+                quarters=quarters,
+                log=log,
+                webhook=webhook,
+                store=settings.home,
+            )
+    webhook.server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def base(deployment: SimpleNamespace) -> None:
+    """The first quarter and what every fine-tune starts from, launched as single runs."""
+    first = f"en|{deployment.quarters[0]}"
+    for assets, partition in ((CORPUS, first), (("base_corpus",), first), (("benchmark_set", "base_model"), "en")):
+        run = deployment.dagster.materialize(assets, partition)
+        assert deployment.dagster.wait(run, 120) == "SUCCESS", deployment.dagster.why_failed(run)
+
+
+@pytest.fixture(scope="module")
+def asked(deployment: SimpleNamespace, base: None) -> str:
+    """The latest closed quarter, asked for by both schedules and a reading; then retraining is switched on."""
+    folder = deployment.store / "production_quality"
+    folder.mkdir()
+    measured = datetime.now(UTC).isoformat()
+    (folder / "en.json").write_text(json.dumps({"wer": 0.21, "limit": 0.15, "measured_at": measured}))
+    requests = deployment.store / "retraining" / deployment.quarters[3] / "en"
+    until(lambda: len(list(requests.glob("*.json"))) == 3, 120, f"not all three asked: {list(requests.glob('*'))}")
+    reasons = {path.name.split("-")[0] for path in requests.glob("*.json")}
+    assert reasons == {"quarter", "late", "quality"}
+    assert not deployment.dagster.runs(RETRAINED), "it is off until someone switches it on"
+    deployment.dagster.start_sensor("retraining")
+    return f"en|{deployment.quarters[3]}"
+
+
+@pytest.fixture(scope="module")
+def backfill(deployment: SimpleNamespace, base: None, asked: str) -> SimpleNamespace:
+    """Three quarters, the second of which cannot be read; the daemon, a training and the code server are killed."""
+    broken = deployment.store / "sources" / "synthetic" / "en" / deployment.quarters[1]
+    broken.mkdir(parents=True)
+    (broken / "somebody-elses.txt").write_text("not a corpus")
+    partitions = [f"en|{quarter}" for quarter in deployment.quarters[:3]]
+    began = len(read_trainings(deployment.log))
+    backfill_id = deployment.dagster.backfill(dict.fromkeys((*CORPUS, *MODELS), partitions), "three quarters")
+    pid = until(lambda: training_process(deployment.log), 120, "no training began")
+    os.kill(pid, signal.SIGKILL)
+    for service in (DAEMON, CODE_SERVER):
+        os.kill(until(lambda service=service: service_process(service), 10, f"no {service!r}"), signal.SIGKILL)
+    return SimpleNamespace(
+        id=backfill_id,
+        killed=pid,
+        status=deployment.dagster.wait_for_backfill(backfill_id, 240),
+        trainings=read_trainings(deployment.log)[began:],
+        partitions=partitions,
+    )
+
+
+def test_a_broken_quarter_does_not_hold_back_the_others(deployment: SimpleNamespace, backfill: SimpleNamespace) -> None:
+    """The third quarter learns from the second where it can; where it cannot, it is trained without."""
+    assert backfill.status.status == "COMPLETED_FAILED"
+    for asset in (*CORPUS, *MODELS):
+        progress = backfill.status.assets[asset]
+        assert (progress.targeted, progress.materialized, progress.failed) == (3, 2, 1), asset
+    runs = deployment.dagster.runs({"dagster/backfill": backfill.id})
+    failed = {run["tags"]["soundstage/partition"] for run in runs if run["status"] == "FAILURE"}
+    assert failed == {backfill.partitions[1]}
+
+
+def test_a_killed_training_goes_on_where_it_was(deployment: SimpleNamespace, backfill: SimpleNamespace) -> None:
+    trainings = read_trainings(deployment.log)
+    killed = next(training for training in trainings if training.pid == backfill.killed)
+    again = [t for t in trainings if t.model == killed.model and t.pid != killed.pid]
+    assert killed.ended is None
+    assert len(again) == 1
+    assert again[0].ended is not None
+    assert again[0].from_step > 0, "it began anew"
+    assert most_at_once(trainings) <= 2
+
+
+def test_killed_processes_leave_no_duplicate_version(deployment: SimpleNamespace, backfill: SimpleNamespace) -> None:
+    from speech_assets.defs.resources import Workspace
+
+    workspace = Workspace(deployment.settings)
+    versions = workspace.registry().versions(workspace.model_name("en"))
+    partitions = sorted(version.tags["partition"] for version in versions)
+    assert len(partitions) == len(set(partitions))
+    assert {backfill.partitions[0], backfill.partitions[2]} <= set(partitions)
+
+
+def test_every_run_says_what_it_was_made_with(deployment: SimpleNamespace, backfill: SimpleNamespace) -> None:
+    for run in deployment.dagster.runs({"dagster/backfill": backfill.id}):
+        assert run["tags"]["soundstage/partition"] in backfill.partitions
+        assert run["tags"]["soundstage/git_revision"]
+        trained = any(key["path"] == ["finetuned_model"] for key in run["assetSelection"])
+        assert ("soundstage/recipe" in run["tags"]) == trained
+
+
+def test_a_failed_run_is_told_with_its_partition_reason_and_link(
+    deployment: SimpleNamespace, backfill: SimpleNamespace
+) -> None:
+    def told() -> list[dict[str, Any]]:
+        return [alert for alert in deployment.webhook.received if alert["partition"] == backfill.partitions[1]]
+
+    alert = until(told, 90, "nobody was told")[0]
+    assert "recordings" in alert["reason"]
+    assert alert["url"] == f"{deployment.settings.dagster_url}/runs/{alert['run_id']}"
+    assert len({alert["run_id"] for alert in told()}) == len(told()), "told twice"
+
+
+def test_two_schedules_and_a_sensor_asking_for_one_partition_are_one_run(
+    deployment: SimpleNamespace, backfill: SimpleNamespace, asked: str
+) -> None:
+    """The daemon was killed meanwhile, and the sensor has looked many times since."""
+    (run,) = until(lambda: deployment.dagster.runs(RETRAINED), 60, "no run was started")
+    assert deployment.dagster.wait(run["runId"], 120) == "SUCCESS", deployment.dagster.why_failed(run["runId"])
+    assert run["tags"]["dagster/partition"] == asked
+    assert "production WER" in run["tags"]["soundstage/retraining"]
+    assert "the quarter has closed" in run["tags"]["soundstage/retraining"]
+    assert len(deployment.dagster.runs(RETRAINED)) == 1
+
+
+def test_late_recordings_make_again_only_what_follows_from_them(
+    deployment: SimpleNamespace, backfill: SimpleNamespace, asked: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One launch brings two quarters up to date; the one whose source changed is trained again, the other is not."""
+    from speech_assets import backfill as command
+
+    table = deployment.store / "sources" / "synthetic" / "en" / deployment.quarters[2] / "transcripts.tsv"
+    rows = table.read_text().splitlines(keepends=True)
+    table.write_text("".join(rows[:-1]))
+    trained = len(read_trainings(deployment.log))
+    quarters = [deployment.quarters[0], deployment.quarters[2]]
+    assert command.main(["--quarters", *quarters, "--up-to-date"]) == 0
+    said = capsys.readouterr().out
+    assert "corpus: 2 partitions" in said
+    assert "base models: up to date" in said
+    assert f"models: {len(MODELS)} partitions" in said
+    again = read_trainings(deployment.log)
+    assert len(again) == trained + 1
+    assert max(again, key=lambda training: training.began).model.endswith(_title(deployment.quarters[2]))
+
+
+def _title(quarter: str) -> str:
+    year, month = quarter.split("-")
+    return f"{year}-Q{(int(month) + 2) // 3}"

@@ -1,0 +1,162 @@
+"""Retraining: many reasons, one run; nothing starts by itself until someone switches it on."""
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+
+@pytest.fixture
+def asking(deployment, tmp_path) -> Iterator[object]:  # type: ignore[no-untyped-def]
+    """The schedules and sensors over an empty data store and an instance of their own."""
+    import dagster as dg
+
+    from deployment.settings import Settings
+    from speech_assets.defs import retraining
+    from speech_assets.defs.partitions import latest_closed_quarter
+    from speech_assets.defs.resources import Workspace
+
+    settings = Settings.load().model_copy(update={"home": tmp_path, "languages": ("en",)})
+    workspace = Workspace(settings)
+
+    class Asking:
+        quarter = latest_closed_quarter()
+        partition = f"en|{latest_closed_quarter()}"
+
+        def __init__(self, instance: dg.DagsterInstance) -> None:
+            self.instance = instance
+            self.workspace = workspace
+
+        def schedules(self, at: datetime) -> None:
+            for schedule in (retraining.quarter_closed, retraining.late_recordings):
+                context = dg.build_schedule_context(
+                    instance=self.instance, scheduled_execution_time=at, resources={"workspace": workspace}
+                )
+                assert not schedule.evaluate_tick(context).run_requests, "a schedule only asks"
+
+        def reading(self, wer: float, measured_at: datetime) -> None:
+            content = {"wer": wer, "limit": 0.15, "measured_at": measured_at.isoformat()}
+            folder = tmp_path / "production_quality"
+            folder.mkdir(exist_ok=True)
+            (folder / "en.json").write_text(json.dumps(content))
+            self._tick(retraining.falling_quality)
+
+        def starts(self, **changed: object) -> list[dg.RunRequest]:
+            return self._tick(retraining.retraining, **changed)
+
+        def _tick(self, sensor: dg.SensorDefinition, **changed: object) -> list[dg.RunRequest]:
+            used = Workspace(settings.model_copy(update=changed)) if changed else workspace
+            context = dg.build_sensor_context(
+                instance=self.instance, resources={"workspace": used}, definitions=definitions
+            )
+            return list(sensor.evaluate_tick(context).run_requests or ())
+
+        def run(self, status: dg.DagsterRunStatus = dg.DagsterRunStatus.STARTED) -> dg.DagsterRun:
+            job = definitions.resolve_job_def("retrain")
+            return self.instance.create_run_for_job(job, status=status, tags={"dagster/partition": self.partition})
+
+    from speech_assets.definitions import build
+
+    definitions = build()
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield Asking(instance)
+
+
+def test_two_schedules_and_a_sensor_are_one_run(asking) -> None:  # type: ignore[no-untyped-def]
+    now = datetime.now(UTC)
+    asking.schedules(now)
+    asking.reading(0.21, now)
+    (first,) = asking.starts()
+    (again,) = asking.starts()
+    assert first.partition_key == asking.partition
+    assert first.run_key == again.run_key, "Dagster drops a second start with the same key"
+    assert {"quarter", "late", "production"} <= set(first.tags["soundstage/retraining"].replace(";", " ").split())
+
+
+def test_nothing_is_started_while_a_run_is_under_way_nor_after_it(asking) -> None:  # type: ignore[no-untyped-def]
+    import dagster as dg
+
+    now = datetime.now(UTC)
+    asking.schedules(now)
+    run = asking.run()
+    asking.reading(0.21, now - timedelta(minutes=5))
+    assert asking.starts() == []
+    asking.instance.report_run_failed(run)  # a refused gate, say: the same inputs would be refused again
+    assert asking.instance.get_run_by_id(run.run_id).status is dg.DagsterRunStatus.FAILURE
+    assert asking.starts() == []
+
+
+def test_a_later_reading_asks_again(asking) -> None:  # type: ignore[no-untyped-def]
+    import dagster as dg
+
+    now = datetime.now(UTC)
+    asking.reading(0.21, now - timedelta(hours=1))
+    (first,) = asking.starts()
+    asking.run(dg.DagsterRunStatus.SUCCESS)
+    asking.reading(0.22, now - timedelta(minutes=1))
+    assert asking.starts() == [], "it measured the model before this one"
+    asking.reading(0.22, now + timedelta(days=1))
+    (second,) = asking.starts()
+    assert second.run_key != first.run_key
+
+
+@pytest.mark.parametrize(
+    "content", ["{", '{"wer": 0.3}', '{"wer": 0.3, "limit": 0.1, "measured_at": "2026-01-01T00:00:00"}']
+)
+def test_a_reading_that_cannot_be_read_asks_for_nothing(asking, content: str) -> None:  # type: ignore[no-untyped-def]
+    asking.reading(0.1, datetime.now(UTC))
+    (asking.workspace.store.path("production_quality") / "en.json").write_text(content)
+    from speech_assets.defs import retraining
+
+    asking._tick(retraining.falling_quality)
+    assert asking.starts() == []
+
+
+def test_a_reading_within_its_limit_asks_for_nothing(asking) -> None:  # type: ignore[no-untyped-def]
+    asking.reading(0.15, datetime.now(UTC))
+    assert asking.starts() == []
+
+
+def test_a_changed_recipe_or_base_asks_where_the_settings_say_so(asking) -> None:  # type: ignore[no-untyped-def]
+    import dagster as dg
+
+    from deployment.settings import Retraining
+    from speech_assets.defs.models import recipe_version
+    from speech_assets.defs.partitions import SETTINGS
+
+    watched = Retraining(on_change=True)
+
+    def made_with(recipe: str, base: str) -> None:
+        tags = {"dagster/code_version": recipe, "dagster/input_data_version/base_model": base}
+        asking.instance.report_runless_asset_event(
+            dg.AssetMaterialization("finetuned_model", partition=asking.partition, tags=tags)
+        )
+
+    assert asking.starts(retraining=watched) == [], "there is no model yet whose recipe could have changed"
+    asking.instance.report_runless_asset_event(
+        dg.AssetMaterialization("base_model", partition="en", tags={"dagster/data_version": "base-1"})
+    )
+    now = recipe_version(SETTINGS.training.finetune_recipe)
+    made_with(now, "base-1")
+    assert asking.starts(retraining=watched) == []
+    made_with("an older recipe", "base-1")
+    (request,) = asking.starts(retraining=watched)
+    assert "recipe" in request.tags["soundstage/retraining"]
+    assert asking.starts() == [], "off by default"
+    made_with(now, "base-0")
+    (request,) = asking.starts(retraining=watched)
+    assert "base model" in request.tags["soundstage/retraining"]
+
+
+def test_starting_is_off_until_someone_switches_it_on(deployment) -> None:  # type: ignore[no-untyped-def]
+    import dagster as dg
+
+    from speech_assets.definitions import build
+
+    repository = build().get_repository_def()
+    assert repository.get_sensor_def("retraining").default_status is dg.DefaultSensorStatus.STOPPED
+    for schedule in ("quarter_closed", "late_recordings"):
+        assert repository.get_schedule_def(schedule).default_status is dg.DefaultScheduleStatus.RUNNING
+    conditions = {spec.key.to_user_string() for spec in repository.asset_graph.asset_nodes if spec.automation_condition}
+    assert "base_model" not in conditions, "nor does automation train"

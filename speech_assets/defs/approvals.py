@@ -110,7 +110,7 @@ def _decide(
     if decision.action in PRODUCTION:
         _report(context, promotions, decision)
     log_checks(context, workspace, promotions)
-    announce(f"{said}\n{_links(workspace, promotions, decision)}", workspace.settings.promotion, context.log)
+    announce(f"{said}\n{_links(workspace, promotions, decision)}", workspace.settings.alerts, context.log)
     return decision
 
 

@@ -132,10 +132,6 @@ class Promotion(Section):
         description="Approvers may accept failed gates of one bundle, in the job `override_gates` and then in "
         "`promote`; each is an entry in the ledger with its reason. A missing or altered verdict stays a refusal.",
     )
-    slack_channel: str = Field(
-        "#speech-models", description="Where challengers and decisions are announced, if SOUNDSTAGE_SLACK_TOKEN is set."
-    )
-    slack_url: str = Field("https://slack.com/api/", description="Address of Slack's API.")
 
 
 class Serving(Section):
@@ -212,7 +208,10 @@ class Retraining(Section):
 
 
 class Alerts(Section):
-    """Who hears of a run that failed for good. Give the secrets by environment: SOUNDSTAGE_ALERTS__SLACK_TOKEN."""
+    """Who hears of a run that failed for good; Slack hears of challengers and decisions too.
+
+    Give the secrets by environment: SOUNDSTAGE_ALERTS__SLACK_TOKEN.
+    """
 
     webhook_url: SecretStr | None = Field(None, description="Gets a POST with JSON: partition, reason, link, run.")
     pagerduty_key: SecretStr | None = Field(None, description="Integration key of a PagerDuty service (Events v2).")

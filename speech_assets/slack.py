@@ -1,22 +1,20 @@
 """Short notices to a Slack channel, where a token is set. What they tell of has happened: a notice never stops it."""
 
 import logging
-import os
 
-from deployment.settings import Promotion
+from deployment.settings import Alerts
 
-TOKEN_VARIABLE = "SOUNDSTAGE_SLACK_TOKEN"
 TIMEOUT_S = 10
 
 
-def announce(text: str, settings: Promotion, log: logging.Logger) -> bool:
+def announce(text: str, settings: Alerts, log: logging.Logger) -> bool:
     """Post a text in Slack's markup; False when there is no token or Slack did not take it, which is logged."""
-    token = os.environ.get(TOKEN_VARIABLE)
-    if not token:
+    if settings.slack_token is None:
         return False
     try:
         from slack_sdk import WebClient
 
+        token = settings.slack_token.get_secret_value()
         client = WebClient(token=token, base_url=settings.slack_url, timeout=TIMEOUT_S)
         client.chat_postMessage(channel=settings.slack_channel, text=text)
     except Exception as error:  # an unreachable or unwilling Slack is no reason to fail a decision that was recorded

@@ -110,7 +110,7 @@ def _decide(
     if decision.action in PRODUCTION:
         _report(context, promotions, decision)
     log_checks(context, workspace, promotions)
-    announce(f"{said}\n{_links(workspace, promotions, decision)}", workspace.settings.promotion, context.log)
+    announce(f"{said}\n{_links(workspace, promotions, decision)}", workspace.settings.alerts, context.log)
     return decision
 
 
@@ -161,7 +161,7 @@ def decide_promotion(
     with _answered(context, promotions, config) as answer:
         decision = _decide(context, workspace, promotions, decide)
         answer(f"done: {_sentence(decision)}")
-    return decision.language if config.decision is Choice.approve else None
+    return decision.language if decision.action in PRODUCTION else None  # one of two voices moves nothing yet
 
 
 @dg.op

@@ -106,7 +106,7 @@ def registered_model(context: dg.AssetExecutionContext, workspace: dg.ResourcePa
     except LedgerError as broken:
         raise dg.Failure(str(broken), allow_retries=False) from broken
     if waiting:
-        announce(f"{waiting.sentence}\n{_links(workspace, waiting)}", settings.promotion, context.log)
+        announce(f"{waiting.sentence}\n{_links(workspace, waiting)}", settings.alerts, context.log)
     log_checks(context, workspace, promotions)
     version = promotions.registry.version(version.name, version.version)
     return dg.MaterializeResult(

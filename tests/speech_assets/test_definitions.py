@@ -31,6 +31,7 @@ JOBS = {
     "promote",
     "rollback",
     "override_gates",
+    "reconcile",
     "expire_challengers",
     "check_champion",
     "check_serving",

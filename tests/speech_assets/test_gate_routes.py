@@ -68,6 +68,14 @@ class House:
         changed = {"promotion": promotion, **({"gates": gates} if gates else {})}
         return replace(self, settings=self.settings.model_copy(update=changed), graph=None)
 
+    def told(self, url: str, channel: str) -> "House":
+        """The same deployment with a Slack channel."""
+        from pydantic import SecretStr
+
+        slack = {"slack_token": SecretStr("xoxb-test"), "slack_url": url, "slack_channel": channel}
+        alerts = self.settings.alerts.model_copy(update=slack)
+        return replace(self, settings=self.settings.model_copy(update={"alerts": alerts}), graph=None)
+
     @property
     def workspace(self):  # type: ignore[no-untyped-def]
         from speech_assets.defs.resources import Workspace
@@ -773,6 +781,9 @@ def test_changes_made_bring_the_version_back(house: House) -> None:
 
 def test_two_persons_are_needed_where_the_launcher_approves(house: House) -> None:
     strict = house.ruled(two_person=True)
+    released_at_once = strict.settings.serving.model_copy(update={"auto_release": True})
+    strict = replace(strict, settings=strict.settings.model_copy(update={"serving": released_at_once}), graph=None)
+    benchmark(strict)
     strict.judge(1)
     assert strict.materialize("registered_model", tags={"soundstage/launched_by": "Ada"}).success
     assert "waits for Bob" in strict.checks()["challenger_waits"][1]
@@ -780,7 +791,9 @@ def test_two_persons_are_needed_where_the_launcher_approves(house: House) -> Non
     assert [(e.action, e.launched_by) for e in strict.promotions.history(LANGUAGE)] == [("voice", "Ada")]
     assert strict.registry.champion(MODEL) is None
     assert strict.registry.challenger(MODEL).version == "1"
+    assert not (house.home / "release").exists(), "one voice releases nothing"
     assert strict.promote(approver="Bob").success
+    assert (house.home / "release" / "release.json").exists()
     assert strict.promotions.current(LANGUAGE).approver == "Bob"
 
 
@@ -951,9 +964,8 @@ def test_an_overdue_challenger_is_closed_by_the_system(house: House) -> None:
 
 
 @pytest.fixture
-def slack(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[dict[str, str]]]]:
+def slack() -> Iterator[tuple[str, list[dict[str, str]]]]:
     """A server that stands for Slack's API: its address, and what was posted to it."""
-    pytest.importorskip("slack_sdk")
     posted: list[dict[str, str]] = []
 
     class Slack(BaseHTTPRequestHandler):
@@ -974,7 +986,6 @@ def slack(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[dict[str,
     server = HTTPServer(("127.0.0.1", 0), Slack)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    monkeypatch.setenv("SOUNDSTAGE_SLACK_TOKEN", "xoxb-test")
     try:
         yield f"http://127.0.0.1:{server.server_port}/api/", posted
     finally:
@@ -985,7 +996,7 @@ def slack(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[dict[str,
 
 def test_slack_hears_of_challengers_and_decisions(house: House, slack) -> None:  # type: ignore[no-untyped-def]
     url, posted = slack
-    told = house.ruled(slack_url=url, slack_channel="#models")
+    told = house.told(url, "#models")
     told.register(1)
     told.register(1)
     (waits,) = posted
@@ -1001,7 +1012,7 @@ def test_slack_hears_of_challengers_and_decisions(house: House, slack) -> None: 
     assert told.promote().success
     assert "is the champion of 'en', decided by Ada: good" in posted[-1]["text"]
     assert "benchmark_wer 0.0000" in posted[-1]["text"]
-    deaf = house.ruled(slack_url=url, slack_channel="#gone")
+    deaf = house.told(url, "#gone")
     deaf.register(2, champion=1)
     assert deaf.promote("2").success, "a channel that is gone does not stop a decision"
     assert len(posted) == 4

@@ -4,9 +4,10 @@
 Great Expectations load inside the assets that use them.
 """
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import dagster as dg
 
@@ -30,7 +31,7 @@ MODULES = (corpus, models, evaluation, promotion, approvals, serving, automation
 def build(resource_overrides: Mapping[str, Any] | None = None) -> dg.Definitions:
     """The graph with this deployment's resources, some of them replaced by `resource_overrides`."""
     found = dg.load_definitions_from_modules(MODULES)
-    assets = dg.with_source_code_references(list(found.assets or ()))
+    assets: Sequence[Any] = [_linked(asset) for asset in found.assets or ()]
     if SETTINGS.source_code is not None:
         assets = dg.link_code_references_to_git(
             assets,
@@ -49,6 +50,18 @@ def build(resource_overrides: Mapping[str, Any] | None = None) -> dg.Definitions
         resources={**resources(), **(resource_overrides or {})},
         executor=dg.in_process_executor,
     ).map_asset_specs(func=lambda spec: spec.replace_attributes(owners=list(SETTINGS.owners)))
+
+
+def _linked(asset: Any) -> Any:
+    """An asset with a link to its function; Dagster's own link would lead to the decorator that retries it."""
+    if not isinstance(asset, dg.AssetsDefinition):
+        return asset
+    function = inspect.unwrap(cast(Any, asset.op.compute_fn).decorated_fn)
+    place = dg.LocalFileCodeReference(
+        file_path=str(inspect.getsourcefile(function)), line_number=inspect.getsourcelines(function)[1]
+    )
+    references = dg.CodeReferencesMetadataValue(code_references=[place])
+    return asset.map_asset_specs(lambda spec: spec.merge_attributes(metadata={"dagster/code_references": references}))
 
 
 defs = build()

@@ -35,7 +35,6 @@ JOBS = {
     "expire_challengers",
     "check_champion",
     "check_serving",
-    "reconcile",
     "retrain",
 }
 

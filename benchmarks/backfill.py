@@ -27,19 +27,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from speech_assets.chain import BASE_CORPUS, CORPUS, EVALUATION, LANGUAGE_BASE, MODELS
+
 ROOT = Path(__file__).parents[1]
-PARTITIONED = (
-    "recordings",
-    "normalized_audio",
-    "utterances",
-    "finetuned_model",
-    "model_bundle",
-    "evaluation",
-    "verdict",
-    "registered_model",
-)
-BY_BASE_QUARTER = ("base_corpus",)
-BY_LANGUAGE = ("benchmark_set", "base_model")
 DAEMON, CODE_SERVER = b"dagster._daemon", b"code-server"  # on the command lines of these services
 OVERHEAD_BAR_S = 15.0
 TRAININGS_BAR = 2
@@ -125,9 +115,9 @@ def partitions_by_asset(quarters: Sequence[str], base: Sequence[str], languages:
     cells = [f"{language}|{quarter}" for quarter in quarters for language in languages]
     first = [f"{language}|{quarter}" for quarter in base for language in languages]
     return {
-        **dict.fromkeys(PARTITIONED, cells),
-        **dict.fromkeys(BY_BASE_QUARTER, first),
-        **{asset: list(languages) for asset in BY_LANGUAGE},
+        **dict.fromkeys((*CORPUS, *MODELS, *EVALUATION), cells),
+        **dict.fromkeys(BASE_CORPUS, first),
+        **{asset: list(languages) for asset in LANGUAGE_BASE},
     }
 
 

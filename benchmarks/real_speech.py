@@ -24,6 +24,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from speech_assets.chain import CORPUS, EVALUATION, LANGUAGE_BASE, MODELS
+
 RATE_HZ = 8_000
 DIGITS = "zero one two three four five six seven eight nine".split()
 TAKES = {"test": range(5), "dev": range(5, 8), "train": range(8, 50)}
@@ -33,18 +35,6 @@ GAP_S = (0.05, 0.25)  # silence between digits
 LEVEL_DBFS = -60.0  # noise in the gaps: digital silence would give the joints away
 QUARTER, LANGUAGE = "2024-01", "en"
 PARTITION = f"{LANGUAGE}|{QUARTER}"
-ASSETS = (
-    "recordings",
-    "normalized_audio",
-    "utterances",
-    "benchmark_set",
-    "base_model",
-    "finetuned_model",
-    "model_bundle",
-    "evaluation",
-    "verdict",
-    "registered_model",
-)
 
 
 def write_strings(recordings: Path, folder: Path, seed: int = 0) -> None:
@@ -135,8 +125,8 @@ def materialize(home: Path, bar: float | None) -> int:
     (home / "dagster").mkdir(exist_ok=True)
     with dg.DagsterInstance.local_temp(str(home / "dagster")) as instance:
         accepted = False
-        for asset in ASSETS:
-            key = LANGUAGE if asset in ("benchmark_set", "base_model") else PARTITION
+        for asset in (*CORPUS, *LANGUAGE_BASE, *MODELS, *EVALUATION):
+            key = LANGUAGE if asset in LANGUAGE_BASE else PARTITION
             started = time.monotonic()
             result = definitions.resolve_implicit_global_asset_job_def().execute_in_process(
                 asset_selection=[dg.AssetKey(asset)],

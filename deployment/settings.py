@@ -93,6 +93,12 @@ class Training(Section):
         description="Pool that trainings queue in; `gpu` where they share the devices with other work. Its limit, and "
         "those of the other pools, are in [pools].",
     )
+    price_per_device_hour: float = Field(
+        0.0,
+        ge=0,
+        description="What an hour of one device (a GPU, or a machine without one) costs, in your currency; `cost` of "
+        "a model in Dagster is its training's device hours times this. 0: no cost is shown.",
+    )
     overrides: dict[str, float | int | str | bool] = Field(
         default_factory=dict, description="Recipe fields to replace in both recipes, such as `max_steps`."
     )

@@ -19,19 +19,15 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from deployment.settings import Settings, SettingsError
+from speech_assets.chain import BASE_CORPUS, CORPUS, EVALUATION, LANGUAGE_BASE, MODELS
 from speech_assets.graphql import BackfillStatus, DagsterClient, DagsterError
 
-CORPUS = ("recordings", "normalized_audio", "utterances")
-BASE_CORPUS = ("base_corpus",)
-BASE = ("benchmark_set", "base_model")
-MODELS = ("finetuned_model", "model_bundle")
-EVALUATION = ("evaluation", "verdict", "registered_model")
 GROUPS = {
     "corpus": (*CORPUS, *BASE_CORPUS, "benchmark_set"),
     "models": ("base_model", *MODELS),
     "evaluation": EVALUATION,
 }
-ALL = (*CORPUS, *BASE_CORPUS, *BASE, *MODELS, *EVALUATION)
+ALL = (*CORPUS, *BASE_CORPUS, *LANGUAGE_BASE, *MODELS, *EVALUATION)
 UP_TO_DATE = "FRESH"
 UP_TO_DATE_TAG = "soundstage/up_to_date"
 WAIT_S = 86_400.0
@@ -47,7 +43,7 @@ class Scope:
 
     def of(self, asset: str) -> list[str]:
         """Keys of an asset's partitions inside the scope; a language's base needs its first quarters asked for."""
-        if asset in BASE:
+        if asset in LANGUAGE_BASE:
             return list(self.languages)
         quarters = [q for q in self.quarters if q in self.base_quarters] if asset in BASE_CORPUS else self.quarters
         return [f"{language}|{quarter}" for quarter in quarters for language in self.languages]
@@ -125,7 +121,7 @@ def bring_up_to_date(
     make("what the sources hold", dict.fromkeys(wanted.of(CORPUS[0]), CORPUS[:1]))
     make("corpus", outdated(dagster, wanted.of(CORPUS[0]), CORPUS[1:]))
     make("first quarters", outdated(dagster, wanted.of(BASE_CORPUS[0]), BASE_CORPUS))
-    make("base models", outdated(dagster, wanted.of(BASE[0]), BASE))
+    make("base models", outdated(dagster, wanted.of(LANGUAGE_BASE[0]), LANGUAGE_BASE))
     whole_corpus = [partition for partition in wanted.of(MODELS[0]) if not refused(partition)]
     make("models", outdated(dagster, whole_corpus, (*MODELS, *EVALUATION)))
     return failures

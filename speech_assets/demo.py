@@ -19,13 +19,11 @@ from rich.table import Table
 
 from deployment.settings import Settings, SettingsError
 from speech_assets import local
+from speech_assets.chain import BASE_CORPUS, CORPUS, EVALUATION, LANGUAGE_BASE, MODELS
 from speech_assets.defs.metadata import quarter_heading
 from speech_assets.graphql import ENDED, DagsterClient, DagsterError
 
-CORPUS = ("recordings", "normalized_audio", "utterances")
-BASE_CORPUS = ("base_corpus",)
-BASE = ("benchmark_set", "base_model")
-CANDIDATE = ("finetuned_model", "model_bundle", "evaluation", "verdict", "registered_model")
+CANDIDATE = (*MODELS, *EVALUATION)
 QUARTERS = {"en": 3, "de": 1}  # quarters of the demo, from the first
 RELEASE_TIMEOUT_S = 180.0
 POLL_S = 1.0
@@ -323,7 +321,7 @@ def _demonstrate(settings: Settings, console: Console) -> None:
     demo.run_all([Step(quarter_heading(first, language), CORPUS, f"{language}|{first}") for language in QUARTERS])
     demo.run_all([Step(quarter_heading(first, language), BASE_CORPUS, f"{language}|{first}") for language in QUARTERS])
     console.rule("2. a base model for each language, from scratch")
-    demo.run_all([Step(f"base model, {language}", BASE, language) for language in QUARTERS])
+    demo.run_all([Step(f"base model, {language}", LANGUAGE_BASE, language) for language in QUARTERS])
     console.rule("3. every quarter: fine-tune, evaluate, judge, register")
     demo.run_all(
         [

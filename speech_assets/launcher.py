@@ -52,8 +52,7 @@ PRELOADED = [
 ]
 STARTED = "Started process for run"
 SAME_START_S = 5.0  # a process that started later than its run said so has taken over the number of a dead one
-PARTITION_TAGS = ("dagster/partition", "dagster/asset_partition_range_start")
-MODELS = frozenset(("base_model", "finetuned_model"))
+TRAINED = frozenset(("base_model", "finetuned_model"))
 RETRAIN = "retrain"  # the job
 MAX_RUNTIME_TAG = "dagster/max_runtime"
 AROUND_TRAINING_S = 7_200  # of a run that trains: waiting for a corpus that is being built, evaluation, registration
@@ -145,6 +144,7 @@ def _start(arguments: str) -> None:
 
 def run_tags(run: dg.DagsterRun) -> dict[str, str]:
     """What a run was made with: partition, code, and the recipe where it trains."""
+    from speech_assets.defs.partitions import PARTITION_TAGS, SETTINGS
     from speech_assets.defs.resources import git_revision
 
     tags = {"soundstage/git_revision": git_revision()}
@@ -152,9 +152,8 @@ def run_tags(run: dg.DagsterRun) -> dict[str, str]:
     if partition is not None:
         tags["soundstage/partition"] = partition
     selected = {key.path[-1] for key in run.asset_selection or ()}
-    if selected & MODELS or run.job_name == RETRAIN:
+    if selected & TRAINED or run.job_name == RETRAIN:
         from speech_assets.defs.models import recipe_version
-        from speech_assets.defs.partitions import SETTINGS
 
         training = SETTINGS.training
         recipe = training.base_recipe if "base_model" in selected else training.finetune_recipe

@@ -1,4 +1,4 @@
-"""Short notices to a Slack channel, where a token is set. What they tell of has happened: a notice never stops it."""
+"""Short notices to a Slack channel, where a token is set."""
 
 import logging
 
@@ -7,17 +7,29 @@ from deployment.settings import Alerts
 TIMEOUT_S = 10
 
 
+def post(text: str, settings: Alerts) -> None:
+    """Post a text in Slack's markup to the channel of the settings, which must hold a token; what Slack says is raised.
+
+    `dagster_slack` brings the client; its resource knows neither another address nor a time limit, which are set here.
+    """
+    from dagster_slack import SlackResource
+
+    assert settings.slack_token is not None
+    client = SlackResource(token=settings.slack_token.get_secret_value()).get_client()
+    client.base_url, client.timeout = f"{settings.slack_url.rstrip('/')}/", TIMEOUT_S
+    client.chat_postMessage(channel=settings.slack_channel, text=text)
+
+
 def announce(text: str, settings: Alerts, log: logging.Logger) -> bool:
-    """Post a text in Slack's markup; False when there is no token or Slack did not take it, which is logged."""
+    """Post a text about something that has happened, whatever Slack does; False when nobody was told, which is logged.
+
+    An unreachable or unwilling Slack is no reason to fail a decision that was recorded.
+    """
     if settings.slack_token is None:
         return False
     try:
-        from slack_sdk import WebClient
-
-        token = settings.slack_token.get_secret_value()
-        client = WebClient(token=token, base_url=settings.slack_url, timeout=TIMEOUT_S)
-        client.chat_postMessage(channel=settings.slack_channel, text=text)
-    except Exception as error:  # an unreachable or unwilling Slack is no reason to fail a decision that was recorded
+        post(text, settings)
+    except Exception as error:
         log.warning(f"Slack channel {settings.slack_channel} was not told ({type(error).__name__}: {error}): {text}")
         return False
     return True

@@ -526,6 +526,7 @@ def hardware(recipe: Recipe) -> dict[str, Any]:
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if _on_gpu(recipe) else []
     return {
+        "devices": recipe.devices or max(1, len(gpus)),
         "gpus": gpus,
         "cpu": platform.machine(),
         "cores": cores(),

@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass
 import dagster as dg
 
 from deployment.settings import Alerts
-from speech_assets.defs.partitions import SETTINGS
+from speech_assets.defs.partitions import PARTITION_TAGS, SETTINGS
+from speech_assets.slack import link, post
 
 SENSOR_INTERVAL_S = 10
 TIMEOUT_S = 10.0
 REASONS = 3  # sentences in a message; the run's page has the rest
-PARTITION_TAGS = ("soundstage/partition", "dagster/partition", "dagster/asset_partition_range_start")
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,7 @@ def _senders(settings: Alerts) -> Iterator[tuple[str, Callable[[Alert], None]]]:
         key = settings.pagerduty_key.get_secret_value()
         yield "PagerDuty", lambda alert: _post(settings.pagerduty_url, _pagerduty_event(alert, key))
     if settings.slack_token is not None:
-        token = settings.slack_token.get_secret_value()
-        yield "Slack", lambda alert: _slack(alert, token, settings.slack_channel, settings.slack_url)
+        yield "Slack", lambda alert: post(_slack_text(alert), settings)
 
 
 def _post(url: str, content: object) -> None:
@@ -88,11 +87,8 @@ def _pagerduty_event(alert: Alert, key: str) -> dict[str, object]:
     }
 
 
-def _slack(alert: Alert, token: str, channel: str, url: str) -> None:
-    from slack_sdk import WebClient
-
-    text = f"*{alert.title}*\n{alert.reason}\n<{alert.url}|the run in Dagster>"
-    WebClient(token=token, base_url=url, timeout=int(TIMEOUT_S)).chat_postMessage(channel=channel, text=text)
+def _slack_text(alert: Alert) -> str:
+    return f"*{alert.title}*\n{alert.reason}\n{link(alert.url, 'the run in Dagster')}"
 
 
 def why_failed(instance: dg.DagsterInstance, run: dg.DagsterRun, otherwise: str) -> str:
@@ -131,7 +127,7 @@ def alerts(context: dg.RunFailureSensorContext) -> None:
     alert = Alert(
         run.run_id,
         run.job_name.strip("_").lower().replace("asset_job", "materialisation"),
-        next((run.tags[tag] for tag in PARTITION_TAGS if tag in run.tags), ""),
+        next((run.tags[tag] for tag in ("soundstage/partition", *PARTITION_TAGS) if tag in run.tags), ""),
         why_failed(context.instance, run, context.failure_event.message or "the run failed without a sentence"),
         f"{SETTINGS.dagster_url}/runs/{run.run_id}",
         run.tags.get("soundstage/recipe", ""),

@@ -27,6 +27,7 @@ from speech_assets.defs.corpus import TRAINING_DATA, base_corpus, benchmark_set,
 from speech_assets.defs.metadata import candidate_name, markdown_table, quarter_heading
 from speech_assets.defs.partitions import (
     CPU_POOL,
+    PARTITION_TAGS,
     SETTINGS,
     first_quarters,
     languages,
@@ -113,6 +114,8 @@ def train(
         if other.is_dir() and other != work:
             shutil.rmtree(other, ignore_errors=True)
     bundle = ModelBundle.load(staging.published.path / BUNDLE)
+    device_hours = record["seconds"] / 3600 * record.get("hardware", {}).get("devices", 1)
+    price = settings.price_per_device_hour
     return dg.MaterializeResult(
         metadata={
             "model": name,
@@ -120,6 +123,8 @@ def train(
             "loss": round(record["loss"], 4),
             "steps": record["steps"],
             "training_seconds": round(record["seconds"], 1),
+            "device_hours": round(device_hours, 4),
+            **({"cost": round(device_hours * price, 2)} if price else {}),
             "audio_hours_seen": round(record["audio_hours_seen"], 3),
             "parity": bundle.parity.get("equal", 0.0),
             "resumed_from": record.get("resumed_from") or 0,
@@ -274,10 +279,13 @@ def wait_until_built(context: dg.AssetExecutionContext, quarters: Sequence[str],
 
 def _being_built(instance: dg.DagsterInstance, partition: str, this_run: str) -> bool:
     """Whether a run that is not over is still to build a partition's utterances."""
-    tags = ("dagster/partition", "dagster/asset_partition_range_start")
     unfinished = [status for status in dg.DagsterRunStatus if status not in ENDED]
-    runs = [run for tag in tags for run in instance.get_runs(dg.RunsFilter(statuses=unfinished, tags={tag: partition}))]
-    for tag in tags:
+    runs = [
+        run
+        for tag in PARTITION_TAGS
+        for run in instance.get_runs(dg.RunsFilter(statuses=unfinished, tags={tag: partition}))
+    ]
+    for tag in PARTITION_TAGS:
         lost = dg.RunsFilter(
             statuses=[dg.DagsterRunStatus.FAILURE], tags={tag: partition, "dagster/will_retry": "true"}
         )

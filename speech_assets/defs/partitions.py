@@ -11,6 +11,7 @@ from deployment.settings import Settings
 
 SETTINGS = Settings.load()
 CPU_POOL = "cpu"  # whatever keeps a core busy and is no training
+PARTITION_TAGS = ("dagster/partition", "dagster/asset_partition_range_start")  # of a run alone, and of a backfill's
 
 quarters = dg.TimeWindowPartitionsDefinition(
     start=datetime.strptime(SETTINGS.first_quarter, "%Y-%m"),

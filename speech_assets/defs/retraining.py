@@ -27,28 +27,24 @@ import dagster as dg
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from speech.store import DataStore, write_json
+from speech_assets.chain import CORPUS, EVALUATION, MODELS
 from speech_assets.defs.metadata import quarter_heading
 from speech_assets.defs.models import base_model, finetuned_model, recipe_version
-from speech_assets.defs.partitions import SETTINGS, latest_closed_quarter, partition_of, quarter_language
+from speech_assets.defs.partitions import (
+    PARTITION_TAGS,
+    SETTINGS,
+    latest_closed_quarter,
+    partition_of,
+    quarter_language,
+)
 from speech_assets.defs.resources import Workspace
 
 SENSOR_INTERVAL_S = 30
-ENDED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
-PARTITION_TAGS = ("dagster/partition", "dagster/asset_partition_range_start")
 REASON_TAG = "soundstage/retraining"
 
 retrain = dg.define_asset_job(
     "retrain",
-    selection=dg.AssetSelection.assets(
-        "recordings",
-        "normalized_audio",
-        "utterances",
-        "finetuned_model",
-        "model_bundle",
-        "evaluation",
-        "verdict",
-        "registered_model",
-    ),
+    selection=dg.AssetSelection.assets(*CORPUS, *MODELS, *EVALUATION),
     partitions_def=quarter_language,
     description="One quarter of one language from what its source holds now to a version that waits for a decision.",
 )
@@ -173,7 +169,7 @@ def retraining(
     for language in workspace.settings.languages:
         partition = partition_of(quarter, language)
         runs = _runs_of(context.instance, partition)
-        if any(record.dagster_run.status not in ENDED for record in runs):
+        if any(not record.dagster_run.is_finished for record in runs):
             said.append(f"{quarter_heading(quarter, language)}: a run is under way")
             continue
         last = max(runs, key=lambda record: record.create_timestamp, default=None)

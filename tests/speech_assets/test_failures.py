@@ -263,7 +263,6 @@ def test_nothing_is_sent_where_nothing_is_configured(server: Any) -> None:
 
 
 def test_slack_gets_the_reason_and_the_link(server: Any) -> None:
-    pytest.importorskip("slack_sdk")
     from deployment.settings import Alerts
     from speech_assets.defs.alerts import send
 

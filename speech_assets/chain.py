@@ -1,0 +1,11 @@
+"""The assets from a recording to a version that waits for a decision, in the order that they are made.
+
+A group holds the assets that are made together for the same partition: quarter and language, or a language alone where
+`LANGUAGE` is in the name.
+"""
+
+CORPUS = ("recordings", "normalized_audio", "utterances")
+BASE_CORPUS = ("base_corpus",)  # the first quarters only
+LANGUAGE_BASE = ("benchmark_set", "base_model")
+MODELS = ("finetuned_model", "model_bundle")
+EVALUATION = ("evaluation", "verdict", "registered_model")

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from speech_assets.chain import BASE_CORPUS, CORPUS, EVALUATION, LANGUAGE_BASE, MODELS
+from speech_assets.chain import BASE_CORPUS, CORPUS, JUDGEMENT, LANGUAGE_BASE, MODELS
 
 ROOT = Path(__file__).parents[1]
 DAEMON, CODE_SERVER = b"dagster._daemon", b"code-server"  # on the command lines of these services
@@ -115,7 +115,7 @@ def partitions_by_asset(quarters: Sequence[str], base: Sequence[str], languages:
     cells = [f"{language}|{quarter}" for quarter in quarters for language in languages]
     first = [f"{language}|{quarter}" for quarter in base for language in languages]
     return {
-        **dict.fromkeys((*CORPUS, *MODELS, *EVALUATION), cells),
+        **dict.fromkeys((*CORPUS, *MODELS, *JUDGEMENT), cells),
         **dict.fromkeys(BASE_CORPUS, first),
         **{asset: list(languages) for asset in LANGUAGE_BASE},
     }

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from speech_assets.chain import CORPUS, EVALUATION, LANGUAGE_BASE, MODELS
+from speech_assets.chain import CORPUS, JUDGEMENT, LANGUAGE_BASE, MODELS
 
 RATE_HZ = 8_000
 DIGITS = "zero one two three four five six seven eight nine".split()
@@ -125,7 +125,7 @@ def materialize(home: Path, bar: float | None) -> int:
     (home / "dagster").mkdir(exist_ok=True)
     with dg.DagsterInstance.local_temp(str(home / "dagster")) as instance:
         accepted = False
-        for asset in (*CORPUS, *LANGUAGE_BASE, *MODELS, *EVALUATION):
+        for asset in (*CORPUS, *LANGUAGE_BASE, *MODELS, *JUDGEMENT):
             key = LANGUAGE if asset in LANGUAGE_BASE else PARTITION
             started = time.monotonic()
             result = definitions.resolve_implicit_global_asset_job_def().execute_in_process(

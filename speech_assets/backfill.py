@@ -19,15 +19,15 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from deployment.settings import Settings, SettingsError
-from speech_assets.chain import BASE_CORPUS, CORPUS, EVALUATION, LANGUAGE_BASE, MODELS
+from speech_assets.chain import BASE_CORPUS, CORPUS, JUDGEMENT, LANGUAGE_BASE, MODELS
 from speech_assets.graphql import BackfillStatus, DagsterClient, DagsterError
 
 GROUPS = {
     "corpus": (*CORPUS, *BASE_CORPUS, "benchmark_set"),
     "models": ("base_model", *MODELS),
-    "evaluation": EVALUATION,
+    "evaluation": JUDGEMENT,
 }
-ALL = (*CORPUS, *BASE_CORPUS, *LANGUAGE_BASE, *MODELS, *EVALUATION)
+ALL = (*CORPUS, *BASE_CORPUS, *LANGUAGE_BASE, *MODELS, *JUDGEMENT)
 UP_TO_DATE = "FRESH"
 UP_TO_DATE_TAG = "soundstage/up_to_date"
 WAIT_S = 86_400.0
@@ -123,7 +123,7 @@ def bring_up_to_date(
     make("first quarters", outdated(dagster, wanted.of(BASE_CORPUS[0]), BASE_CORPUS))
     make("base models", outdated(dagster, wanted.of(LANGUAGE_BASE[0]), LANGUAGE_BASE))
     whole_corpus = [partition for partition in wanted.of(MODELS[0]) if not refused(partition)]
-    make("models", outdated(dagster, whole_corpus, (*MODELS, *EVALUATION)))
+    make("models", outdated(dagster, whole_corpus, (*MODELS, *JUDGEMENT)))
     return failures
 
 

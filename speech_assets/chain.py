@@ -8,4 +8,4 @@ CORPUS = ("recordings", "normalized_audio", "utterances")
 BASE_CORPUS = ("base_corpus",)  # the first quarters only
 LANGUAGE_BASE = ("benchmark_set", "base_model")
 MODELS = ("finetuned_model", "model_bundle")
-EVALUATION = ("evaluation", "verdict", "registered_model")
+JUDGEMENT = ("evaluation", "verdict", "registered_model")

@@ -19,11 +19,11 @@ from rich.table import Table
 
 from deployment.settings import Settings, SettingsError
 from speech_assets import local
-from speech_assets.chain import BASE_CORPUS, CORPUS, EVALUATION, LANGUAGE_BASE, MODELS
+from speech_assets.chain import BASE_CORPUS, CORPUS, JUDGEMENT, LANGUAGE_BASE, MODELS
 from speech_assets.defs.metadata import quarter_heading
 from speech_assets.graphql import ENDED, DagsterClient, DagsterError
 
-CANDIDATE = (*MODELS, *EVALUATION)
+CANDIDATE = (*MODELS, *JUDGEMENT)
 QUARTERS = {"en": 3, "de": 1}  # quarters of the demo, from the first
 RELEASE_TIMEOUT_S = 180.0
 POLL_S = 1.0

@@ -27,7 +27,7 @@ import dagster as dg
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from speech.store import DataStore, write_json
-from speech_assets.chain import CORPUS, EVALUATION, MODELS
+from speech_assets.chain import CORPUS, JUDGEMENT, MODELS
 from speech_assets.defs.metadata import quarter_heading
 from speech_assets.defs.models import base_model, finetuned_model, recipe_version
 from speech_assets.defs.partitions import (
@@ -44,7 +44,7 @@ REASON_TAG = "soundstage/retraining"
 
 retrain = dg.define_asset_job(
     "retrain",
-    selection=dg.AssetSelection.assets(*CORPUS, *MODELS, *EVALUATION),
+    selection=dg.AssetSelection.assets(*CORPUS, *MODELS, *JUDGEMENT),
     partitions_def=quarter_language,
     description="One quarter of one language from what its source holds now to a version that waits for a decision.",
 )

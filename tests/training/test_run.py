@@ -224,6 +224,20 @@ def test_a_fine_tune_keeps_the_tokenizer_and_geometry_of_its_base(story: Story, 
     assert logged.data.metrics["final_dev_wer"] == pytest.approx(record["dev_wer"])
 
 
+def test_two_processes_train_one_model(story: Story, tmp_path: Path) -> None:
+    """Several GPUs are processes that share the data and average their gradients; two on the CPU do the same."""
+    manifest = story.output.parent / "corpus" / "manifest.jsonl"
+    overrides = {**TINY_NETWORK, "devices": 2, "accelerator": "cpu", "max_steps": 4, "evaluate_every": 2}
+    ended = _run(_spec(tmp_path, manifest, overrides=overrides))
+    assert ended.returncode == 0, ended.stderr
+    record = _record(tmp_path / "out")
+    assert record["steps"] == 4
+    assert record["hardware"]["devices"] == 2
+    assert [entry["step"] for entry in record["history"]] == [2, 4]
+    assert ended.stdout.count("GLOBAL_RANK") == 0, "one process speaks for both"
+    ModelBundle.load(tmp_path / "out" / "bundle", expected_digest=record["bundle_digest"])
+
+
 def logged_experiment(tracking: str, experiment_id: str) -> str:
     from mlflow.tracking import MlflowClient
 

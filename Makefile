@@ -37,6 +37,8 @@ lint: $(READY)  ## format, lint, types, floors
 
 bench: $(READY)  ## the figures that the README quotes (SOUNDSTAGE_REAL_DATA names the folder of real recordings)
 	$(BIN)/python benchmarks/backfill.py
+	$(BIN)/python benchmarks/backfill.py --kill
+	$(BIN)/python benchmarks/rollback.py
 	$(BIN)/python benchmarks/real_speech.py
 
 screenshots: $(READY)  ## draw the pictures under docs/ again from the running UI (needs Chromium)

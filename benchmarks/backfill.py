@@ -148,7 +148,7 @@ def overhead(runs: Sequence[dict[str, Any]], trainings: Sequence[Training]) -> d
     for run in runs:
         stats = run["stats"] or {}
         if stats.get("launchTime") and stats.get("endTime"):
-            spent[run["tags"].get("soundstage/partition", "?")] += stats["endTime"] - stats["launchTime"]
+            spent[run["tags"].get("dagster/partition", "?")] += stats["endTime"] - stats["launchTime"]
     for training in trainings:
         if training.ended is not None:
             language, _, rest = training.model.partition("-")

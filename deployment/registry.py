@@ -118,8 +118,8 @@ class Registry:
     ) -> ModelVersion:
         """Register a bundle with its lineage and make it the challenger; the same bundle again is the same version.
 
-        `overridden` are the failed gates that people accepted for this bundle in the promotion ledger; `guide` ends
-        the version's description and tells its readers what they can do.
+        `overridden` are the failed gates that people accepted for this bundle in the promotion ledger; `guide`
+        stands in the version's description and tells its readers what they can do.
 
         Raises:
             GateRefused: the verdict did not pass, or is about another bundle, model or language.
@@ -498,17 +498,17 @@ def describe(
     lines = [f"**{model_name}** ({bundle.language}) from partition `{tags['partition']}`", ""]
     if metrics:
         lines += ["| figure | value |", "|---|---|", *(f"| {n} | {v:.4g} |" for n, v in sorted(metrics.items())), ""]
-    lines += ["| gate | on | value | threshold | |", "|---|---|---|---|---|"]
+    lines += [" · ".join(f"[{label}]({link})" for label, link in sorted(run_links.items())), ""] if run_links else []
+    lines += [guide, ""] if guide else []
+    lines += ["### Gates", "", "| gate | value | threshold | |", "|---|---|---|---|"]
     lines += [
-        f"| {gate.name} | {gate.slice or gate.test_set or 'all'} | {_figure(gate.value)} | {_figure(gate.threshold)} | "
+        f"| {gate.label} | {_figure(gate.value)} | {_figure(gate.threshold)} | "
         f"{'passed' if gate.passed else 'FAILED'} |"
         for gate in verdict.gates
     ]
     lines += ["", f"Bundle `{bundle.digest}`  "]
     lines += [f"Code revision `{tags['git_revision']}`  "] if tags["git_revision"] else []
-    lines += [f"[{label}]({link})  " for label, link in sorted(run_links.items())]
     lines += [f"Training launched by {tags[LAUNCHED_BY_TAG]}  "] if LAUNCHED_BY_TAG in tags else []
-    lines += ["", guide] if guide else []
     return "\n".join(lines)
 
 

@@ -1,11 +1,12 @@
 """Draw the pictures under docs/images again from the running UIs: `make screenshots`, after `make demo`.
 
-Needs Chromium on the machine (Debian: `apt-get install chromium`); Playwright drives it.
+The demo launches single runs, so this launches one backfill, where the history has none, and waits for it. Needs
+Chromium on the machine (Debian: `apt-get install chromium`); Playwright drives it.
 """
 
 import shutil
 import sys
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
@@ -14,38 +15,74 @@ from rich.console import Console
 
 from deployment.settings import Settings
 from speech_assets import local
-from speech_assets.graphql import LOCATION, REPOSITORY
+from speech_assets.chain import CORPUS, JUDGEMENT, MODELS
+from speech_assets.graphql import LOCATION, REPOSITORY, DagsterClient
 
 IMAGES = Path(__file__).parent / "images"
 SIZE = {"width": 1500, "height": 950}
 SETTLE_MS = 4_000  # the UIs load their figures after the page
 GROUPS = ("corpus", "models", "evaluation", "promotion", "serving")
+BACKFILLS = "query { partitionBackfillsOrError { ... on PartitionBackfills { results { id } } } }"
 
 
-def pages(settings: Settings) -> Mapping[str, str]:
-    """Which page becomes which picture."""
-    dagster, mlflow = settings.dagster_url, settings.registry.ui_url
-    language = settings.languages[0]
-    first = f"{language}|{settings.first_quarter}"
-    return {
-        "graph": f"{dagster}/asset-groups?expanded={quote(','.join(f'{LOCATION}:{REPOSITORY}:{g}' for g in GROUPS))}",
-        "runs": f"{dagster}/runs",
-        "evaluation": f"{dagster}/assets/evaluation?view=partitions&partition={quote(first)}",
-        "evaluation_over_quarters": f"{dagster}/assets/evaluation?view=overview",
-        "utterances_checks": f"{dagster}/assets/utterances?view=checks",
-        "promote": f"{dagster}/locations/{LOCATION}/jobs/promote/playground",
-        "champion": f"{dagster}/assets/champion?view=overview",
-        "mlflow": f"{mlflow}/#/models/{settings.registry.model_prefix}-{language}",
-        "report": f"{settings.pages.url}/reports/{settings.first_quarter}/{language}/",
-        "data_docs": f"{settings.pages.url}/data-docs/{settings.first_quarter}/{language}/",
-    }
+@dataclass(frozen=True)
+class Picture:
+    """A page, and what to click on it before it is drawn."""
+
+    name: str
+    url: str
+    clicks: tuple[str, ...] = ()
 
 
-def draw(page: Page, url: str, image: Path) -> None:
+def pictures(settings: Settings, backfill: str) -> list[Picture]:
+    """Every picture of the documentation."""
+    from speech_assets.defs.partitions import first_quarters
+    from speech_assets.defs.promotion import launchpad
+    from speech_assets.defs.resources import Workspace
+
+    workspace, language = Workspace(settings), settings.languages[0]
+    dagster, model = settings.dagster_url, workspace.model_name(language)
+    newest = workspace.registry().versions(model)[0]
+    first, second = first_quarters(2)
+    groups = quote(",".join(f"{LOCATION}:{REPOSITORY}:{group}" for group in GROUPS))
+    return [
+        Picture("graph", f"{dagster}/asset-groups?expanded={groups}"),
+        Picture("backfill", f"{dagster}/runs/b/{backfill}"),
+        Picture("partition_matrix", f"{dagster}/locations/{LOCATION}/jobs/retrain/partitions", ("per-asset status",)),
+        Picture("evaluation", f"{dagster}/assets/evaluation?view=partitions&partition={quote(f'{language}|{second}')}"),
+        Picture("evaluation_over_quarters", f"{dagster}/assets/evaluation?view=overview", ("Plots",)),
+        Picture("utterances_checks", f"{dagster}/assets/utterances?view=checks", ("text_audio_correlation",)),
+        Picture("challenger", f"{dagster}/assets/champion?view=checks", ("challenger_waits",)),
+        Picture("promote", launchpad(workspace, newest)),
+        Picture("release", f"{dagster}/assets/serving_release?view=partitions&partition={language}"),
+        Picture("mlflow", f"{settings.registry.ui_url}/#/models/{model}/versions/{newest.version}"),
+        Picture("report", f"{settings.pages.url}/reports/{second}/{language}/"),
+        Picture("data_docs", f"{settings.pages.url}/data-docs/{first}/{language}/"),
+    ]
+
+
+def backfilled(settings: Settings, console: Console) -> str:
+    """A backfill of the first three quarters in every language; launched and waited for where there is none."""
+    from speech_assets.defs.partitions import first_quarters
+
+    dagster = DagsterClient(settings.dagster_url)
+    for found in dagster.query(BACKFILLS)["partitionBackfillsOrError"]["results"]:
+        return str(found["id"])
+    partitions = [f"{language}|{quarter}" for quarter in first_quarters(3) for language in settings.languages]
+    started = dagster.backfill(dict.fromkeys((*CORPUS, *MODELS, *JUDGEMENT), partitions), "the first three quarters")
+    with console.status("backfilling the first three quarters of every language, which takes minutes"):
+        dagster.wait_for_backfill(started)
+    return started
+
+
+def draw(page: Page, picture: Picture) -> None:
     """Open a page, let it settle, and keep what it shows."""
-    page.goto(url, wait_until="load")
+    page.goto(picture.url, wait_until="load")
     page.wait_for_timeout(SETTLE_MS)
-    page.screenshot(path=image)
+    for text in picture.clicks:
+        page.get_by_text(text).first.click()
+        page.wait_for_timeout(SETTLE_MS)
+    page.screenshot(path=IMAGES / f"{picture.name}.png")
 
 
 def main() -> int:
@@ -58,14 +95,16 @@ def main() -> int:
     settings = Settings.load()
     IMAGES.mkdir(exist_ok=True)
     with local.running(settings, console), sync_playwright() as playwright:
+        backfill = backfilled(settings, console)
         browser = playwright.chromium.launch(
             executable_path=chromium,
             args=["--no-sandbox", "--disable-background-networking", "--disable-component-update"],
         )
-        page = browser.new_page(viewport=SIZE)
-        for name, url in pages(settings).items():
-            draw(page, url, IMAGES / f"{name}.png")
-            console.print(f"{name}: {url}")
+        for picture in pictures(settings, backfill):
+            page = browser.new_page(viewport=SIZE)  # a single-page UI would keep what was clicked before
+            draw(page, picture)
+            page.close()
+            console.print(f"{picture.name}: {picture.url}")
         browser.close()
     return 0
 

@@ -52,6 +52,8 @@ class Demo:
 
     def run_all(self, steps: Sequence[Step]) -> None:
         """Run steps side by side; a refused partition is noted and does not stop the others."""
+        from speech_assets.defs.promotion import LAUNCHED_BY
+
         with Progress(
             SpinnerColumn(),
             TextColumn("{task.description:<28}"),
@@ -69,7 +71,7 @@ class Demo:
                     note = self.refusals.get(step.partition)
                     progress.update(task, completed=len(step.assets), now="refused before" if note else "unchanged")
                     continue
-                launched[self.dagster.materialize(todo, step.partition, {"soundstage/demo": "true"})] = (step, task)
+                launched[self.dagster.materialize(todo, step.partition, {LAUNCHED_BY: "make demo"})] = (step, task)
             while launched:
                 time.sleep(POLL_S)
                 for run_id, (step, task) in list(launched.items()):

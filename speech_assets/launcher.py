@@ -143,14 +143,11 @@ def _start(arguments: str) -> None:
 
 
 def run_tags(run: dg.DagsterRun) -> dict[str, str]:
-    """What a run was made with: partition, code, and the recipe where it trains."""
-    from speech_assets.defs.partitions import PARTITION_TAGS, SETTINGS
+    """What a run was made with: the code, and the recipe where it trains; Dagster tags its partition."""
+    from speech_assets.defs.partitions import SETTINGS
     from speech_assets.defs.resources import git_revision
 
     tags = {"soundstage/git_revision": git_revision()}
-    partition = next((run.tags[tag] for tag in PARTITION_TAGS if tag in run.tags), None)
-    if partition is not None:
-        tags["soundstage/partition"] = partition
     selected = {key.path[-1] for key in run.asset_selection or ()}
     if selected & TRAINED or run.job_name == RETRAIN:
         from speech_assets.defs.models import recipe_version

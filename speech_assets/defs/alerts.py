@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import dagster as dg
 
 from deployment.settings import Alerts
-from speech_assets.defs.partitions import PARTITION_TAGS, SETTINGS
+from speech_assets.defs.partitions import PARTITION_TAG, SETTINGS
 from speech_assets.slack import link, post
 
 SENSOR_INTERVAL_S = 10
@@ -127,7 +127,7 @@ def alerts(context: dg.RunFailureSensorContext) -> None:
     alert = Alert(
         run.run_id,
         run.job_name.strip("_").lower().replace("asset_job", "materialisation"),
-        next((run.tags[tag] for tag in ("soundstage/partition", *PARTITION_TAGS) if tag in run.tags), ""),
+        run.tags.get(PARTITION_TAG, ""),
         why_failed(context.instance, run, context.failure_event.message or "the run failed without a sentence"),
         f"{SETTINGS.dagster_url}/runs/{run.run_id}",
         run.tags.get("soundstage/recipe", ""),

@@ -38,7 +38,6 @@ from speech_assets.defs.partitions import (
     base_quarter_language,
     first_quarters,
     languages,
-    one_partition_a_run,
     previous_quarter,
     quarter_and_language,
     quarter_language,
@@ -89,7 +88,6 @@ def _sources_version() -> str:
     partitions_def=quarter_language,
     group_name="corpus",
     pool=CPU_POOL,
-    backfill_policy=one_partition_a_run,
     kinds={"python"},
     code_version=_sources_version(),
     check_specs=[
@@ -149,7 +147,6 @@ def recordings(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
     partitions_def=quarter_language,
     group_name="corpus",
     pool=CPU_POOL,
-    backfill_policy=one_partition_a_run,
     kinds={"ffmpeg"},
     code_version="1",
     deps=[recordings],
@@ -192,7 +189,6 @@ def normalized_audio(context: dg.AssetExecutionContext, workspace: dg.ResourcePa
     partitions_def=quarter_language,
     group_name="corpus",
     pool=CPU_POOL,
-    backfill_policy=one_partition_a_run,
     kinds={"greatexpectations"},
     code_version=version_of(SETTINGS.corpus),
     deps=[normalized_audio],
@@ -307,7 +303,6 @@ training_data = dg.AssetSpec(
     partitions_def=base_quarter_language,
     group_name="corpus",
     code_version="1",
-    backfill_policy=one_partition_a_run,
     deps=[dg.AssetDep(utterances, partition_mapping=same_quarter_and_language)],
 )
 @retried_when_unreachable
@@ -329,7 +324,6 @@ def base_corpus(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[W
     group_name="corpus",
     code_version="1",
     pool=CPU_POOL,
-    backfill_policy=one_partition_a_run,
     deps=[dg.AssetDep(base_corpus, partition_mapping=same_language)],
 )
 @retried_when_unreachable

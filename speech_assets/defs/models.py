@@ -27,11 +27,10 @@ from speech_assets.defs.corpus import TRAINING_DATA, base_corpus, benchmark_set,
 from speech_assets.defs.metadata import candidate_name, markdown_table, quarter_heading
 from speech_assets.defs.partitions import (
     CPU_POOL,
-    PARTITION_TAGS,
+    PARTITION_TAG,
     SETTINGS,
     first_quarters,
     languages,
-    one_partition_a_run,
     partition_of,
     quarter_and_language,
     quarter_language,
@@ -159,7 +158,6 @@ def training_record(folder: Path) -> dict[str, Any]:
     kinds={"pytorch"},
     code_version=recipe_version(SETTINGS.training.base_recipe),
     pool=SETTINGS.training.pool,
-    backfill_policy=one_partition_a_run,
     deps=[
         dg.AssetDep(base_corpus, partition_mapping=same_language),
         benchmark_set,  # frozen before anything is learnt
@@ -210,7 +208,6 @@ def base_model(
     kinds={"pytorch"},
     code_version=recipe_version(SETTINGS.training.finetune_recipe),
     pool=SETTINGS.training.pool,
-    backfill_policy=one_partition_a_run,
     deps=[
         dg.AssetDep(base_model, partition_mapping=same_language),
         utterances,
@@ -279,19 +276,17 @@ def wait_until_built(context: dg.AssetExecutionContext, quarters: Sequence[str],
 
 def _being_built(instance: dg.DagsterInstance, partition: str, this_run: str) -> bool:
     """Whether a run that is not over is still to build a partition's utterances."""
-    unfinished = [status for status in dg.DagsterRunStatus if status not in ENDED]
+    unfinished = dg.RunsFilter(
+        statuses=[status for status in dg.DagsterRunStatus if status not in ENDED], tags={PARTITION_TAG: partition}
+    )
+    lost = dg.RunsFilter(
+        statuses=[dg.DagsterRunStatus.FAILURE], tags={PARTITION_TAG: partition, "dagster/will_retry": "true"}
+    )
+    again = [run for run in instance.get_runs(lost) if run.is_complete_and_waiting_to_retry]
     runs = [
         run
-        for tag in PARTITION_TAGS
-        for run in instance.get_runs(dg.RunsFilter(statuses=unfinished, tags={tag: partition}))
-    ]
-    for tag in PARTITION_TAGS:
-        lost = dg.RunsFilter(
-            statuses=[dg.DagsterRunStatus.FAILURE], tags={tag: partition, "dagster/will_retry": "true"}
-        )
-        runs += [run for run in instance.get_runs(lost) if run.is_complete_and_waiting_to_retry]
-    runs = [
-        run for run in runs if run.run_id != this_run and utterances.key in (run.asset_selection or {utterances.key})
+        for run in (*instance.get_runs(unfinished), *again)
+        if run.run_id != this_run and utterances.key in (run.asset_selection or {utterances.key})
     ]
     if not runs:
         return False
@@ -307,7 +302,6 @@ def _being_built(instance: dg.DagsterInstance, partition: str, this_run: str) ->
     kinds={"onnx"},
     code_version="1",
     pool=CPU_POOL,
-    backfill_policy=one_partition_a_run,
     deps=[finetuned_model],
     check_specs=[
         dg.AssetCheckSpec(

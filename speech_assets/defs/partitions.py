@@ -1,6 +1,10 @@
 """Quarter x language, and which partitions of one asset another reads.
 
 A quarter's key is its first month (`2024-04`, read as 2024 Q2): Dagster's format strings have no quarter.
+
+No asset names a backfill policy. Without one a backfill gives each partition a run of its own, which gates need, since
+they judge a partition; `BackfillPolicy.multi_run(1)` does the same, but its runs are ranges, and Dagster records what
+checks found in a range without its partition.
 """
 
 from datetime import UTC, datetime
@@ -11,7 +15,7 @@ from deployment.settings import Settings
 
 SETTINGS = Settings.load()
 CPU_POOL = "cpu"  # whatever keeps a core busy and is no training
-PARTITION_TAGS = ("dagster/partition", "dagster/asset_partition_range_start")  # of a run alone, and of a backfill's
+PARTITION_TAG = "dagster/partition"
 
 quarters = dg.TimeWindowPartitionsDefinition(
     start=datetime.strptime(SETTINGS.first_quarter, "%Y-%m"),
@@ -64,7 +68,6 @@ same_quarter_and_language = dg.MultiPartitionMapping(
         "language": dg.DimensionPartitionMapping("language", dg.IdentityPartitionMapping()),
     }
 )
-one_partition_a_run = dg.BackfillPolicy.multi_run(1)  # gates judge a partition; a run of many would judge them as one
 
 
 def window_ending(quarter: str, count: int) -> list[str]:

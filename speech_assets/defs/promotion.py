@@ -32,7 +32,6 @@ from speech_assets.defs.models import BUNDLE, CHECKPOINT, finetuned_model, train
 from speech_assets.defs.partitions import (
     CPU_POOL,
     languages,
-    one_partition_a_run,
     quarter_and_language,
     quarter_language,
 )
@@ -51,7 +50,6 @@ LAUNCHED_BY = "soundstage/launched_by"  # run tag: who launched it; `user`, whic
     partitions_def=quarter_language,
     group_name="promotion",
     pool=CPU_POOL,
-    backfill_policy=one_partition_a_run,
     kinds={"mlflow"},
     code_version="1",
     deps=[verdict],

@@ -31,7 +31,7 @@ from speech_assets.chain import CORPUS, JUDGEMENT, MODELS
 from speech_assets.defs.metadata import quarter_heading
 from speech_assets.defs.models import base_model, finetuned_model, recipe_version
 from speech_assets.defs.partitions import (
-    PARTITION_TAGS,
+    PARTITION_TAG,
     SETTINGS,
     latest_closed_quarter,
     partition_of,
@@ -214,12 +214,9 @@ def _latest(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str) -> d
 
 def _runs_of(instance: dg.DagsterInstance, partition: str) -> list[dg.RunRecord]:
     """Every run that was to train a partition's model, whichever way it was launched."""
-    found = [
-        record for tag in PARTITION_TAGS for record in instance.get_run_records(dg.RunsFilter(tags={tag: partition}))
-    ]
     return [
         record
-        for record in found
+        for record in instance.get_run_records(dg.RunsFilter(tags={PARTITION_TAG: partition}))
         if record.dagster_run.job_name == retrain.name
         or finetuned_model.key in (record.dagster_run.asset_selection or ())
     ]

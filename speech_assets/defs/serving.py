@@ -215,7 +215,7 @@ def _figures(result: "ReleaseResult") -> dict[str, Any]:
         "replicas": len(result.replicas),
         "seconds": round(result.seconds, 2),
         "changed": result.changed,
-        "standby": ", ".join(digest[:12] for digest in result.previous if digest != result.digest) or "as before",
+        "standby": ", ".join(digest[:12] for digest in result.previous if digest != result.digest) or "none",
         **_trial(result.transitions),
         "probes": markdown_table(
             ("replica", "recording", "text", "ms"),

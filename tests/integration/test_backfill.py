@@ -167,7 +167,7 @@ def test_a_broken_quarter_does_not_hold_back_the_others(deployment: SimpleNamesp
         progress = backfill.status.assets[asset]
         assert (progress.targeted, progress.materialized, progress.failed) == (3, 2, 1), asset
     runs = deployment.dagster.runs({"dagster/backfill": backfill.id})
-    failed = {run["tags"]["soundstage/partition"] for run in runs if run["status"] == "FAILURE"}
+    failed = {run["tags"]["dagster/partition"] for run in runs if run["status"] == "FAILURE"}
     assert failed == {backfill.partitions[1]}
 
 
@@ -194,10 +194,21 @@ def test_killed_processes_leave_no_duplicate_version(deployment: SimpleNamespace
 
 def test_every_run_says_what_it_was_made_with(deployment: SimpleNamespace, backfill: SimpleNamespace) -> None:
     for run in deployment.dagster.runs({"dagster/backfill": backfill.id}):
-        assert run["tags"]["soundstage/partition"] in backfill.partitions
+        assert run["tags"]["dagster/partition"] in backfill.partitions
         assert run["tags"]["soundstage/git_revision"]
         trained = any(key["path"] == ["finetuned_model"] for key in run["assetSelection"])
         assert ("soundstage/recipe" in run["tags"]) == trained
+
+
+def test_checks_of_a_backfilled_partition_are_its_own(deployment: SimpleNamespace, backfill: SimpleNamespace) -> None:
+    """The UI shows a check as failed for every partition whose outcome was recorded without its name."""
+    executions = """query Executions($key: AssetKeyInput!) {
+      assetCheckExecutions(assetKey: $key, checkName: "gates_passed", limit: 100) { runId status partition }
+    }"""
+    runs = {run["runId"] for run in deployment.dagster.runs({"dagster/backfill": backfill.id})}
+    found = deployment.dagster.query(executions, key={"path": ["verdict"]})["assetCheckExecutions"]
+    judged = {(one["partition"], one["status"]) for one in found if one["runId"] in runs}
+    assert judged == {(backfill.partitions[0], "SUCCEEDED"), (backfill.partitions[2], "SUCCEEDED")}
 
 
 def test_a_failed_run_is_told_with_its_partition_reason_and_link(

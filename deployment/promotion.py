@@ -1,10 +1,9 @@
-"""Who put what into production, when and why: an append-only ledger that the registry's alias follows.
+"""Promotion: a person's decision about a version, under the team's rules, and the registry's aliases that follow it.
 
 An alias in MLflow can be moved by anyone with a browser, remembers nobody, and is not what a deployment may rest on. So
-a decision is first written to the ledger of its language (`<language>.jsonl`), flushed to disk, and only then is the
-alias `champion` moved; a process killed in between leaves an alias that `reconcile` repairs from the ledger. Each entry
-holds the hash of the one before it, so an edit, a removed or an inserted entry shows (`verify`); that entries were cut
-off at the end shows against the head that is noted at the model in the registry (`check_alias`).
+a decision is first written to the ledger of its language (`deployment.ledger`), and only then is the alias `champion`
+moved; a process killed in between leaves an alias that `reconcile` repairs from the ledger. The ledger's head is noted
+at the model in the registry, against which entries that were cut off at its end show (`check_alias`).
 
 Every step forward, roll-back included, re-reads the persisted verdict for exactly the bundle in question and compares
 the registry's bytes with its digest. Whatever is missing is a refusal.
@@ -18,27 +17,29 @@ verdict, which lets it be registered, and an approval that repeats which gates w
 honour that approval for exactly that bundle and verdict. A missing, altered, stale or foreign verdict, an expired
 challenger or a bundle whose bytes differ cannot be overridden.
 
-`python -m deployment.promotion [language]` prints the ledger.
-
-A line that a dying machine left unfinished was never confirmed to anyone: the next decision moves it to
-`<language>.torn` and continues after the last whole entry. Not covered: someone who rewrites the whole chain and the
-registry's note as well; the folder's permissions keep them out. Names are taken as given, from the launchpad and from
-tags alike: whoever can reach Dagster or MLflow can write another's, unless a proxy in front of them signs people in.
+Not covered: names are taken as given, from the launchpad and from tags alike; whoever can reach Dagster or MLflow can
+write another's, unless a proxy in front of them signs people in.
 """
 
-import fcntl
 import hashlib
-import json
-import os
-import re
-import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal
 
+from deployment.ledger import (
+    CLOSING,
+    GENESIS,
+    PRODUCTION,
+    Action,
+    Decision,
+    Ledger,
+    LedgerError,
+    champion_in_force,
+    every_champion,
+    line_of_champions,
+)
 from deployment.registry import CHALLENGER, CHAMPION, LAUNCHED_BY_TAG, ModelVersion, Registry, RegistryError
 from evaluation.gates import (
     UNCHECKED,
@@ -51,9 +52,6 @@ from evaluation.gates import (
 from evaluation.scoring import BENCHMARK, Interval
 from speech.bundle import ModelBundle
 
-LEDGER_SCHEMA = 2
-ADDED_IN_SCHEMA_2 = ("overridden", "launched_by")  # entries of schema 1 stay as they were written
-GENESIS = "0" * 64  # what stands for the entry before the first
 HEAD_TAG = "ledger_head"
 SYSTEM = "soundstage"  # who closes what waited too long
 UNSIGNED = "unknown"  # stands among a version's launchers for a training whose run named nobody
@@ -64,67 +62,11 @@ DECISION_TAG, APPROVER_TAG, REASON_TAG = "soundstage.decision", "soundstage.appr
 OUTCOME_TAG, ANSWERED_TAG = "soundstage.outcome", "soundstage.requests_answered"
 STATUS_TAG = "soundstage.status"
 
-Action = Literal["approve", "voice", "reject", "request_changes", "expire", "override", "rollback"]
-PRODUCTION = ("approve", "rollback")  # what puts a version into production
-CLOSING = ("reject", "request_changes", "expire")
 CHOICES = ("approve", "reject", "request_changes")  # what a person can ask for by tags
 
 
 class PromotionRefused(Exception):
-    """A decision that may not be taken: no such approver, no reason, nothing to go back to, or a broken ledger."""
-
-
-class LedgerError(Exception):
-    """The ledger is not intact; the message names the first broken entry."""
-
-
-@dataclass(frozen=True)
-class Decision:
-    """One entry of the ledger.
-
-    Attributes:
-        sequence: 1 for a language's first decision.
-        time: UTC, ISO 8601.
-        version: empty for an override, which comes before registration.
-        digest: of the bundle that was decided about.
-        verdict_sha256: of the verdict file that was read for it; empty only for a rejection without one.
-        previous_champion: `model/version` in force before, or empty.
-        previous_digest: digest of that champion's bundle, or empty.
-        previous_hash: hash of the entry before this one.
-        hash: SHA-256 over all other fields.
-        overridden: labels of the failed gates that this decision accepts.
-        launched_by: who launched the training, as far as its run said.
-    """
-
-    sequence: int
-    time: str
-    action: Action
-    language: str
-    model: str
-    version: str
-    digest: str
-    verdict_sha256: str
-    approver: str
-    reason: str
-    previous_champion: str
-    previous_digest: str
-    previous_hash: str
-    schema: int = LEDGER_SCHEMA
-    hash: str = ""
-    overridden: tuple[str, ...] = ()
-    launched_by: str = ""
-
-    def sealed(self) -> "Decision":
-        """The same entry with its hash."""
-        return replace(self, hash=self.expected_hash())
-
-    def expected_hash(self) -> str:
-        """The hash that the other fields call for."""
-        return hashlib.sha256(_line({**self.content(), "hash": ""}).encode()).hexdigest()
-
-    def content(self) -> dict[str, Any]:
-        """The fields of the entry's own schema."""
-        return {k: v for k, v in asdict(self).items() if self.schema > 1 or k not in ADDED_IN_SCHEMA_2}
+    """A decision that may not be taken: no such approver, no reason, or nothing to go back to."""
 
 
 @dataclass(frozen=True)
@@ -199,122 +141,6 @@ class Request:
         return ", ".join(tag for tag, value in given.items() if not value)
 
 
-class Ledger:
-    """The decisions of one language, in `<folder>/<language>.jsonl`."""
-
-    def __init__(self, folder: Path, language: str) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", language):
-            raise PromotionRefused(f"'{language}' is not a language tag such as 'en'")
-        self.language = language
-        self.path = folder / f"{language}.jsonl"
-
-    def entries(self) -> tuple[Decision, ...]:
-        """All decisions, oldest first, verified.
-
-        Raises:
-            LedgerError: an entry was changed, removed, inserted or cannot be read.
-        """
-        return self._read()[0]
-
-    def verify(self) -> str | None:
-        """None when the chain is intact, else a sentence that names the first broken entry."""
-        try:
-            self.entries()
-        except LedgerError as error:
-            return str(error)
-        return None
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the right to decide; freed by the kernel if the process dies."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.with_suffix(".lock").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-
-    def append(self, decision: Decision) -> Decision:
-        """Add an entry at the end, flushed to disk before this returns; the caller holds `locked()`."""
-        entries, whole_bytes = self._read()
-        last = entries[-1] if entries else None
-        if decision.sequence != len(entries) + 1 or decision.previous_hash != (last.hash if last else GENESIS):
-            raise LedgerError(f"{self.path}: entry {decision.sequence} does not follow the last one: read it again")
-        sealed = decision.sealed()
-        data = (_line(sealed.content()) + "\n").encode()
-        new = not self.path.exists()
-        handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            self._set_torn_aside(handle, whole_bytes)
-            try:
-                written = os.write(handle, data)
-                if written != len(data):
-                    raise OSError(f"only {written} of {len(data)} bytes were written")
-                os.fsync(handle)
-            except OSError as error:
-                os.ftruncate(handle, whole_bytes)
-                raise LedgerError(
-                    f"{self.path}: the decision was not recorded ({error}): free space and decide again"
-                ) from error
-        finally:
-            os.close(handle)
-        if new:
-            _flush_folder(self.path.parent)
-        return sealed
-
-    def _read(self) -> tuple[tuple[Decision, ...], int]:
-        """Verified entries and how many bytes they take; an unfinished last line is not an entry."""
-        try:
-            data = self.path.read_bytes()
-        except FileNotFoundError:
-            return (), 0
-        lines = data.split(b"\n")
-        unfinished = lines.pop()
-        entries: list[Decision] = []
-        previous = GENESIS
-        for number, line in enumerate(lines, start=1):
-            entry = self._entry(line, number)
-            if entry.previous_hash != previous:
-                raise LedgerError(
-                    f"{self.path}: entry {number} does not follow the entry before it: something was removed or "
-                    "inserted; restore the file from its backup"
-                )
-            previous = entry.hash
-            entries.append(entry)
-        return tuple(entries), len(data) - len(unfinished)
-
-    def _entry(self, line: bytes, number: int) -> Decision:
-        broken = f"{self.path}: entry {number}"
-        try:
-            values: dict[str, Any] = json.loads(line)
-            known = {item.name for item in fields(Decision)}
-            if values.get("schema") == 1:
-                known -= set(ADDED_IN_SCHEMA_2)
-            if set(values) != known:
-                raise ValueError("fields are missing or unknown")
-            entry = Decision(**{**values, "overridden": tuple(values.get("overridden", ()))})
-        except (ValueError, TypeError, AttributeError) as error:
-            raise LedgerError(f"{broken} cannot be read ({error}); restore the file from its backup") from error
-        if entry.schema not in (1, LEDGER_SCHEMA):
-            raise LedgerError(f"{broken} has schema {entry.schema}, this version reads {LEDGER_SCHEMA}: upgrade")
-        if entry.hash != entry.expected_hash():
-            raise LedgerError(f"{broken} was changed after it was written; restore the file from its backup")
-        if entry.sequence != number or entry.language != self.language:
-            raise LedgerError(
-                f"{broken} says it is number {entry.sequence} of '{entry.language}': something was removed, inserted "
-                "or brought from another ledger; restore the file from its backup"
-            )
-        return entry
-
-    def _set_torn_aside(self, handle: int, whole_bytes: int) -> None:
-        size = os.fstat(handle).st_size
-        if size <= whole_bytes:
-            return
-        with self.path.with_suffix(".torn").open("ab") as torn:
-            torn.write(os.pread(handle, size - whole_bytes, whole_bytes) + b"\n")
-            torn.flush()
-            os.fsync(torn.fileno())
-        os.ftruncate(handle, whole_bytes)
-
-
 class Promotions:
     """Decisions about champions.
 
@@ -378,7 +204,7 @@ class Promotions:
         ledger = self.ledger(language)
         with ledger.locked():
             entries = ledger.entries()
-            now = _champion(entries)
+            now = champion_in_force(entries)
             candidate = self._require_language(self.registry.verify(model, version), language)
             if now and (now.model, now.version, now.digest) == (candidate.name, candidate.version, candidate.digest):
                 same = (now.action, now.approver, now.reason) == ("approve", approver, reason)
@@ -463,7 +289,7 @@ class Promotions:
         ledger = self.ledger(language)
         with ledger.locked():
             entries = ledger.entries()
-            now = _champion(entries)
+            now = champion_in_force(entries)
             verdict = load_verdict(self._verdicts, digest)
             failed = tuple(dict.fromkeys(gate.label for gate in verdict.failures))
             self._require_verdict(digest, language, champion=now.digest if now else None, overridden=failed)
@@ -530,7 +356,7 @@ class Promotions:
         if challenger is None:
             return None
         entries = self.ledger(language).entries()
-        now = _champion(entries)
+        now = champion_in_force(entries)
         obstacle = benchmark = difference = None
         try:
             verdict = load_verdict(self._verdicts, challenger.digest)
@@ -584,7 +410,7 @@ class Promotions:
         ledger = self.ledger(language)
         with ledger.locked():
             entries = ledger.entries()
-            line = _champions(entries)
+            line = line_of_champions(entries)
             if not line:
                 raise PromotionRefused(f"'{language}' has no champion yet: there is nothing to roll back")
             now, last = line[-1], entries[-1]
@@ -595,7 +421,7 @@ class Promotions:
                 return last
             earlier = [
                 entry
-                for entry in (line[:-1] if version is None else _ever_champion(entries))
+                for entry in (line[:-1] if version is None else every_champion(entries))
                 if (entry.model, entry.version) != (now.model, now.version)
                 and (version is None or entry.version == str(version))
                 and (model is None or entry.model == model)
@@ -627,7 +453,7 @@ class Promotions:
             LedgerError: the ledger is broken, cut off, or its last entry was not made by a decision.
         """
         entries = self.ledger(language).entries()
-        now = _champion(entries)
+        now = champion_in_force(entries)
         if now is None:
             raise PromotionRefused(f"'{language}' has no champion yet: approve a version with the job `promote`")
         if cut := self._cut_off(entries, now.model, language):
@@ -638,7 +464,7 @@ class Promotions:
 
     def current(self, language: str) -> Decision | None:
         """The decision that put the present champion into production, from the ledger; None without a champion."""
-        return _champion(self.ledger(language).entries())
+        return champion_in_force(self.ledger(language).entries())
 
     def history(self, language: str) -> tuple[Decision, ...]:
         """All decisions of a language, oldest first, verified."""
@@ -661,7 +487,7 @@ class Promotions:
             LedgerError: the ledger is broken.
         """
         entries = self.ledger(language).entries()
-        now = _champion(entries)
+        now = champion_in_force(entries)
         if now and now.model != model:
             now = None
         alias = self.registry.champion(model)
@@ -718,7 +544,7 @@ class Promotions:
         reason: str,
         overridden: tuple[str, ...] = (),
     ) -> Decision:
-        now = _champion(entries)
+        now = champion_in_force(entries)
         cut = self._cut_off(entries, target.name, ledger.language)
         if cut:
             raise LedgerError(cut)
@@ -750,7 +576,7 @@ class Promotions:
         ledger = self.ledger(language)
         with ledger.locked():
             entries = ledger.entries()
-            now = _champion(entries)
+            now = champion_in_force(entries)
             candidate = self._require_language(self.registry.version(model, version), language)
             if now and (now.model, now.version) == (candidate.name, candidate.version):
                 raise PromotionRefused(
@@ -771,7 +597,7 @@ class Promotions:
     def _follow(self, ledger: Ledger, model: str | None = None) -> None:
         """Move the aliases to where the ledger says; repeating it changes nothing."""
         entries = ledger.entries()
-        now = _champion(entries)
+        now = champion_in_force(entries)
         models = {entry.model for entry in entries} | ({model} if model else set())
         for name in sorted(models):
             champion = self.registry.champion(name)
@@ -788,7 +614,7 @@ class Promotions:
                 self.registry.remove_alias(name, CHALLENGER)
             if entries:
                 self._show(entries[-1], name)
-                self.registry.set_model_tag(name, f"{HEAD_TAG}.{ledger.language}", _head(entries[-1]))
+                self.registry.set_model_tag(name, f"{HEAD_TAG}.{ledger.language}", entries[-1].head)
 
     def _show(self, last: Decision, model: str) -> None:
         """Say at the versions that a decision was about what it made of them."""
@@ -806,7 +632,7 @@ class Promotions:
     def _cut_off(self, entries: tuple[Decision, ...], model: str, language: str) -> str | None:
         """A sentence when the registry remembers a decision that the ledger no longer has."""
         noted = self._noted(model, language)
-        if noted is None or noted in {_head(entry) for entry in entries}:
+        if noted is None or noted in {entry.head for entry in entries}:
             return None
         return (
             f"the registry notes decision {noted.partition(':')[0]} about {model}, which the ledger of '{language}' "
@@ -815,7 +641,7 @@ class Promotions:
 
     def _interrupted(self, last: Decision) -> bool:
         """Whether a decision was recorded but its aliases were not all moved; the note is the last step."""
-        return self._noted(last.model, last.language) != _head(last)
+        return self._noted(last.model, last.language) != last.head
 
     def _require_noted(self, entries: Sequence[Decision]) -> None:
         """Nothing rests on an entry that no decision has finished: it may have been added by hand."""
@@ -864,7 +690,7 @@ class Promotions:
         """What an approval needs, whoever gives it; returns the verdict's SHA-256 and the gates to be overridden."""
         if closed := self._closed(entries, candidate):
             raise PromotionRefused(_closed_sentence(closed))
-        now = _champion(entries)
+        now = champion_in_force(entries)
         path = self._verdicts / f"{candidate.digest}.json"
         accepted = _overridden(entries, candidate.digest, _file_sha256(path)) if override else ()
         language = candidate.tags.get("language", "")
@@ -956,27 +782,6 @@ class Promotions:
                 f"{version.name} version {version.version} is for language '{found}', not for '{language}'"
             )
         return version
-
-
-def _champions(entries: tuple[Decision, ...]) -> list[Decision]:
-    """The line of champions that a roll-back walks down: approvals add to it, roll-backs cut it."""
-    line: list[Decision] = []
-    for entry in entries:
-        if entry.action == "approve":
-            line.append(entry)
-        elif entry.action == "rollback":
-            while line and (line[-1].model, line[-1].version) != (entry.model, entry.version):
-                line.pop()
-            line[-1:] = [entry]
-    return line
-
-
-def _champion(entries: tuple[Decision, ...]) -> Decision | None:
-    return next((entry for entry in reversed(entries) if entry.action in PRODUCTION), None)
-
-
-def _ever_champion(entries: tuple[Decision, ...]) -> list[Decision]:
-    return [entry for entry in entries if entry.action in PRODUCTION]
 
 
 def _same(entry: Decision, version: ModelVersion) -> bool:
@@ -1071,16 +876,8 @@ _SAID: Mapping[Action, str] = {
 }
 
 
-def _head(entry: Decision) -> str:
-    return f"{entry.sequence}:{entry.hash}"
-
-
 def _named(version: str | None) -> str:
     return f"version {version}" if version else "no version"
-
-
-def _line(value: dict[str, Any]) -> str:
-    return json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
 
 
 def _file_sha256(path: Path) -> str:
@@ -1088,51 +885,3 @@ def _file_sha256(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError:
         return ""
-
-
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def print_ledger(languages: Sequence[str], folder: Path) -> int:
-    """Print the ledgers of some languages; returns 1 when one of them is broken."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console, broken = Console(markup=False), 0
-    for language in languages:
-        try:
-            entries = Ledger(folder, language).entries()
-        except (LedgerError, PromotionRefused) as error:
-            console.print(str(error), style="red", highlight=False)
-            broken = 1
-            continue
-        table = Table(title=f"{language}: who decided what, when and why", title_justify="left")
-        for column in ("#", "when (UTC)", "what", "version", "bundle", "who", "why", "training launched by"):
-            table.add_column(column)
-        for entry in entries:
-            accepted = f" (accepting: {', '.join(entry.overridden)})" if entry.overridden else ""
-            version = f"{entry.model}/{entry.version}" if entry.version else entry.model
-            table.add_row(
-                str(entry.sequence),
-                entry.time[:16],
-                entry.action,
-                version,
-                entry.digest[:12],
-                entry.approver,
-                entry.reason + accepted,
-                entry.launched_by,
-            )
-        console.print(table if entries else f"{language}: nothing was decided yet", highlight=False)
-    return broken
-
-
-if __name__ == "__main__":
-    from deployment.settings import Settings
-
-    found = Settings.load()
-    sys.exit(print_ledger(sys.argv[1:] or found.languages, found.home / "ledger"))

@@ -16,13 +16,11 @@ from functools import partial
 import dagster as dg
 from pydantic import Field
 
+from deployment.ledger import PRODUCTION, Decision, LedgerError
 from deployment.promotion import (
     APPROVER_TAG,
     CHOICES,
     DECISION_TAG,
-    PRODUCTION,
-    Decision,
-    LedgerError,
     PromotionRefused,
     Promotions,
     Request,

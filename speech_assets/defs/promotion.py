@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import dagster as dg
 
+from deployment.ledger import LedgerError
 from deployment.promotion import (
     APPROVER_TAG,
     CHOICES,
@@ -18,7 +19,6 @@ from deployment.promotion import (
     REASON_TAG,
     STATUS_TAG,
     UNSIGNED,
-    LedgerError,
     Promotions,
     Waiting,
 )

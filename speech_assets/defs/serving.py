@@ -103,7 +103,8 @@ def release_champion(
     Raises:
         dg.Failure: it may not be served, or it went back; the serving tier runs what it ran before.
     """
-    from deployment.promotion import LedgerError, PromotionRefused
+    from deployment.ledger import LedgerError
+    from deployment.promotion import PromotionRefused
     from deployment.registry import RegistryError
     from deployment.rollout import Canary, GoldenUtterance, ReleaseFailed, release
     from evaluation.gates import GateRefused
@@ -152,7 +153,7 @@ def release_champion(
 
 def compare_serving(workspace: Workspace) -> dg.AssetCheckResult:
     """Whether every live replica runs the champions of the ledger, all languages together."""
-    from deployment.promotion import LedgerError
+    from deployment.ledger import LedgerError
     from deployment.release import LanguageReport, ReleaseFolder
 
     folder, promotions = ReleaseFolder(workspace.store.root), workspace.promotions()

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from deployment.promotion import GENESIS, Decision, Ledger, LedgerError, PromotionRefused, Promotions
+from deployment.ledger import GENESIS, Decision, Ledger, LedgerError
+from deployment.promotion import PromotionRefused, Promotions
 from deployment.registry import Registry
 from evaluation.gates import GateRefused, GateSettings, save_verdict
 from speech.bundle import BundleError
@@ -384,7 +385,7 @@ def test_the_command_prints_who_decided_what_and_why(house):
     """The question of an audit, answered without a server."""
     _approve(house, 1)
     (house.home / "soundstage.toml").write_text('home = "."\nlanguages = ["en", "de"]\n')
-    command = [sys.executable, "-m", "deployment.promotion"]
+    command = [sys.executable, "-m", "deployment.ledger"]
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("SOUNDSTAGE_")},
         "SOUNDSTAGE_CONFIG": str(house.home / "soundstage.toml"),
@@ -460,5 +461,5 @@ def test_two_writers_never_take_the_same_number(tmp_path):
 
 @pytest.mark.parametrize("language", ["../en", "", "a/b", ".hidden"])
 def test_ledger_stays_in_its_folder(tmp_path, language):
-    with pytest.raises(PromotionRefused):
+    with pytest.raises(LedgerError):
         Ledger(tmp_path, language)

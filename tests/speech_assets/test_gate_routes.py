@@ -580,7 +580,7 @@ def release_on_a_ledger_that_was_cut(house: House) -> Launch:
 
 def forged_entry(house: House) -> None:
     """Whoever can write the file and compute hashes still has to move the registry's note."""
-    from deployment.promotion import Decision
+    from deployment.ledger import Decision
 
     house.crown(1)
     house.register(2, champion=1)

@@ -38,7 +38,13 @@ class Source(Section):
         description="How transcripts and audio are laid out; `synthetic` is the embedded corpus."
     )
     path: str | None = Field(None, description="Folder or manifest file of the source; not used by `synthetic`.")
-    language: str | None = Field(None, description="Language of rows that do not say it; None: the source's rows must.")
+    language: str | None = Field(
+        None,
+        description="Language of rows that do not say it; None: the only one of `languages`, or the rows must say it.",
+    )
+    speaker: str | None = Field(
+        None, description="Speaker of rows that do not say it, for a source of one voice; None: the rows must say it."
+    )
     domain: str = Field("unknown", description="Domain of rows that do not say it.")
     recorded_at: date | None = Field(None, description="Date of rows that do not say it; it decides their quarter.")
 
@@ -255,7 +261,8 @@ class Settings(BaseSettings):
     languages: tuple[str, ...] = Field(("en", "de"), min_length=1, description="Languages, as primary BCP-47 tags.")
     first_quarter: str = Field("2024-01", description="First quarter, as its first month (YYYY-MM).")
     sources: tuple[Source, ...] = Field(
-        (Source(kind="synthetic", path=None, language=None, domain="unknown", recorded_at=None),), min_length=1
+        (Source(kind="synthetic", path=None, language=None, speaker=None, domain="unknown", recorded_at=None),),
+        min_length=1,
     )
     synthetic: Synthetic = Field(default_factory=Synthetic)
     training: Training = Field(default_factory=Training)

@@ -6,7 +6,7 @@ checked by whoever calls. A bad file or row never stops the others.
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
@@ -26,7 +26,7 @@ QUARANTINE = "quarantine.jsonl"
 SOURCE_DIGEST = "source_digest"  # attribute of a normalised row: SHA-256 of the file it came from
 MIN_DURATION_S = 0.2  # shorter audio holds no word; two frames of an 80 ms model
 MAX_DURATION_S = 40.0  # longer utterances belong segmented: attention memory grows with the square
-SEGMENT_TOLERANCE_S = 0.1  # a segment may end this long after its file does: annotation tools round
+TOLERANCE = SAMPLE_RATE // 10  # samples by which a segment may end beside its file's end: annotation tools round
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,12 @@ def normalize_audio(
 def _normalize_recording(path: str, rows: Sequence[Utterance], folder: Path, limits: AudioLimits) -> Sorted:
     try:
         if len(rows) == 1 and rows[0].offset_s == 0:
-            return Sorted((_write_utterance(rows[0], decode_chunks(path, limits), folder),), ())
+            return Sorted((_write_utterance(rows[0], _beginning(path, rows[0], limits), folder),), ())
         return _cut_segments(path, rows, folder, limits)
     except AudioError as error:
         return Sorted((), tuple(Quarantined(row.id, path, error.code, error.reason) for row in rows))
+    except _OutsideFile as outside:
+        return Sorted((), (Quarantined(rows[0].id, path, "segment-outside", str(outside)),))
 
 
 def _write_utterance(row: Utterance, chunks: Iterable[np.ndarray], folder: Path) -> Utterance:
@@ -116,11 +118,52 @@ def _write_utterance(row: Utterance, chunks: Iterable[np.ndarray], folder: Path)
     )
 
 
+class _OutsideFile(Exception):
+    """A segment whose times are not in its file; the message says so to who can correct them."""
+
+    def __init__(self, row: Utterance, end: int, samples: int) -> None:
+        super().__init__(
+            f"the segment {row.offset_s:.2f}-{end / SAMPLE_RATE:.2f} s lies outside the file, "
+            f"which holds {samples / SAMPLE_RATE:.2f} s: correct its times at the source"
+        )
+
+
+def _beginning(path: str, row: Utterance, limits: AudioLimits) -> Iterator[np.ndarray]:
+    """The audio of a row that is the only one of its file and starts with it; never held whole.
+
+    A file that goes on for no longer than the tolerance after the row's end belongs to the row: durations are rounded.
+    """
+    end, position = _segment_end(row), 0
+    beyond: list[np.ndarray] = []
+    for chunk in decode_chunks(path, limits):
+        inside = len(chunk) if end is None else max(0, min(len(chunk), end - position))
+        position += len(chunk)
+        if inside:
+            yield chunk[:inside]
+        if end is not None and position > end:
+            beyond.append(chunk[inside:])
+            if position - end > TOLERANCE:
+                return
+    if end is not None and end - position > TOLERANCE:
+        raise _OutsideFile(row, end, position)
+    yield from beyond
+
+
 def _cut_segments(path: str, rows: Sequence[Utterance], folder: Path, limits: AudioLimits) -> Sorted:
     """Cut one file's segments in a single pass that holds only the segments still open."""
     pending = [(row, round(row.offset_s * SAMPLE_RATE), _segment_end(row)) for row in rows]
     held: dict[str, list[np.ndarray]] = {row.id: [] for row, _, _ in pending}
     kept: list[Utterance] = []
+    quarantined: list[Quarantined] = []
+
+    def close(row: Utterance) -> None:
+        chunks = held.pop(row.id)
+        if any(len(chunk) for chunk in chunks):
+            kept.append(_write_utterance(row, chunks, folder))
+        else:
+            reason = f"the segment at {row.offset_s:.2f} s holds no sample: correct its times at the source"
+            quarantined.append(Quarantined(row.id, path, "segment-empty", reason))
+
     position = 0
     for chunk in decode_chunks(path, limits):
         open_segments = []
@@ -129,21 +172,18 @@ def _cut_segments(path: str, rows: Sequence[Utterance], folder: Path, limits: Au
                 stop = len(chunk) if end is None else end - position
                 held[row.id].append(chunk[max(0, start - position) : stop])
             if end is not None and end <= position + len(chunk):
-                kept.append(_write_utterance(row, held.pop(row.id), folder))
+                close(row)
             else:
                 open_segments.append((row, start, end))
         pending = open_segments
         position += len(chunk)
-    quarantined = []
     for row, start, end in pending:
-        if start < position and (end is None or end - position <= SEGMENT_TOLERANCE_S * SAMPLE_RATE):
-            kept.append(_write_utterance(row, held.pop(row.id), folder))
+        if start < position and (end is None or end - position <= TOLERANCE):
+            close(row)
         else:
-            reason = (
-                f"the segment {row.offset_s:.2f}-{(end or start) / SAMPLE_RATE:.2f} s lies outside the file, "
-                f"which holds {position / SAMPLE_RATE:.2f} s: correct its times at the source"
+            quarantined.append(
+                Quarantined(row.id, path, "segment-outside", str(_OutsideFile(row, end or start, position)))
             )
-            quarantined.append(Quarantined(row.id, path, "segment-outside", reason))
     return Sorted(tuple(kept), tuple(quarantined))
 
 

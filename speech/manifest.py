@@ -134,7 +134,7 @@ class RejectedRow:
 class Defaults:
     """What to assume where a source has no such column or leaves it empty."""
 
-    language: str
+    language: str | None = None
     domain: str = UNKNOWN_DOMAIN
     recorded_at: dt.date | None = None
     speaker: str | None = None
@@ -293,7 +293,7 @@ def assign_splits(
 def import_kaldi(directory: PathLike, defaults: Defaults) -> Iterator[Imported]:
     """A Kaldi data directory: ``wav.scp`` and ``text``, with whatever of the optional files is there.
 
-    Read: segments, utt2spk, spk2gender, spk2age, utt2lang, utt2dom, utt2date, utt2dur. Paths in ``wav.scp`` are
+    Read: segments, utt2spk, spk2gender, spk2age, utt2lang, utt2dom, utt2date. Paths in ``wav.scp`` are
     relative to the directory. A ``wav.scp`` entry that is a command (``sox ... |``) is refused, never run.
     The side tables are held in memory; utterances stream in the order of ``segments`` or ``wav.scp``.
     """
@@ -305,7 +305,7 @@ def import_kaldi(directory: PathLike, defaults: Defaults) -> Iterator[Imported]:
             raise ManifestError(root / name, None, "is missing; a Kaldi data directory needs wav.scp and text")
 
     tables: dict[str, dict[str, tuple[int, str]]] = {}
-    side_tables = ("text", "utt2spk", "spk2gender", "spk2age", "utt2lang", "utt2dom", "utt2date", "utt2dur")
+    side_tables = ("text", "utt2spk", "spk2gender", "spk2age", "utt2lang", "utt2dom", "utt2date")
     segmented = (root / "segments").is_file()
     for name in (*side_tables, "wav.scp") if segmented else side_tables:
         tables[name] = {}
@@ -328,7 +328,7 @@ def import_kaldi(directory: PathLike, defaults: Defaults) -> Iterator[Imported]:
             continue
         used.add(key)
         try:
-            location, offset, duration = value, None, tables["utt2dur"].get(key, (0, ""))[1]
+            location, offset, duration = value, "", ""
             if segmented:
                 parts = value.split()
                 if len(parts) < 3:
@@ -539,14 +539,19 @@ class _Intake:
             raise ValueError("there is no transcript")
         speaker = values["speaker"] or self.defaults.speaker
         if not speaker:
-            raise ValueError("there is no speaker; add the column or set a default speaker")
+            raise ValueError("there is no speaker; add the column, or name a speaker for the whole source")
         if values["recorded_at"]:
             recorded_at = parse_date(values["recorded_at"])
         elif self.defaults.recorded_at is not None:
             recorded_at = self.defaults.recorded_at
         else:
-            raise ValueError("there is no recording date; add the column or set a default date")
-        language, locale = _language(values["language"] or self.defaults.language)
+            raise ValueError(
+                "there is no recording date; add the column, or name a date for the whole source (recorded_at)"
+            )
+        named = values["language"] or self.defaults.language
+        if not named:
+            raise ValueError("there is no language; add the column, or name a language for the whole source")
+        language, locale = _language(named)
         duration = _optional_seconds(values["duration"] or None, "duration", positive=True)
         offset = _optional_seconds(values["offset"] or None, "offset") or 0.0
         split = _split(values["split"] or None)

@@ -3,6 +3,7 @@
 import json
 import shutil
 import statistics
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,11 +24,13 @@ from speech.corpus import (
 from speech.manifest import (
     IMPORTERS,
     Defaults,
+    ManifestError,
     RejectedRow,
     Utterance,
     assign_splits,
     audio_location,
     quarter_of,
+    quarter_title,
     read_manifest,
 )
 from speech.store import StoreError, digest_file, write_atomically, write_json
@@ -72,7 +75,13 @@ def read_source(source: Source, workspace: Workspace, quarter: str, language: st
         )
         kind = "table"
     assert path is not None  # the settings refuse a source without one
-    defaults = Defaults(language=source.language or language, domain=source.domain, recorded_at=source.recorded_at)
+    known = workspace.settings.languages
+    defaults = Defaults(
+        language=source.language or (known[0] if len(known) == 1 else None),
+        domain=source.domain,
+        recorded_at=source.recorded_at,
+        speaker=source.speaker,
+    )
     yield from IMPORTERS[kind](path, defaults)
 
 
@@ -101,21 +110,36 @@ def recordings(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
     Rows that no importer can read are kept aside with the file, the row and the reason.
     """
     quarter, language = quarter_and_language(context)
-    rows: list[Utterance] = []
+    found: dict[str, Utterance] = {}
     rejected: list[RejectedRow] = []
+    nowhere: list[str] = []  # rows that no partition of this deployment takes, and why
     read = elsewhere = 0
-    for source in workspace.settings.sources:
-        for row in read_source(source, workspace, quarter, language):
-            read += 1
-            if isinstance(row, RejectedRow):
-                rejected.append(row)
-            elif row.language != language or quarter_of(row.recorded_at) != quarter:
-                elsewhere += 1
-            else:
-                rows.append(row)
-    rows = sorted(digest_sources(rows), key=lambda row: row.id)
+    try:
+        for source in workspace.settings.sources:
+            for row in read_source(source, workspace, quarter, language):
+                read += 1
+                if isinstance(row, RejectedRow):
+                    rejected.append(row)
+                elif why := _outside(row, workspace):
+                    nowhere.append(why)
+                elif row.language != language or quarter_of(row.recorded_at) != quarter:
+                    elsewhere += 1
+                elif row.id in found:
+                    why = f"id '{row.id}' is also in another source: give one of the two rows another id"
+                    rejected.append(RejectedRow(row.audio, 0, why, row.id))
+                else:
+                    found[row.id] = row
+    except ManifestError as unreadable:
+        raise dg.Failure(f"a source cannot be read: {unreadable}", allow_retries=False) from unreadable
+    rows = sorted(digest_sources(found.values()), key=lambda row: row.id)
     quarantined = tuple(Quarantined(r.id or f"row {r.row}", r.source, "row", r.reason) for r in rejected)
-    counts = {"read": read, "kept": len(rows), "other_partitions": elsewhere, "rejected": len(rejected)}
+    counts = {
+        "read": read,
+        "kept": len(rows),
+        "other_partitions": elsewhere,
+        "no_partition": len(nowhere),
+        "rejected": len(rejected),
+    }
     with workspace.store.replace("recordings", quarter, language) as staging:
         Sorted(tuple(rows), quarantined).write(staging.path)
         write_json(staging.path / COUNTS, counts)
@@ -127,13 +151,14 @@ def recordings(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
             "speakers": len({row.speaker for row in rows}),
             "rejected_rows": len(rejected),
             "rejections": counts_table(("reason", "rows"), [row.reason for row in quarantined]),
+            "in_no_partition": counts_table(("why", "rows"), nowhere),
             "manifest": dg.MetadataValue.path(str(published.path / MANIFEST)),
         },
         data_version=dg.DataVersion(published.digest),
         check_results=[
             dg.AssetCheckResult(
                 check_name="every_row_accounted_for",
-                passed=read == len(rows) + elsewhere + len(rejected) and len(rows) > 0,
+                passed=read == sum(counts.values()) - read and len(rows) > 0,
                 description=None
                 if rows
                 else f"no source holds a recording of {quarter} in '{language}': check `sources` in soundstage.toml",
@@ -224,8 +249,10 @@ def utterances(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
         max_duration_s=settings.corpus.max_duration_s,
     )
     kept = list(outcome.kept)
-    if settings.corpus.split == "speaker":
-        kept = assign_splits(kept, settings.corpus.dev_share, settings.corpus.test_share)
+    if settings.corpus.split == "speaker":  # a split of the source could move a speaker from one quarter to the next
+        kept = assign_splits(
+            [replace(row, split=None) for row in kept], settings.corpus.dev_share, settings.corpus.test_share
+        )
     before = previous_quarter(quarter)
     pages = store.path("pages", "data-docs", quarter, language)
     with store.replace("utterances", quarter, language) as staging:
@@ -236,7 +263,8 @@ def utterances(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
             [located(row, staging.path / MANIFEST) for row in kept],
             language=language,
             quarter=quarter,
-            rejected=len(outcome.quarantined) + len(read_quarantine(source.path)),
+            rejected=Counter(row.code for row in (*outcome.quarantined, *read_quarantine(source.path))),
+            unreadable_share=_unreadable_share(workspace, quarter, language),
             settings=settings.corpus,
             previous=_profile(workspace, before, language) if before else None,
             docs_dir=pages,
@@ -341,7 +369,7 @@ def benchmark_set(context: dg.AssetExecutionContext, workspace: dg.ResourceParam
             for quarter in first_quarters(workspace.settings.training.base_quarters):
                 folder = validated_utterances(workspace, quarter, language)
                 rows += [
-                    _copied_audio(row, folder / MANIFEST, staging.path)
+                    _copied_audio(row, folder / MANIFEST, staging.path, f"{quarter}-{row.id}")
                     for row in read_manifest(folder / MANIFEST)
                     if row.split == "test"
                 ]
@@ -398,11 +426,28 @@ def _located_below(row: Utterance, folder: Path) -> Utterance:
     return replace(row, audio=(folder / row.audio).as_posix())
 
 
-def _copied_audio(row: Utterance, manifest: Path, folder: Path) -> Utterance:
+def _copied_audio(row: Utterance, manifest: Path, folder: Path, identity: str) -> Utterance:
+    """A row with its audio beside it, under an id that is unique among several quarters."""
     source = Path(audio_location(row, manifest))
-    (folder / "audio").mkdir(exist_ok=True)
-    shutil.copyfile(source, folder / "audio" / source.name)
-    return replace(row, audio=f"audio/{source.name}")
+    copy = folder / "audio" / f"{identity}{source.suffix}"
+    copy.parent.mkdir(exist_ok=True)
+    shutil.copyfile(source, copy)
+    return replace(row, id=identity, audio=copy.relative_to(folder).as_posix())
+
+
+def _outside(row: Utterance, workspace: Workspace) -> str | None:
+    """Why no partition of this deployment takes a row; None where one does."""
+    if row.language not in workspace.settings.languages:
+        return f"language '{row.language}' is not in `languages`"
+    if (quarter := quarter_of(row.recorded_at)) < workspace.settings.first_quarter:
+        return f"{quarter_title(quarter)} is before `first_quarter`"
+    return None
+
+
+def _unreadable_share(workspace: Workspace, quarter: str, language: str) -> float:
+    """Share of all rows of the sources that no importer could read; nobody knows whose partition they were."""
+    counts = json.loads((workspace.store.current("recordings", quarter, language).path / COUNTS).read_text())
+    return float(counts["rejected"]) / max(1, counts["read"])
 
 
 def _profile(workspace: Workspace, quarter: str, language: str) -> CorpusProfile | None:

@@ -107,7 +107,7 @@ def train(
     record = training_record(work)
     with workspace.store.replace(*place) as staging:
         shutil.copyfile(work / CHECKPOINT, staging.path / CHECKPOINT)
-        shutil.copyfile(work / TRAINING_RECORD, staging.path / TRAINING_RECORD)
+        write_json(staging.path / TRAINING_RECORD, {**record, "data": data})
         shutil.copytree(work / BUNDLE, staging.path / BUNDLE)
     for other in work.parent.iterdir():
         if other.is_dir() and other != work:

@@ -81,7 +81,10 @@ def registered_model(context: dg.AssetExecutionContext, workspace: dg.ResourcePa
         passed,
         store.current("evaluation", quarter, language).path / REPORT,
         partition=context.partition_key,
-        dataset_digests={**evaluation.dataset_digests, **bundle.lineage.get("data", {})},
+        dataset_digests={
+            **evaluation.dataset_digests,
+            **{f"train {quarter_read}": digest for quarter_read, digest in record.get("data", {}).items()},
+        },
         git_revision=git_revision(),
         run_links={
             "dagster": f"{settings.dagster_url}/runs/{context.run.run_id}",

@@ -75,6 +75,31 @@ def test_segments_of_one_file_are_cut_where_they_lie(tmp_path: Path) -> None:
     assert np.argmax(spectrum) / (after.duration_s or 1) == pytest.approx(900, abs=2)
 
 
+def test_a_lone_segment_at_the_beginning_is_cut_too(tmp_path: Path) -> None:
+    """Five seconds of transcript must not be learnt against a minute of audio."""
+    rows = [
+        row("part", tone(tmp_path / "minute.flac", 60.0), duration_s=5.0),
+        row("whole", tone(tmp_path / "whole.flac", 2.0)),
+        row("rounded", tone(tmp_path / "rounded.flac", 2.004), duration_s=2.0),  # a duration, not a cut
+        row("lying", tone(tmp_path / "lying.flac", 2.0), duration_s=9.0),
+    ]
+    outcome = normalize_audio(rows, tmp_path)
+    assert {kept.id: kept.duration_s for kept in outcome.kept} == {"part": 5.0, "whole": 2.0, "rounded": 2.004}
+    assert [(bad.id, bad.code) for bad in outcome.quarantined] == [("lying", "segment-outside")]
+
+
+def test_a_segment_without_a_sample_costs_no_other(tmp_path: Path) -> None:
+    source = tone(tmp_path / "long.flac", 12.0)
+    rows = [
+        row("first", source, offset_s=0.0, duration_s=5.0),
+        row("nothing", source, offset_s=10.0, duration_s=0.00002),
+        row("last", source, offset_s=6.0, duration_s=3.0),
+    ]
+    outcome = normalize_audio(rows, tmp_path)
+    assert [kept.id for kept in outcome.kept] == ["first", "last"]
+    assert [(bad.id, bad.code) for bad in outcome.quarantined] == [("nothing", "segment-empty")]
+
+
 def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
     rows = [row("b", tone(tmp_path / "b.flac", 1.0)), row("a", tone(tmp_path / "a.flac", 2.0, 500))]
     for folder, order in (("one", rows), ("two", rows[::-1])):

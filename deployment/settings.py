@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+from pydantic_settings import SettingsError as SourceError
 
 from evaluation.expectations import CorpusSettings
 from evaluation.gates import GateSettings
@@ -331,10 +337,27 @@ class Settings(BaseSettings):
         except ValidationError as error:
             problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
             raise SettingsError(f"settings in {path} or SOUNDSTAGE_* cannot be used: {problems}") from error
+        except SourceError as error:
+            raise SettingsError(
+                f"a SOUNDSTAGE_* variable is not valid JSON, which tables and lists are written in: {error}"
+            ) from error
         except ValueError as error:  # tomllib's decode error is a ValueError
             raise SettingsError(f"{path} is not valid TOML: {error}") from error
         folder = path.parent
         sources = tuple(
             s if s.path is None else s.model_copy(update={"path": str(folder / s.path)}) for s in settings.sources
         )
-        return settings.model_copy(update={"home": folder / settings.home, "sources": sources})
+        training = settings.training
+        recipes = {
+            name: str(folder / recipe)
+            for name in ("base_recipe", "finetune_recipe")
+            if (recipe := getattr(training, name)).endswith((".yaml", ".yml"))
+        }
+        base = {tag: str(folder / base) if base.endswith(".nemo") else base for tag, base in training.base.items()}
+        return settings.model_copy(
+            update={
+                "home": folder / settings.home,
+                "sources": sources,
+                "training": training.model_copy(update={"base": base, **recipes}),
+            }
+        )

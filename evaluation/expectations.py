@@ -577,8 +577,9 @@ def validate(
     """Hold a partition against the suite and write its Data Docs into `docs_dir` (replaced).
 
     `rejected`: rows of the delivery that went to quarantine, by their code: shares of duplicates and of foreign
-    characters are shares of what was delivered. `unreadable_share`: of the rows that no importer could read. `locate` gives the place of an utterance's audio; by
-    default its own path. The outcomes are the same list of names for every partition.
+    characters are shares of what was delivered. `unreadable_share`: of the rows that no importer could read. `locate`
+    gives the place of an utterance's audio; by default its own path. The outcomes are the same list of names for every
+    partition.
     """
     rows = list(utterances)
     profile = profile_corpus(rows, language=language, quarter=quarter)

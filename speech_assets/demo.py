@@ -24,7 +24,7 @@ from speech_assets.defs.metadata import quarter_heading
 from speech_assets.graphql import ENDED, DagsterClient, DagsterError
 
 CANDIDATE = (*MODELS, *JUDGEMENT)
-QUARTERS = {"en": 3, "de": 1}  # quarters of the demo, from the first
+QUARTERS, OTHERS = 3, 1  # quarters of the demo, from the first: of the first language, and of each other
 RELEASE_TIMEOUT_S = 180.0
 POLL_S = 1.0
 
@@ -254,7 +254,7 @@ class Demo:
             table.add_column(column)
         for quarter, language in partitions:
             name = quarter_heading(quarter, language)
-            hours = f"{self._hours(quarter, language):.2f}"
+            hours = self._hours(quarter, language)
             try:
                 result = load_evaluation(workspace, quarter, language)
                 bundle = ModelBundle.load(workspace.store.current("model_bundle", quarter, language).path / BUNDLE)
@@ -281,12 +281,14 @@ class Demo:
             )
         return table
 
-    def _hours(self, quarter: str, language: str) -> float:
+    def _hours(self, quarter: str, language: str) -> str:
         from speech.corpus import MANIFEST
         from speech.manifest import read_manifest
 
+        if not self.store.exists("utterances", quarter, language):
+            return "-"
         folder = self.store.current("utterances", quarter, language).path
-        return sum(row.duration_s or 0 for row in read_manifest(folder / MANIFEST)) / 3600
+        return f"{sum(row.duration_s or 0 for row in read_manifest(folder / MANIFEST)) / 3600:.2f}"
 
 
 def main() -> int:
@@ -315,15 +317,22 @@ def main() -> int:
 def _demonstrate(settings: Settings, console: Console) -> None:
     from speech_assets.defs.partitions import first_quarters
 
-    partitions = [(quarter, language) for language, count in QUARTERS.items() for quarter in first_quarters(count)]
+    if not settings.promotion.approvers:
+        raise SettingsError("nobody may approve: name someone in `approvers` of [promotion] in soundstage.toml")
+    languages = settings.languages
+    partitions = [
+        (quarter, language)
+        for place, language in enumerate(languages)
+        for quarter in first_quarters(OTHERS if place else QUARTERS)
+    ]
     demo = Demo(settings, console)
     first = first_quarters(1)[0]
 
     console.rule("1. the first quarter of each language: ingest, normalise, validate")
-    demo.run_all([Step(quarter_heading(first, language), CORPUS, f"{language}|{first}") for language in QUARTERS])
-    demo.run_all([Step(quarter_heading(first, language), BASE_CORPUS, f"{language}|{first}") for language in QUARTERS])
+    demo.run_all([Step(quarter_heading(first, language), CORPUS, f"{language}|{first}") for language in languages])
+    demo.run_all([Step(quarter_heading(first, language), BASE_CORPUS, f"{language}|{first}") for language in languages])
     console.rule("2. a base model for each language, from scratch")
-    demo.run_all([Step(f"base model, {language}", LANGUAGE_BASE, language) for language in QUARTERS])
+    demo.run_all([Step(f"base model, {language}", LANGUAGE_BASE, language) for language in languages])
     console.rule("3. every quarter: fine-tune, evaluate, judge, register")
     demo.run_all(
         [
@@ -336,7 +345,7 @@ def _demonstrate(settings: Settings, console: Console) -> None:
         ]
     )
     console.rule("4. a person approves, the server takes over")
-    language = next(iter(QUARTERS))
+    language = languages[0]
     demo.approve(language)
     digest = demo.wait_for_release(language)
     console.print(f"the server reports bundle {digest[:12]}")

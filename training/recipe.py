@@ -159,6 +159,10 @@ class Recipe(_Section):
     threads: int = Field(0, ge=0, description="CPU threads of the network; 0: one per core.")
     devices: int = Field(0, ge=0, description="GPUs (or CPU processes) trained on; 0: every GPU, or one process.")
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    variants: list[Literal["int8"]] = Field(
+        default=[],
+        description="Further networks in the bundle beside float32; int8 keeps weights in 8 bits, at half the size.",
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where the GPU can.")
     model: ModelSettings = ModelSettings()
     tokenizer: TokenizerSettings = TokenizerSettings()

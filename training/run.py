@@ -359,6 +359,7 @@ def _publish(spec: TrainingSpec, record: dict[str, Any], fitted: Any, dev: Any, 
             "dev_manifests": list(dev.digests.values()),
         },
         parity_utterances=[cache.samples(row).astype("float32") / 32_768 for row in sample],
+        variants=record["recipe"]["variants"],
     )
     record["bundle_digest"] = bundle.digest
     record["parity"] = dict(bundle.parity)
@@ -389,7 +390,7 @@ def _write_json(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def _line(progress: Progress) -> str:
-    parts = [f"{progress.phase:<12} step {progress.step}/{progress.max_steps}"]
+    parts = [f"{progress.phase:<12} step {progress.step}/{progress.max_steps}, epoch {progress.epoch}"]
     if progress.loss is not None:
         parts.append(f"loss {progress.loss:.3f}")
     if progress.wer is not None:

@@ -3,7 +3,7 @@
 Reasons only ask. The schedule `quarter_closed` asks for the quarter that has just ended, `late_recordings` for another
 look at it, the sensor `falling_quality` when production does worse than its limit; each leaves a request in the data
 store under a name of its own, so that a tick which is repeated asks for nothing new. One sensor, `retraining`, starts
-runs, and it also sees by itself when the recipe or the base model is another than the one a model was made with. A
+runs, and it also asks when it sees that the recipe or the base model is another than the one a model was made with. A
 request is served by any run of its partition that was created after the moment it speaks of, whoever launched that, so
 reasons that come together end in one run; while a run is under way nothing is started; and the run key names the run
 before it, so that Dagster itself drops a second start from the same state. (Declarative automation decides asset by
@@ -17,7 +17,8 @@ A run covers everything from `recordings` to `registered_model`, so late recordi
 or stops it; where nothing has changed, its training is not repeated.
 """
 
-import json
+import hashlib
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -39,6 +40,7 @@ from speech_assets.defs.partitions import (
 )
 from speech_assets.defs.resources import Workspace
 
+log = logging.getLogger(__name__)
 SENSOR_INTERVAL_S = 30
 REASON_TAG = "soundstage/retraining"
 
@@ -60,12 +62,22 @@ class QualityReading(BaseModel):
     measured_at: AwareDatetime = Field(description="End of the period that was measured, with its time zone.")
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(BaseModel):
     """A wish for a new model of a partition, from a moment on."""
 
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
     reason: str
-    asked_at: datetime
+    asked_at: AwareDatetime
+
+
+@dataclass(frozen=True)
+class Change:
+    """Something that a partition's model was made with and that is another one now."""
+
+    name: str  # of the change from the one to the other
+    reason: str
+    model_made_at: datetime
 
 
 class Requests:
@@ -74,19 +86,31 @@ class Requests:
     def __init__(self, store: DataStore) -> None:
         self._store = store
 
-    def ask(self, quarter: str, language: str, name: str, request: Request) -> bool:
-        """Note a wish under a name; False when it was noted before."""
+    def ask(
+        self, quarter: str, language: str, name: str, request: Request, *, anew_after: datetime | None = None
+    ) -> bool:
+        """Note a wish under a name; False when it was noted before, unless that was before `anew_after`."""
         path = self._folder(quarter, language) / f"{name}.json"
         if path.exists():
-            return False
-        write_json(path, {"reason": request.reason, "asked_at": request.asked_at.isoformat()})
+            noted = self._read(path)
+            if noted is None or anew_after is None or noted.asked_at >= anew_after:
+                return False
+        write_json(path, request.model_dump(mode="json"))
         return True
 
     def of(self, quarter: str, language: str) -> Iterator[Request]:
-        """The wishes for a partition, oldest file name first."""
+        """The wishes for a partition, oldest file name first; a file that is no request asks for nothing."""
         for path in sorted(self._folder(quarter, language).glob("*.json")):
-            noted = json.loads(path.read_text())
-            yield Request(noted["reason"], datetime.fromisoformat(noted["asked_at"]))
+            if noted := self._read(path):
+                yield noted
+
+    @staticmethod
+    def _read(path: Path) -> Request | None:
+        try:
+            return Request.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            log.error("%s is no request for retraining and asks for nothing: %s", path, error)
+            return None
 
     def _folder(self, quarter: str, language: str) -> Path:
         return self._store.path("retraining", quarter, language)
@@ -98,7 +122,7 @@ def _ask_for_all(context: dg.ScheduleEvaluationContext, workspace: Workspace, na
     if quarter is None:
         return dg.SkipReason("no quarter has ended yet")
     for language in workspace.settings.languages:
-        Requests(workspace.store).ask(quarter, language, f"{name}-{now:%Y-%m-%d}", Request(reason, now))
+        Requests(workspace.store).ask(quarter, language, f"{name}-{now:%Y-%m-%d}", Request(reason=reason, asked_at=now))
     return dg.SkipReason(f"asked for {quarter}: {', '.join(workspace.settings.languages)} ({reason})")
 
 
@@ -107,9 +131,10 @@ def _ask_for_all(context: dg.ScheduleEvaluationContext, workspace: Workspace, na
     target=retrain,
     execution_timezone="UTC",
     default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="At the start of a quarter: asks for models of the quarter that has closed, in every language.",
 )
 def quarter_closed(context: dg.ScheduleEvaluationContext, workspace: dg.ResourceParam[Workspace]) -> dg.SkipReason:
-    """At the start of a quarter: asks for models of the quarter that has closed, in every language."""
+    """The quarter has closed."""
     return _ask_for_all(context, workspace, "quarter-closed", "the quarter has closed")
 
 
@@ -118,9 +143,10 @@ def quarter_closed(context: dg.ScheduleEvaluationContext, workspace: dg.Resource
     target=retrain,
     execution_timezone="UTC",
     default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Asks for another look at the closed quarter, whose last transcripts tend to come late.",
 )
 def late_recordings(context: dg.ScheduleEvaluationContext, workspace: dg.ResourceParam[Workspace]) -> dg.SkipReason:
-    """Later on: asks for another look at the closed quarter, whose last transcripts tend to come late."""
+    """Recordings may have come late."""
     return _ask_for_all(context, workspace, "late-recordings", "recordings may have come late")
 
 
@@ -128,9 +154,10 @@ def late_recordings(context: dg.ScheduleEvaluationContext, workspace: dg.Resourc
     target=retrain,
     minimum_interval_seconds=SENSOR_INTERVAL_S,
     default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Asks for a new model of the latest closed quarter where production does worse than its limit.",
 )
 def falling_quality(context: dg.SensorEvaluationContext, workspace: dg.ResourceParam[Workspace]) -> dg.SkipReason:
-    """Asks for a new model of the latest closed quarter where a reading of production is worse than its limit."""
+    """A reading of production is worse than its limit."""
     quarter = latest_closed_quarter()
     said = []
     for language in workspace.settings.languages:
@@ -138,7 +165,7 @@ def falling_quality(context: dg.SensorEvaluationContext, workspace: dg.ResourceP
         if not path.exists():
             continue
         try:
-            reading = QualityReading.model_validate_json(path.read_text())
+            reading = QualityReading.model_validate_json(path.read_bytes())
         except (OSError, ValidationError) as error:
             context.log.error(f"{path} cannot be read, so '{language}' is not watched: {error}")
             continue
@@ -146,9 +173,9 @@ def falling_quality(context: dg.SensorEvaluationContext, workspace: dg.ResourceP
             continue
         measured = reading.measured_at.astimezone(UTC)
         reason = f"production WER {reading.wer:.1%} is above its limit of {reading.limit:.1%}"
-        if Requests(workspace.store).ask(
-            quarter, language, f"quality-{measured:%Y%m%dT%H%M%S}", Request(reason, measured)
-        ):
+        # A time that lies ahead would ask for one model after the other until it is over.
+        request = Request(reason=reason, asked_at=min(measured, datetime.now(UTC)))
+        if Requests(workspace.store).ask(quarter, language, f"quality-{measured:%Y%m%dT%H%M%S}", request):
             said.append(f"{language}: {reason}")
     return dg.SkipReason("; ".join(said) or "no new reading is worse than its limit")
 
@@ -157,11 +184,12 @@ def falling_quality(context: dg.SensorEvaluationContext, workspace: dg.ResourceP
     job=retrain,
     minimum_interval_seconds=SENSOR_INTERVAL_S,
     default_status=dg.DefaultSensorStatus.STOPPED,
+    description="Starts one run for each partition that is asked for. Switch this on to have models made unasked.",
 )
 def retraining(
     context: dg.SensorEvaluationContext, workspace: dg.ResourceParam[Workspace]
 ) -> dg.SensorResult | dg.SkipReason:
-    """Starts one run for each partition that is asked for. Switch this on to have models made without a launch."""
+    """Whatever was asked for and not served yet."""
     quarter = latest_closed_quarter()
     if quarter is None:
         return dg.SkipReason("no quarter has ended yet")
@@ -169,15 +197,17 @@ def retraining(
     for language in workspace.settings.languages:
         partition = partition_of(quarter, language)
         runs = _runs_of(context.instance, partition)
-        if any(not record.dagster_run.is_finished for record in runs):
+        if any(_under_way(record.dagster_run) for record in runs):
             said.append(f"{quarter_heading(quarter, language)}: a run is under way")
             continue
         last = max(runs, key=lambda record: record.create_timestamp, default=None)
         since = last.create_timestamp.astimezone(UTC) if last else datetime.min.replace(tzinfo=UTC)
-        reasons = [r.reason for r in Requests(workspace.store).of(quarter, language) if r.asked_at > since]
+        requests = Requests(workspace.store)
         if workspace.settings.retraining.on_change:
-            reasons += changes(context.instance, quarter, language)
-        if reasons:
+            for change in changes(context.instance, quarter, language):
+                request = Request(reason=change.reason, asked_at=datetime.now(UTC))
+                requests.ask(quarter, language, change.name, request, anew_after=change.model_made_at)
+        if reasons := [request.reason for request in requests.of(quarter, language) if request.asked_at > since]:
             why = "; ".join(dict.fromkeys(reasons))
             after = last.dagster_run.run_id if last else "none"
             wanted.append(
@@ -188,21 +218,33 @@ def retraining(
     return dg.SensorResult(run_requests=wanted)
 
 
-def changes(instance: dg.DagsterInstance, quarter: str, language: str) -> list[str]:
+def changes(instance: dg.DagsterInstance, quarter: str, language: str) -> list[Change]:
     """What differs between the partition's model and what would be trained now; empty where there is no model."""
     model = _latest(instance, finetuned_model.key, partition_of(quarter, language))
     if model is None or model.asset_materialization is None:
         return []
     made_with = model.asset_materialization.tags or {}
+    made_at = datetime.fromtimestamp(model.timestamp, UTC)
     found = []
-    if made_with.get("dagster/code_version") not in {None, recipe_version(SETTINGS.training.finetune_recipe)}:
-        found.append("the recipe has changed")
+    before, now = made_with.get("dagster/code_version"), recipe_version(SETTINGS.training.finetune_recipe)
+    if before not in {None, now}:
+        found.append(Change(_change("recipe", before, now), "the recipe has changed", made_at))
     base = _latest(instance, base_model.key, language)
     if base is not None and base.asset_materialization is not None:
-        version = (base.asset_materialization.tags or {}).get("dagster/data_version")
-        if made_with.get("dagster/input_data_version/base_model") not in {None, version}:
-            found.append("the base model has changed")
+        before = made_with.get("dagster/input_data_version/base_model")
+        now = (base.asset_materialization.tags or {}).get("dagster/data_version", "")
+        if before not in {None, now}:
+            found.append(Change(_change("base-model", before, now), "the base model has changed", made_at))
     return found
+
+
+def _change(what: str, before: str | None, now: str) -> str:
+    return f"{what}-{hashlib.sha256(f'{before} {now}'.encode()).hexdigest()[:16]}"
+
+
+def _under_way(run: dg.DagsterRun) -> bool:
+    """Whether something is still to come of a run: one that was lost is started again."""
+    return not run.is_finished or run.is_complete_and_waiting_to_retry
 
 
 def _latest(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str) -> dg.EventLogEntry | None:

@@ -77,12 +77,13 @@ def corpus(recording):
 
 @pytest.fixture
 def check(tmp_path):
-    def run(rows, previous=None, rejected=0, settings=None):
+    def run(rows, previous=None, rejected=None, settings=None, unreadable_share=0.0):
         return validate(
             rows,
             language="en",
             quarter="2024-04",
-            rejected=rejected,
+            rejected=rejected or {},
+            unreadable_share=unreadable_share,
             settings=settings or CorpusSettings(),
             previous=previous,
             docs_dir=tmp_path / "docs",
@@ -157,8 +158,16 @@ def test_each_fault_of_an_export_is_caught(corpus, check, case):
 
 
 def test_most_rows_in_quarantine_stop_the_partition(corpus, check):
-    assert failed(check(corpus, rejected=100)) == {"rejected_share"}
-    assert failed(check(corpus, rejected=10)) == set()
+    assert failed(check(corpus, rejected={"truncated": 60, "not-audio": 40})) == {"rejected_share"}
+    assert failed(check(corpus, rejected={"truncated": 10})) == set()
+    assert failed(check(corpus, unreadable_share=0.9)) == {"rejected_share"}
+
+
+def test_what_was_left_out_counts_towards_its_own_limit(corpus, check):
+    """Selection takes duplicates and foreign scripts out before the checks look: their shares are of the delivery."""
+    assert failed(check(corpus, rejected={"duplicate": 12})) == {"duplicate_share"}
+    assert failed(check(corpus, rejected={"charset": 12})) == {"text_charset"}
+    assert failed(check(corpus, rejected={"duplicate": 1, "charset": 1})) == set()
 
 
 def test_a_wrong_sample_rate_or_a_file_that_is_no_audio_is_caught(corpus, check, tmp_path):

@@ -101,6 +101,34 @@ def test_a_later_reading_asks_again(asking) -> None:  # type: ignore[no-untyped-
     assert second.run_key != first.run_key
 
 
+def test_a_reading_from_the_future_asks_once(asking) -> None:  # type: ignore[no-untyped-def]
+    """The end of a day that is still running, or a wrong year, must not train one model after the other."""
+    import dagster as dg
+
+    asking.reading(0.3, datetime.now(UTC) + timedelta(days=300))
+    assert len(asking.starts()) == 1
+    asking.run(dg.DagsterRunStatus.SUCCESS)
+    assert asking.starts() == []
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"reason": "no zone", "asked_at": "2026-01-01T00:00:00"}', b"\xff"])
+def test_a_request_that_is_none_stops_no_other(asking, content: bytes) -> None:  # type: ignore[no-untyped-def]
+    asking.schedules(datetime.now(UTC))
+    folder = asking.workspace.store.path("retraining", asking.quarter, "en")
+    (folder / "a-broken.json").write_bytes(content)
+    assert len(asking.starts()) == 1
+
+
+def test_a_run_that_is_to_be_started_again_is_under_way(asking) -> None:  # type: ignore[no-untyped-def]
+    """A second run beside the retry of a lost one would train the same model twice."""
+    run = asking.run()
+    asking.instance.add_run_tags(run.run_id, {"dagster/will_retry": "true", "dagster/did_retry": "false"})
+    asking.instance.report_run_failed(run)
+    asking.reading(0.3, datetime.now(UTC) + timedelta(hours=1))
+    assert asking.instance.get_run_by_id(run.run_id).is_complete_and_waiting_to_retry
+    assert asking.starts() == []
+
+
 @pytest.mark.parametrize(
     "content", ["{", '{"wer": 0.3}', '{"wer": 0.3, "limit": 0.1, "measured_at": "2026-01-01T00:00:00"}']
 )
@@ -141,12 +169,14 @@ def test_a_changed_recipe_or_base_asks_where_the_settings_say_so(asking) -> None
     made_with(now, "base-1")
     assert asking.starts(retraining=watched) == []
     made_with("an older recipe", "base-1")
+    assert asking.starts() == [], "off by default"
     (request,) = asking.starts(retraining=watched)
     assert "recipe" in request.tags["soundstage/retraining"]
-    assert asking.starts() == [], "off by default"
     made_with(now, "base-0")
     (request,) = asking.starts(retraining=watched)
     assert "base model" in request.tags["soundstage/retraining"]
+    asking.run(dg.DagsterRunStatus.FAILURE)
+    assert asking.starts(retraining=watched) == [], "a run that failed for good is not started again for that change"
 
 
 def test_starting_is_off_until_someone_switches_it_on(deployment) -> None:  # type: ignore[no-untyped-def]

@@ -7,6 +7,8 @@ processes are killed; the fourth is asked for by two schedules and a sensor at o
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -236,18 +238,18 @@ def test_two_schedules_and_a_sensor_asking_for_one_partition_are_one_run(
 
 
 def test_late_recordings_make_again_only_what_follows_from_them(
-    deployment: SimpleNamespace, backfill: SimpleNamespace, asked: str, capsys: pytest.CaptureFixture[str]
+    deployment: SimpleNamespace, backfill: SimpleNamespace, asked: str
 ) -> None:
     """One launch brings two quarters up to date; the one whose source changed is trained again, the other is not."""
-    from speech_assets import backfill as command
-
     table = deployment.store / "sources" / "synthetic" / "en" / deployment.quarters[2] / "transcripts.tsv"
     rows = table.read_text().splitlines(keepends=True)
     table.write_text("".join(rows[:-1]))
     trained = len(read_trainings(deployment.log))
     quarters = [deployment.quarters[0], deployment.quarters[2]]
-    assert command.main(["--quarters", *quarters, "--up-to-date"]) == 0
-    said = capsys.readouterr().out
+    command = [sys.executable, "-m", "speech_assets.backfill", "--quarters", *quarters, "--up-to-date"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    said = ended.stdout
+    assert ended.returncode == 0, said + ended.stderr
     assert f"corpus: en|{quarters[1]}\n" in said
     assert "base models: up to date" in said
     assert f"models: en|{quarters[1]}\n" in said

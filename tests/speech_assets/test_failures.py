@@ -202,7 +202,7 @@ def server() -> Iterator[Any]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"])).decode()
             received.append((self.path, json.loads(body) if body.startswith("{") else {"text": body}))
-            self.send_response(500 if self.path == "/down" else 202)
+            self.send_response(500 if self.path == "/down" else 200)
             self.send_header("Content-Type", "application/json")
             self.end_headers()
             self.wfile.write(b'{"ok": true}')

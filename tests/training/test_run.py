@@ -147,6 +147,7 @@ def test_sigterm_saves_a_checkpoint_and_says_so(story: Story) -> None:
 def test_an_interrupted_run_ends_in_the_model_of_an_undisturbed_one(story: Story) -> None:
     """What a bundle holds depends on its specification, not on the fate of the machines: equal digests prove it."""
     assert story.finished.returncode == 0, story.finished.stderr
+    assert "epoch" in story.finished.stdout
     undisturbed = ModelBundle.load(story.undisturbed / "bundle")
     assert ModelBundle.load(story.output / "bundle").digest == undisturbed.digest
     assert _record(story.undisturbed)["resumed_from"] is None
@@ -200,7 +201,10 @@ def test_a_fine_tune_keeps_the_tokenizer_and_geometry_of_its_base(story: Story, 
         manifest,
         recipe="finetune",
         base=str(story.output / "checkpoint.nemo"),
-        overrides={key: value for key, value in TINY_NETWORK.items() if not key.startswith(("model", "tokenizer"))},
+        overrides={
+            **{key: value for key, value in TINY_NETWORK.items() if not key.startswith(("model", "tokenizer"))},
+            "variants": ["int8"],
+        },
         mlflow={"tracking_uri": tracking, "experiment": "toy", "tags": {"quarter": "2024-01"}},
     )
     ended = _run(spec, "--set", "max_steps=4")
@@ -209,6 +213,7 @@ def test_a_fine_tune_keeps_the_tokenizer_and_geometry_of_its_base(story: Story, 
     assert tuned.vocabulary == base.vocabulary
     assert tuned.geometry == base.geometry
     assert tuned.digest != base.digest
+    assert "int8" in tuned.variants
     record = _record(tmp_path / "out")
     assert record["steps"] == 4
     assert record["history"][0]["step"] == 0, "the base itself is the first candidate"

@@ -1,0 +1,95 @@
+"""Bases that others have published: the CTC half of a hybrid checkpoint goes on as a CTC model of its own."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from training.network import load_base, network_configuration
+from training.recipe import Recipe, TrainingError
+from training.tokenizer import train_tokenizer
+
+SMALL = {
+    "max_steps": 1,
+    "model": {"width": 16, "layers": 1, "heads": 2, "subsampling_channels": 8},
+    "tokenizer": {"vocabulary_size": 48},
+}
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    return Recipe.model_validate(SMALL)
+
+
+@pytest.fixture(scope="module")
+def hybrid(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """A streaming transducer with an auxiliary CTC head, small and untrained, as a published checkpoint is shaped."""
+    from nemo.collections.asr.models.hybrid_rnnt_ctc_bpe_models import EncDecHybridRNNTCTCBPEModel
+    from omegaconf import OmegaConf
+
+    folder = tmp_path_factory.mktemp("hybrid")
+    words = "one two three four five six seven eight nine zero send set stop play"
+    tokenizer = train_tokenizer([words, *words.split()], "en", folder / "tokenizer", 48)
+    configuration = network_configuration(recipe, tokenizer)
+    head = configuration["decoder"]
+    configuration |= {
+        "model_defaults": {"enc_hidden": 16, "pred_hidden": 8, "joint_hidden": 8},
+        "decoder": {
+            "_target_": "nemo.collections.asr.modules.RNNTDecoder",
+            "normalization_mode": None,
+            "random_state_sampling": False,
+            "blank_as_pad": True,
+            "prednet": {"pred_hidden": 8, "pred_rnn_layers": 1, "t_max": None, "dropout": 0.0},
+        },
+        "joint": {
+            "_target_": "nemo.collections.asr.modules.RNNTJoint",
+            "log_softmax": None,
+            "preserve_memory": False,
+            "fuse_loss_wer": False,
+            "jointnet": {
+                "joint_hidden": 8,
+                "activation": "relu",
+                "dropout": 0.0,
+                "encoder_hidden": 16,
+                "pred_hidden": 8,
+            },
+        },
+        "decoding": {"strategy": "greedy_batch", "greedy": {"max_symbols": 10}},
+        "loss": {"loss_name": "default", "warprnnt_numba_kwargs": {"fastemit_lambda": 0.0}},
+        "aux_ctc": {
+            "ctc_loss_weight": 0.3,
+            "use_cer": False,
+            "ctc_reduction": "mean_batch",
+            "decoder": head,
+            "decoding": {"strategy": "greedy_batch"},
+        },
+    }
+    model = EncDecHybridRNNTCTCBPEModel(cfg=OmegaConf.create(configuration))
+    model.save_to(str(folder / "hybrid.nemo"))
+    return model.eval(), folder / "hybrid.nemo"
+
+
+def test_the_ctc_half_of_a_hybrid_checkpoint_says_what_the_hybrid_does(
+    hybrid: tuple[Any, Path], recipe: Recipe, tmp_path: Path
+) -> None:
+    import torch
+
+    model, path = hybrid
+    half = load_base(str(path), recipe, tmp_path / "tokenizer").eval()
+    signal = torch.from_numpy(np.random.default_rng(0).normal(0, 0.1, (1, 24_000)).astype(np.float32))
+    with torch.no_grad():
+        encoded, lengths = model.forward(input_signal=signal, input_signal_length=torch.tensor([24_000]))
+        expected = model.ctc_decoder(encoder_output=encoded)
+        heard, heard_lengths, _ = half.forward(input_signal=signal, input_signal_length=torch.tensor([24_000]))
+    assert heard_lengths.tolist() == lengths.tolist()
+    assert torch.allclose(heard, expected, atol=1e-5)
+    assert half.tokenizer.text_to_ids("one stop") == model.tokenizer.text_to_ids("one stop")
+
+
+def test_a_base_that_is_not_there_or_no_checkpoint_is_one_sentence(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"does not exist: train it first"):
+        load_base(str(tmp_path / "none.nemo"), recipe, tmp_path / "tokenizer")
+    (tmp_path / "broken.nemo").write_bytes(b"no archive")
+    with pytest.raises(TrainingError, match=r"is not a readable \.nemo file"):
+        load_base(str(tmp_path / "broken.nemo"), recipe, tmp_path / "tokenizer")

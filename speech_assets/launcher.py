@@ -7,7 +7,7 @@ has these libraries loaded already, and nothing of this repository, so that a ch
 A run depends on no other process: the daemon, the code server and the fork server may be killed and it goes on. After a
 restart of the machine, runs that were under way would be shown as under way for ever and keep their places in the
 queue; here run monitoring can ask whether a run's process is still there, so that such a run ends, and run retries
-start it again.
+start it again, each after twice the wait of the one before: Dagster itself would start it at once.
 
 Every run is tagged with its partition and what it was made with, whichever way it was launched. On Kubernetes,
 `K8sRunLauncher` takes this one's place in `dagster.yaml`.
@@ -16,6 +16,7 @@ Every run is tagged with its partition and what it was made with, whichever way 
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -23,7 +24,7 @@ from typing import Any, Self
 import dagster as dg
 from dagster._core.launcher import CheckRunHealthResult, LaunchRunContext, RunLauncher, WorkerStatus
 from dagster._grpc.types import ExecuteRunArgs
-from dagster._serdes import ConfigurableClass, ConfigurableClassData, serialize_value
+from dagster._serdes import ConfigurableClass, ConfigurableClassData, deserialize_value, serialize_value
 
 # What runs import, slowest first; a name that is not there is passed over.
 PRELOADED = [
@@ -55,6 +56,8 @@ SAME_START_S = 5.0  # a process that started later than its run said so has take
 TRAINED = frozenset(("base_model", "finetuned_model"))
 RETRAIN = "retrain"  # the job
 MAX_RUNTIME_TAG = "dagster/max_runtime"
+RETRY_NUMBER_TAG = "dagster/retry_number"  # of a run that the daemon starts for one that was lost
+FIRST_WAIT_S = 5.0
 AROUND_TRAINING_S = 7_200  # of a run that trains: waiting for a corpus that is being built, evaluation, registration
 
 
@@ -89,7 +92,7 @@ class LocalRunLauncher(RunLauncher[dg.DagsterInstance], ConfigurableClass):
         origin = context.job_code_origin
         assert origin is not None  # every run of a code location has one
         arguments = serialize_value(ExecuteRunArgs(origin, run.run_id, self._instance.get_ref()))
-        starter = self._fork.Process(target=_start, args=(arguments,))
+        starter = self._fork.Process(target=_start, args=(arguments, wait_before(run)))
         starter.start()
         starter.join()
 
@@ -128,7 +131,15 @@ class LocalRunLauncher(RunLauncher[dg.DagsterInstance], ConfigurableClass):
         return pid if began is not None and began <= started[-1].timestamp + SAME_START_S else None
 
 
-def _start(arguments: str) -> None:
+def wait_before(run: dg.DagsterRun) -> float:
+    """Seconds before a run is started: none, or for one that replaces a lost one, more with each try."""
+    from speech_assets.defs.retries import backoff
+
+    tried = int(run.tags.get(RETRY_NUMBER_TAG, "0"))
+    return backoff(tried - 1, FIRST_WAIT_S) if tried else 0.0
+
+
+def _start(arguments: str, wait_s: float) -> None:
     """In a process of the fork server: leave the run to a process that is nobody's child, and end."""
     if os.fork():
         return
@@ -136,10 +147,22 @@ def _start(arguments: str) -> None:
     try:
         from dagster._cli.api import execute_run_command
 
-        execute_run_command.main([arguments], standalone_mode=False)
+        if wait_s == 0 or _still_wanted(deserialize_value(arguments, ExecuteRunArgs), wait_s):
+            execute_run_command.main([arguments], standalone_mode=False)
         code = 0
     finally:
         os._exit(code)
+
+
+def _still_wanted(run: ExecuteRunArgs, wait_s: float) -> bool:
+    """Wait, and tell whether nobody has cancelled the run meanwhile."""
+    time.sleep(wait_s)
+    assert run.instance_ref is not None
+    with dg.DagsterInstance.from_ref(run.instance_ref) as instance:
+        found = instance.get_run_by_id(run.run_id)
+        if found is not None and found.status is dg.DagsterRunStatus.CANCELING:
+            instance.report_run_canceled(found)
+        return found is not None and found.status is dg.DagsterRunStatus.STARTING
 
 
 def run_tags(run: dg.DagsterRun) -> dict[str, str]:

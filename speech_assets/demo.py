@@ -64,6 +64,7 @@ class Demo:
             refresh_per_second=2,
         ) as progress:
             launched: dict[str, tuple[Step, TaskID]] = {}
+            told: dict[str, str] = {}  # where no terminal shows the bars, a line for each asset that begins
             for step in steps:
                 task = progress.add_task(step.title, total=len(step.assets), now="")
                 todo = self._to_do(step)
@@ -81,6 +82,9 @@ class Demo:
                     training = self._training_progress(step, now)
                     shown = training or (now[0] if now else run["status"].lower().replace("_", " "))
                     progress.update(task, completed=len(done), now=shown)
+                    if now and told.get(run_id) != now[0] and not self.console.is_terminal:
+                        told[run_id] = now[0]
+                        self.console.print(f"  {step.title}: {now[0]}", highlight=False)
                     if run["status"] in ENDED:
                         self._ended(run_id, run, step, progress, task)
                         del launched[run_id]

@@ -44,7 +44,7 @@ def write_golden(workspace: Any, language: str = "en", golden: Sequence[Sequence
 
 
 def approve(home: Path, bundle: ModelBundle, **verdict: Any) -> Decision:
-    """A verdict, passing unless its figures are given, and an approval of a bundle in a data store without a registry."""
+    """A bundle's verdict, passing unless figures are given, and its approval, in a data store without a registry."""
     path = save_verdict(make_verdict(bundle, **verdict), home / "verdicts")
     return decide(home, bundle, "approve", hashlib.sha256(path.read_bytes()).hexdigest())
 

@@ -1,8 +1,8 @@
 """Whether a replica may serve a bundle: someone approved exactly this one, and its verdict still says that it passed.
 
 The release document says which bundle lies where and what share it gets, and whoever may write to the data store can
-write it by hand. So a replica takes nobody's word that a bundle may be served: it looks into the ledger and the verdicts
-of the data store that it follows, each time it loads one. What serves already is not looked at again.
+write it by hand. So a replica takes nobody's word that a bundle may be served: it looks into the ledger and the
+verdicts of the data store that it follows, each time it loads one. What serves already is not looked at again.
 
 Not covered: the registry's note of the ledger's end, which only a release compares (a replica knows no registry), and
 someone who forges ledger and verdict consistently; the folder's permissions keep them out.

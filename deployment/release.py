@@ -6,7 +6,8 @@ line a step in `history/<language>.jsonl`. All are plain JSON that can be read w
 on a folder that many hosts share.
 
 A document that somebody removed says nothing, and not that nothing should be served: replicas go on with what they have
-and report it, and the next release writes the document again from their reports before it changes its own language.
+and report it, and the next release writes the document again from their reports before it changes its own language. Not
+covered: a replica that starts meanwhile, which has nothing to follow.
 """
 
 import fcntl

@@ -160,6 +160,8 @@ def release_champion(
         metadata = {"history": _history(workspace, language), **_trial(failed.transitions)}
         context.log_event(dg.AssetObservation(RELEASE, partition=language, metadata=metadata))
         log_check(context, workspace)
+        if isinstance(failed.__cause__, OSError) and unreachable(failed.__cause__):
+            raise  # the data store was away for a moment: it says nothing about the bundle
         raise dg.Failure(str(failed), metadata=metadata, allow_retries=False) from failed
     except (PromotionRefused, LedgerError, GateRefused, RegistryError, BundleError, StoreError) as refused:
         if unreachable(refused):

@@ -1,5 +1,6 @@
 """Decisions and releases in Dagster, with a real replica: who runs what, and what the asset page says about it."""
 
+import errno
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -251,6 +252,32 @@ def test_a_registry_that_cannot_be_reached_is_tried_again_and_a_refusal_is_not(
     released = served.materialize("serving_release")
     assert released.success, failure(released)
     assert sum(event.is_step_up_for_retry for event in released.all_events) == 2
+
+
+def test_a_data_store_that_was_away_during_a_release_is_tried_again(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deployment.release import ReleaseDocument, ReleaseFolder
+    from speech_assets.defs import retries
+
+    monkeypatch.setattr(retries, "FIRST_WAIT_S", 0.05)
+    digests = register_versions(served.workspace, {})
+    promotions = served.workspace.promotions()
+    promotions.approve(LANGUAGE, MODEL, "1", "Ada", "better on calls")
+    write, away = ReleaseFolder.set_language, [1]
+
+    def unreliable(folder: ReleaseFolder, language: str, release: Any) -> ReleaseDocument:
+        if away:
+            away.pop()
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return write(folder, language, release)
+
+    monkeypatch.setattr(ReleaseFolder, "set_language", unreliable)
+    released = served.materialize("serving_release")
+    assert released.success, failure(released)
+    assert [step.state for step in served.tier.folder.history(LANGUAGE)] == ["verify", "returned", "verify", "full"]
+    (route,) = served.tier.folder.read().languages[LANGUAGE].routes
+    assert route.digest == digests["1"]
 
 
 def test_the_schedule_looks_once_there_is_something_to_look_at(served: Served) -> None:

@@ -4,6 +4,10 @@ What should be served is one file, `release.json`: per language the bundles and 
 replica follows it and writes down what it really runs (`replicas/<name>.json`). What was tried and how it ended is one
 line a step in `history/<language>.jsonl`. All are plain JSON that can be read without this package, on one laptop and
 on a folder that many hosts share.
+
+A document that somebody removed says nothing, and not that nothing should be served: replicas go on with what they have
+and report it, and the next release writes the document again from their reports before it changes its own language. Not
+covered: a replica that starts meanwhile, which has nothing to follow.
 """
 
 import fcntl
@@ -13,7 +17,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +31,7 @@ TIMING_HEADER = "Server-Timing"  # how long the work for an answer took, in ms (
 WORK_TIMING = "work"
 HEARTBEAT_FRESH_S = 10.0  # replicas write every second; a busy host may be late
 FORGOTTEN_AFTER_S = 24 * 3600.0  # reports of replicas that died long ago are removed
+RESTORE = "restore it, or move it away and launch `serving_release`"
 WAITING_FRESH_S = 5.0  # a release that waits says so every POLL_S
 POLL_S = 0.2
 
@@ -145,6 +150,7 @@ class LanguageReport:
         errors: digest -> why it could not be loaded.
         versions: digest -> version of all of these, as the document named it.
         figures: digest -> how it answered the traffic it was given, since it was loaded.
+        routes: what it has loaded with the share it gives it, from which a lost document is written again.
     """
 
     active: Mapping[str, float] = field(default_factory=dict)
@@ -154,6 +160,7 @@ class LanguageReport:
     errors: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     figures: Mapping[str, Figures] = field(default_factory=dict)
+    routes: tuple[Route, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -193,6 +200,7 @@ class ReplicaReport:
                     errors=dict(report["errors"]),
                     versions=dict(report.get("versions", {})),
                     figures={str(k): Figures.from_dict(v) for k, v in report.get("figures", {}).items()},
+                    routes=tuple(_route(route) for route in report.get("routes", ())),
                 )
                 for language, report in values["languages"].items()
             }
@@ -248,8 +256,11 @@ class ReleaseFolder:
         self.document = self.root / "release.json"
         self.replicas = self.root / "replicas"
 
-    def read(self) -> ReleaseDocument:
+    def read(self, *, expected: bool = False) -> ReleaseDocument:
         """The document; an empty one when nothing was released yet.
+
+        Args:
+            expected: there was one, so that a missing file is an error as well.
 
         Raises:
             ReleaseDocumentError: it cannot be read.
@@ -257,26 +268,63 @@ class ReleaseFolder:
         try:
             values = json.loads(self.document.read_bytes())
         except FileNotFoundError:
+            if expected:
+                raise ReleaseDocumentError(
+                    f"{self.document} is missing: restore it, or launch `serving_release`"
+                ) from None
             return ReleaseDocument()
         except (OSError, ValueError) as error:
-            raise ReleaseDocumentError(f"{self.document} cannot be read ({error}): restore or remove it") from error
+            raise ReleaseDocumentError(f"{self.document} cannot be read ({error}): {RESTORE}") from error
         try:
             return ReleaseDocument.from_dict(values)
         except ReleaseDocumentError as error:
-            raise ReleaseDocumentError(f"{self.document}: {error}") from error
+            raise ReleaseDocumentError(f"{self.document}: {error}: {RESTORE}") from error
 
     def set_language(self, language: str, release: LanguageRelease | None) -> ReleaseDocument:
-        """Replace what is served for a language (None: nothing) in one step; returns the new document."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / "document.lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            before = self.read()
+        """Replace what is served for a language (None: nothing) in one step; returns the new document.
+
+        Other languages stay as they are, also when the document was removed (`restore_lost`).
+        """
+        with self._changing():
+            before = self._read_or_lost()
             languages = {name: other for name, other in before.languages.items() if name != language}
             if release is not None:
                 languages[language] = release
-            document = ReleaseDocument(before.revision + 1, languages, _now())
-            write_json(self.document, document.to_dict())
+            return self._write(ReleaseDocument(before.revision + 1, languages, _now()))
+
+    def restore_lost(self) -> None:
+        """Write a document that was removed again, as far as the reports of live replicas say what it held."""
+        with self._changing():
+            if not self.document.exists() and (lost := self._read_or_lost()).languages:
+                self._write(ReleaseDocument(lost.revision + 1, lost.languages, _now()))
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / "document.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _write(self, document: ReleaseDocument) -> ReleaseDocument:
+        write_json(self.document, document.to_dict())
+        return document
+
+    def _read_or_lost(self) -> ReleaseDocument:
+        """The document, or where there is none what live replicas run; revisions go on, so that old reports are told.
+
+        Of two versions on trial the one with the larger share gets all: who watched the trial has lost the document.
+        """
+        document = self.read()
+        if self.document.exists():
             return document
+        live = sorted(self.live(), key=lambda report: (report.revision, report.heartbeat))
+        languages = {
+            language: LanguageRelease(_settled(said.routes))
+            for report in live
+            for language, said in report.languages.items()
+            if said.active
+        }
+        return ReleaseDocument(max((0, *(report.revision for report in live))), languages)
 
     def resolve(self, route: Route) -> Path:
         """The folder of a route's bundle."""
@@ -317,19 +365,30 @@ class ReleaseFolder:
     def differences(self, language: str, digest: str | None, version: str = "") -> tuple[str, ...]:
         """What live replicas run for a language other than this bundle (None: other than nothing), in sentences.
 
-        Each names the replica, what it runs and what it should. None when all run it, and when no replica is alive.
+        Each names the replica, what it runs and what it should; so does one that runs the right bundle but cannot
+        follow the document. None when all is well, and when no replica is alive.
         """
+        asked = [digest] if digest else []
+        with suppress(ReleaseDocumentError):  # each replica says so itself
+            if released := self.read().languages.get(language):
+                asked += [route.digest for route in released.serving if route.digest != digest]
         wanted = _named(digest, {digest: version} if digest else {}) if digest else "nothing"
         found = []
         for replica in self.live():
             report = replica.languages.get(language, LanguageReport())
+            refused = [report.errors[other] for other in asked if other in report.errors]
+            why = "; ".join([*refused, *[replica.error] * bool(replica.error)])
             if dict(report.active) == ({digest: 1.0} if digest else {}):
+                if why:
+                    found.append(
+                        f"replica {replica.replica} at {replica.url} runs {wanted} for '{language}' as it should, but "
+                        f"cannot follow the release document: {why}"
+                    )
                 continue
             runs = " and ".join(
                 f"{_named(other, report.versions)} for {share:.0%} of its requests"
                 for other, share in sorted(report.active.items(), key=lambda item: -item[1])
             )
-            why = report.errors.get(digest or "") or replica.error
             found.append(
                 f"replica {replica.replica} at {replica.url} runs {runs or 'nothing'} for '{language}', but the "
                 f"champion is {wanted}" + (f": {why}" if why else "")
@@ -416,6 +475,12 @@ def _plain(language: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", language):
         raise ReleaseDocumentError(f"'{language}' is not a language tag such as 'en'")
     return language
+
+
+def _settled(routes: tuple[Route, ...]) -> tuple[Route, ...]:
+    """The same routes with all traffic on the one that has most of it."""
+    most = max(routes, key=lambda route: route.share)
+    return tuple(replace(route, share=1.0 if route == most else 0.0) for route in routes)
 
 
 def _route(values: Mapping[str, Any]) -> Route:

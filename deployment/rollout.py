@@ -141,6 +141,7 @@ def release(
     allow_no_replica: bool = False,
     latency_limit_s: float = PROBE_LATENCY_S,
     drain_s: float = DRAIN_S,
+    superseded: Callable[[], str | None] | None = None,
 ) -> ReleaseResult:
     """Give a language's traffic to a bundle, after every live replica has proved that it can serve it.
 
@@ -153,6 +154,9 @@ def release(
         allow_no_replica: with no live replica, prove the bundle in this process and leave the document for servers
             that start later.
         drain_s: longest wait for requests that began on the old version; none is cut off when it is over.
+        superseded: says why the bundle may not be released any more (None: it may). Asked once nobody else releases the
+            language, and again before it gets all the traffic: a decision that fell meanwhile must not be undone by a
+            release that took longer.
 
     Raises:
         ReleaseFailed: the document is again what it was before; the message says what went wrong.
@@ -161,8 +165,18 @@ def release(
     try:
         with folder.exclusive(language, digest, timeout_s):
             folder.forget_dead()
+            folder.restore_lost()
             return _Rollout(
-                folder, language, bundle_path, digest, model, version, tuple(golden), timeout_s, latency_limit_s
+                folder,
+                language,
+                bundle_path,
+                digest,
+                model,
+                version,
+                tuple(golden),
+                timeout_s,
+                latency_limit_s,
+                superseded or (lambda: None),
             ).run(canary, allow_no_replica, drain_s)
     except (ReleaseBusy, ReleaseDocumentError) as error:
         raise ReleaseFailed(str(error)) from error
@@ -181,6 +195,7 @@ class _Rollout:
     golden: tuple[GoldenUtterance, ...]
     timeout_s: float
     latency_limit_s: float
+    superseded: Callable[[], str | None]
     name: str = field(default_factory=lambda: secrets.token_hex(4))
     began: float = field(default_factory=time.monotonic)
     steps: list[Transition] = field(default_factory=list)
@@ -198,6 +213,7 @@ class _Rollout:
         written = False
         probes: tuple[ProbeResult, ...] = ()
         try:
+            self._require_current()
             self._enter("verify")
             expected = self._expected_texts()
             live = bool(self.folder.live())
@@ -220,6 +236,7 @@ class _Rollout:
                 written = True
                 self._canary(canary, before, route, expected)
                 why = "the canary passed"
+            self._require_current()
             if changed:
                 written = True
                 self._write(self._served(before, route))
@@ -522,7 +539,8 @@ class _Rollout:
                 for replica in self.folder.live()
                 if set(self._report_of(replica).draining) - {self.digest}
             ]
-            standby = [route.title for route in self.folder.read().languages[self.language].standby]
+            served = self.folder.read().languages.get(self.language)
+            standby = [route.title for route in served.standby] if served else []
             kept = f"{', '.join(standby)} stays warm on standby" if standby else ""
             if not busy:
                 self._enter("drained", 1.0, kept)
@@ -530,6 +548,11 @@ class _Rollout:
             if time.monotonic() > deadline or self.folder.waiting(self.language) is not None:
                 return  # `full` stays the last word; the requests are finished and the replicas let go by themselves
             time.sleep(POLL_S)
+
+    def _require_current(self) -> None:
+        reason = self.superseded()
+        if reason is not None:
+            raise ReleaseFailed(f"{self._name} was not released: {reason}")
 
     def _give_way(self) -> None:
         other = self.folder.waiting(self.language)

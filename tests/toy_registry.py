@@ -1,12 +1,19 @@
-"""Registered versions without training: toy bundles with passing verdicts in a real MLflow, and golden recordings."""
+"""Registered versions without training: toy bundles with passing verdicts in a real MLflow, and golden recordings.
+
+Where a test is about servers alone, `approve` writes what they ask for, and no registry is needed.
+"""
 
 import datetime as dt
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from deployment.ledger import GENESIS, Action, Decision, Ledger
 from evaluation.gates import save_verdict
 from speech.audio import Waveform, encode_wav
+from speech.bundle import ModelBundle
 from speech.corpus import Sorted
 from speech.manifest import Utterance
 from tests.deployment.conftest import make_verdict
@@ -34,6 +41,37 @@ def write_golden(workspace: Any, language: str = "en", golden: Sequence[Sequence
             )
             rows.append(row)
         Sorted(tuple(rows), ()).write(staging.path)
+
+
+def approve(home: Path, bundle: ModelBundle, **verdict: Any) -> Decision:
+    """A bundle's verdict, passing unless figures are given, and its approval, in a data store without a registry."""
+    path = save_verdict(make_verdict(bundle, **verdict), home / "verdicts")
+    return decide(home, bundle, "approve", hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def decide(home: Path, bundle: ModelBundle, action: Action, verdict_sha256: str = "", **more: Any) -> Decision:
+    """An entry about a bundle in the ledger of its language."""
+    ledger = Ledger(home / "ledger", bundle.language)
+    with ledger.locked():
+        entries = ledger.entries()
+        return ledger.append(
+            Decision(
+                sequence=len(entries) + 1,
+                time=dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
+                action=action,
+                language=bundle.language,
+                model=f"soundstage-{bundle.language}",
+                version=str(len(entries) + 1),
+                digest=bundle.digest,
+                verdict_sha256=verdict_sha256,
+                approver="Ada",
+                reason="for a test",
+                previous_champion="",
+                previous_digest="",
+                previous_hash=entries[-1].hash if entries else GENESIS,
+                **more,
+            )
+        )
 
 
 def register_versions(workspace: Any, *versions: Mapping[str, Any], language: str = "en") -> dict[str, str]:

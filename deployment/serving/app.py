@@ -22,6 +22,7 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, Query, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -154,7 +155,8 @@ def create_app(options: ServingOptions) -> FastAPI:
         finally:
             await asyncio.to_thread(replica.close)
 
-    app = FastAPI(
+    app = FastAPIOffline(
+        redoc_url=None,
         title="Soundstage",
         summary="Speech recognition with models that passed their gates.",
         description=(

@@ -1,9 +1,10 @@
 """The models of one replica: loaded, switched and let go as the release document says.
 
-A thread looks at the document four times a second. What it names is verified byte by byte against its digest, opened
-and warmed before any request sees it; then the table of routes is replaced in one step. A request holds a lease on its
-bundle, so the old one stays until the last request on it has ended. What cannot be loaded is reported and tried again,
-and what was served before goes on being served: a bad release never takes a language down.
+A thread looks at the document four times a second. What it names must have been approved (`serving.approval`), is
+verified byte by byte against its digest, opened and warmed before any request sees it; then the table of routes is
+replaced in one step. A request holds a lease on its bundle, so the old one stays until the last request on it has
+ended. What may not or cannot be loaded is reported and tried again, and what was served before goes on being served: a
+bad release never takes a language down, and neither does a document that cannot be read or that somebody removed.
 
 Memory holds at most three bundles a language: the active one, the standby, and one that is coming. A further one is
 not loaded before a bundle that was taken out has finished its requests.
@@ -35,6 +36,7 @@ from deployment.release import (
     ReplicaReport,
     Route,
 )
+from deployment.serving.approval import require_approved
 from speech.bundle import BundleError, ModelBundle
 from speech.recognition import Recognizer
 
@@ -80,11 +82,13 @@ class LoadedModel:
         """Verify, open and warm a route's bundle; `entering` is told `verify`, `load` and `warm`.
 
         Raises:
+            NotApproved: nobody put this bundle into production, or its verdict does not let it pass.
             BundleError: it is not the bundle that the document names, or not for this language.
         """
         if "://" in route.bundle:
             raise BundleError(f"{route.bundle}: a replica reads bundles from a folder; mount or copy it there")
         entering("verify")
+        require_approved(folder.home, language, route.digest)
         bundle = ModelBundle.load(folder.resolve(route), route.digest)
         if bundle.language != language:
             raise BundleError(f"{bundle.path}: the bundle is for '{bundle.language}', not for '{language}'")
@@ -174,6 +178,7 @@ class Models:
         self._trials: dict[str, tuple[str, float]] = {}  # language -> the attempt on trial, and when that is over
         self._turn = random.random()
         self._revision = -1
+        self._followed = ReleaseDocument()
         self._error = ""
         self._seen: tuple[int, int, int] | None = None
         self._retry_at = float("inf")
@@ -259,6 +264,7 @@ class Models:
                     errors=dict(table.errors),
                     versions={digest: model.route.version for digest, model in held.items()},
                     figures={digest: model.figures for digest, model in held.items()},
+                    routes=tuple(replace(m.route, share=active.get(d, 0.0)) for d, m in table.by_digest.items()),
                 )
             return ReplicaReport(
                 self._replica, self._url, self._revision, time.time(), languages, self._started_at, self._error
@@ -270,14 +276,16 @@ class Models:
         if self._revision >= 0 and seen == self._seen and time.monotonic() < self._retry_at:
             return False
         try:
-            document = self._folder.read()
+            document = self._folder.read(expected=self._followed.revision > 0)
         except ReleaseDocumentError as error:
-            self._error = str(error)
-            self._seen, self._retry_at = seen, time.monotonic() + RETRY_S
             log.error("the release document is not followed: %s", error)
+            if self._followed.revision > 0:  # a trial ends all the same, and what could not be loaded is tried again
+                self._apply(self._followed)
+            self._error = str(error)
+            self._seen, self._retry_at = seen, min(self._retry_at, time.monotonic() + RETRY_S)
             return True
         self._error = self._apply(document)
-        self._seen = seen
+        self._followed, self._seen = document, seen
         return True
 
     def _apply(self, document: ReleaseDocument) -> str:

@@ -6,11 +6,11 @@ rollback takes effect within seconds and not when a sensor looks next, and its r
 
 The history of releases is kept by `deployment.release`, one line a step; the asset shows it as a table. A release that
 went back is an observation of the asset, so that it is seen there too. `serves_the_champion` asks every replica what it
-really runs; it can be run at any time.
+really runs; `watch_serving` has it look every few minutes, and anybody can at any time.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +22,11 @@ from speech.manifest import audio_location, read_manifest
 from speech_assets.defs.metadata import markdown_table
 from speech_assets.defs.partitions import SETTINGS, languages
 from speech_assets.defs.resources import Workspace
+from speech_assets.defs.retries import retried_when_unreachable, unreachable
 
 if TYPE_CHECKING:
+    from deployment.ledger import Decision
+    from deployment.promotion import Promotions
     from deployment.release import Transition
     from deployment.rollout import ReleaseResult
 
@@ -50,6 +53,7 @@ _moved_by_others = dg.AutomationCondition.any_deps_updated() & ~dg.AutomationCon
     if SETTINGS.serving.auto_release
     else None,
 )
+@retried_when_unreachable
 def serving_release(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
     """What the serving tier runs for a language: the champion, verified, loaded, probed, tried on a share, switched to.
 
@@ -95,13 +99,30 @@ check_serving = dg.define_asset_job(
 )
 
 
+@dg.schedule(
+    job=check_serving,
+    cron_schedule="*/10 * * * *",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="A replica that runs something else than the champion, or none that runs at all, shows within minutes.",
+)
+def watch_serving(workspace: dg.ResourceParam[Workspace]) -> dg.RunRequest | dg.SkipReason:
+    """A run of `check_serving`, which costs a process, once there is something to look at."""
+    from deployment.release import ReleaseFolder
+
+    folder = ReleaseFolder(workspace.store.root)
+    if not folder.document.exists() and not folder.live():
+        return dg.SkipReason("nothing was released yet, and no replica of the serving tier is alive")
+    return dg.RunRequest()
+
+
 def release_champion(
     context: dg.AssetExecutionContext | dg.OpExecutionContext, workspace: Workspace, language: str
 ) -> tuple[dict[str, Any], str]:
     """Release the champion of a language; returns what to show of it, and the bundle's digest.
 
     Raises:
-        dg.Failure: it may not be served, or it went back; the serving tier runs what it ran before.
+        dg.Failure: it may not be served, or it went back, or another version was put into production meanwhile; the
+            serving tier runs what it ran before. What could not be reached is raised as it is.
     """
     from deployment.ledger import LedgerError
     from deployment.promotion import PromotionRefused
@@ -133,13 +154,18 @@ def release_champion(
             timeout_s=settings.release_timeout_s,
             drain_s=settings.drain_s,
             allow_no_replica=True,
+            superseded=_superseded(promotions, decision),
         )
     except ReleaseFailed as failed:
         metadata = {"history": _history(workspace, language), **_trial(failed.transitions)}
         context.log_event(dg.AssetObservation(RELEASE, partition=language, metadata=metadata))
         log_check(context, workspace)
+        if isinstance(failed.__cause__, OSError) and unreachable(failed.__cause__):
+            raise  # the data store was away for a moment: it says nothing about the bundle
         raise dg.Failure(str(failed), metadata=metadata, allow_retries=False) from failed
     except (PromotionRefused, LedgerError, GateRefused, RegistryError, BundleError, StoreError) as refused:
+        if unreachable(refused):
+            raise
         raise dg.Failure(str(refused), allow_retries=False) from refused
     return {
         "model": decision.model,
@@ -149,6 +175,19 @@ def release_champion(
         **_figures(result),
         "history": _history(workspace, language),
     }, decision.digest
+
+
+def _superseded(promotions: "Promotions", decision: "Decision") -> Callable[[], str | None]:
+    """Why a release must not go on: its download and its wait for another take time, in which people decide."""
+
+    def reason() -> str | None:
+        now = promotions.current(decision.language)
+        if now is not None and now.digest == decision.digest:
+            return None
+        other = f"version {now.version} is" if now else "the ledger names none"
+        return f"version {decision.version} is no longer the champion: {other}"
+
+    return reason
 
 
 def compare_serving(workspace: Workspace) -> dg.AssetCheckResult:

@@ -1,13 +1,23 @@
-"""The models of a replica, in this process: fair shares, bounded memory, and a canary that is only lent."""
+"""The models of a replica, in this process: only what was approved, fair shares, bounded memory, lent canaries."""
 
+import json
+import subprocess
+import sys
 import time
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from deployment.ledger import Ledger
 from deployment.release import LanguageRelease, ReleaseFolder, Route
+from deployment.serving import models as serving_models
+from deployment.serving.approval import NotApproved, require_approved
 from deployment.serving.models import Models, NoModel
+from evaluation.gates import load_verdict, save_verdict
 from tests.toy_bundle import write_toy_bundle
+from tests.toy_registry import approve, decide
 
 
 @pytest.fixture
@@ -19,6 +29,7 @@ def folder(tmp_path):
 def route(folder):
     def make(number: int, share: float = 0.0) -> Route:
         bundle = write_toy_bundle(folder.home / "models" / str(number), lineage={"number": number})
+        approve(folder.home, bundle)
         return Route(bundle.digest, folder.relative(bundle.path), share, str(number), "soundstage-en")
 
     return make
@@ -117,3 +128,140 @@ def test_figures_count_per_version(folder, route, models):
         models.count(model, None)
     counted = report(models).figures[route(1).digest]
     assert (counted.requests, counted.errors, counted.empty) == (3, 1, 1)
+
+
+# --- only what was approved -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bundle(folder):
+    return write_toy_bundle(folder.home / "models" / "a")
+
+
+def verdict_of(folder, bundle):
+    return folder.home / "verdicts" / f"{bundle.digest}.json"
+
+
+def test_an_approved_bundle_may_be_served(folder, bundle):
+    approve(folder.home, bundle)
+    require_approved(folder.home, "en", bundle.digest)
+    decide(folder.home, bundle, "rollback")
+    require_approved(folder.home, "en", bundle.digest)
+
+
+@pytest.mark.parametrize("action", ["voice", "request_changes", "expire", "override"])
+def test_only_a_decision_that_puts_into_production_opens_the_way(folder, bundle, action):
+    approve(folder.home, write_toy_bundle(folder.home / "models" / "b", confuse=[("one", "two")]))
+    decide(folder.home, bundle, action)
+    with pytest.raises(NotApproved, match="nobody approved it"):
+        require_approved(folder.home, "en", bundle.digest)
+
+
+def unapproved(folder, bundle):
+    """No ledger at all."""
+
+
+def approved_for_another_language(folder, bundle):
+    german = write_toy_bundle(folder.home / "models" / "de", "de")
+    approve(folder.home, german)
+
+
+def without_a_verdict(folder, bundle):
+    approve(folder.home, bundle)
+    verdict_of(folder, bundle).unlink()
+
+
+def with_a_failed_verdict(folder, bundle):
+    approve(folder.home, bundle, wer=0.5)
+
+
+def with_an_edited_verdict(folder, bundle):
+    approve(folder.home, bundle, wer=0.5)
+    path = verdict_of(folder, bundle)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "passed": True}))
+
+
+def rejected_since(folder, bundle):
+    approve(folder.home, bundle)
+    decide(folder.home, bundle, "reject")
+
+
+def on_an_edited_ledger(folder, bundle):
+    approve(folder.home, bundle)
+    path = Ledger(folder.home / "ledger", "en").path
+    path.write_text(path.read_text().replace("Ada", "Eve"))
+
+
+@pytest.mark.parametrize(
+    ("prepare", "sentence"),
+    [
+        (unapproved, "nobody approved it"),
+        (approved_for_another_language, "nobody approved it"),
+        (without_a_verdict, "has no verdict"),
+        (with_a_failed_verdict, "did not pass gate wer"),
+        (with_an_edited_verdict, "was altered after judging"),
+        (rejected_since, "Ada rejected it"),
+        (on_an_edited_ledger, "entry 1 was changed"),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "",
+)
+def test_what_nobody_may_serve_is_refused_with_its_reason(folder, bundle, models, prepare, sentence):
+    """Whatever the document says: it can be written by hand."""
+    prepare(folder, bundle)
+    folder.set_language("en", LanguageRelease((Route(bundle.digest, folder.relative(bundle.path), 1.0),)))
+    models.refresh()
+    assert sentence in report(models).errors[bundle.digest]
+    assert not report(models).active
+    with pytest.raises(NoModel, match=sentence):
+        models.require("en")
+
+
+def test_gates_that_people_accepted_are_accepted_with_that_verdict_only(folder, bundle):
+    entry = approve(folder.home, bundle, wer=0.5)
+    verdict = load_verdict(folder.home / "verdicts", bundle.digest)
+    failed = tuple(gate.label for gate in verdict.failures)
+    decide(folder.home, bundle, "approve", entry.verdict_sha256, overridden=failed)
+    require_approved(folder.home, "en", bundle.digest)
+    save_verdict(replace(verdict, evaluation_digest="c" * 64), folder.home / "verdicts")
+    with pytest.raises(NotApproved, match="did not pass gate wer"):
+        require_approved(folder.home, "en", bundle.digest)
+
+
+def test_a_replica_imports_nothing_that_judges_trains_or_registers():
+    """It starts in a second or two, on hosts that have no accelerator and no registry."""
+    heavy = ("mlflow", "torch", "nemo", "dagster", "great_expectations", "matplotlib", "jiwer", "scipy")
+    code = f"import sys, deployment.serving.__main__; print([name for name in {heavy!r} if name in sys.modules])"
+    root = Path(__file__).parents[2]
+    out = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+# --- a document that is gone ------------------------------------------------------------------------------------------
+
+
+def test_a_removed_document_takes_nothing_down(folder, route, models):
+    folder.set_language("en", LanguageRelease((route(1, 1.0),)))
+    models.refresh()
+    content = folder.document.read_bytes()
+    folder.document.unlink()
+    models.refresh()
+    assert dict(report(models).active) == {route(1).digest: 1.0}
+    assert "release.json is missing: restore it, or launch `serving_release`" in models.report().error
+    assert models.report().revision == 1
+    folder.document.write_bytes(content)
+    models.refresh()
+    assert models.report().error == ""
+
+
+def test_a_trial_ends_although_its_document_is_gone(folder, route, models, monkeypatch):
+    monkeypatch.setattr(serving_models, "RETRY_S", 0.1)
+    old, new = route(1, 0.9), route(2, 0.1)
+    folder.set_language("en", LanguageRelease((old, new), "canary", (route(1, 1.0),), "5eed", new.digest, trial_s=0.3))
+    models.refresh()
+    folder.document.unlink()
+    models.refresh()
+    assert dict(report(models).active) == {old.digest: 0.9, new.digest: 0.1}
+    time.sleep(0.4)
+    models.refresh()
+    assert dict(report(models).active) == {old.digest: 1.0}
+    assert "is missing" in models.report().error

@@ -71,7 +71,7 @@ def test_concurrent_changes_are_all_kept(folder):
 def test_unreadable_document_is_named(folder, content):
     folder.root.mkdir()
     folder.document.write_text(content)
-    with pytest.raises(ReleaseDocumentError, match=r"release\.json"):
+    with pytest.raises(ReleaseDocumentError, match=r"release\.json.*or move it away and launch `serving_release`"):
         folder.read()
 
 
@@ -140,3 +140,112 @@ def test_document_is_put_back_when_a_replica_does_not_answer(folder, golden, tmp
     assert (now.routes, now.state) == ((ROUTE,), "returned")
     states = [step.state for step in folder.history("en")]
     assert states == ["verify", "load", "returned", "verify", "load", "warm", "probe", "returned"]
+
+
+# --- a document that somebody removed ---------------------------------------------------------------------------------
+
+
+def heard_of(folder, revision, **active):
+    """A live replica's report: language -> the share of each version."""
+    routes = {
+        language: tuple(Route(version * 64, f"models/{version}", share, version) for version, share in shares.items())
+        for language, shares in active.items()
+    }
+    languages = {
+        language: LanguageReport({r.digest: r.share for r in found if r.share}, routes=found)
+        for language, found in routes.items()
+    }
+    folder.report(ReplicaReport("a", "http://127.0.0.1:9", revision, time.time(), languages))
+
+
+def test_one_language_s_release_does_not_forget_the_others_of_a_lost_document(folder):
+    """Replicas still say what runs; a document with one language would take the others down."""
+    heard_of(folder, 7, de={"2": 1.0, "1": 0.0}, en={"3": 1.0})
+    document = folder.set_language("en", LanguageRelease((ROUTE,)))
+    assert document.revision == 8, "revisions go on: reports about the lost document are old"
+    assert document.languages["en"].routes == (ROUTE,)
+    german = document.languages["de"]
+    assert [(r.version, r.share, r.bundle) for r in german.routes] == [("2", 1.0, "models/2"), ("1", 0.0, "models/1")]
+    assert german.state == "full"
+    assert folder.read() == document
+
+
+def test_a_trial_is_not_restored(folder):
+    heard_of(folder, 7, en={"1": 0.9, "2": 0.1})
+    folder.restore_lost()
+    assert [(r.version, r.share) for r in folder.read().languages["en"].routes] == [("1", 1.0), ("2", 0.0)]
+
+
+def test_restoring_writes_nothing_where_nothing_was_lost(folder):
+    folder.restore_lost()
+    assert not folder.document.exists()
+    folder.set_language("en", LanguageRelease((ROUTE,)))
+    heard_of(folder, 7, de={"2": 1.0})
+    folder.restore_lost()
+    assert set(folder.read().languages) == {"en"}
+
+
+def test_a_release_begins_from_what_the_lost_document_said(folder, golden, tmp_path):
+    """Otherwise the version before would be neither compared with nor kept on standby."""
+    heard_of(folder, 7, en={"3": 1.0}, de={"2": 1.0})
+    bundle = write_toy_bundle(tmp_path / "models" / "new")
+    with pytest.raises(ReleaseFailed, match="a did not load it"):
+        release(folder, "en", bundle.path, bundle.digest, golden, timeout_s=0.5)
+    now = folder.read().languages
+    assert [route.version for route in now["en"].serving] == ["3"]
+    assert [route.version for route in now["de"].serving] == ["2"]
+
+
+# --- a decision that fell meanwhile -----------------------------------------------------------------------------------
+
+
+def test_a_release_that_waited_does_not_undo_a_later_decision(folder, golden, tmp_path):
+    """Version 2 was approved and its release waits; version 1 is gone back to and released; then it is 2's turn."""
+    first = write_toy_bundle(tmp_path / "models" / "1")
+    second = write_toy_bundle(tmp_path / "models" / "2", confuse=[("six", "seven")])
+    champion = [second]
+    refused = []
+
+    def late():
+        def superseded():
+            return None if champion == [second] else "version 2 is no longer the champion: version 1 is"
+
+        try:
+            release(
+                folder,
+                *("en", second.path, second.digest, golden),
+                version="2",
+                allow_no_replica=True,
+                superseded=superseded,
+            )
+        except ReleaseFailed as error:
+            refused.append(error)
+
+    with folder.exclusive("en"):
+        thread = threading.Thread(target=late)
+        thread.start()
+        while folder.waiting("en") != second.digest:
+            time.sleep(0.01)
+        champion[:] = [first]
+        folder.set_language("en", LanguageRelease((Route(first.digest, "models/1", 1.0, "1"),)))
+        before = folder.read()
+    thread.join(timeout=30)
+    (error,) = refused
+    assert "is no longer the champion: version 1 is" in str(error)
+    assert [step.state for step in error.transitions] == ["refused"]
+    assert folder.read() == before
+
+
+def test_a_decision_during_the_release_stops_it_before_the_switch(folder, golden, tmp_path):
+    bundle = write_toy_bundle(tmp_path / "models" / "new")
+    folder.set_language("en", LanguageRelease((ROUTE,)))
+    answers = iter([None, "version 4 is no longer the champion: version 3 is"])
+    with pytest.raises(ReleaseFailed, match="version 3 is"):
+        release(
+            folder,
+            *("en", bundle.path, bundle.digest, golden),
+            allow_no_replica=True,
+            superseded=lambda: next(answers),
+        )
+    assert folder.read().languages["en"].routes == (ROUTE,)
+    assert [step.state for step in folder.history("en")] == ["verify", "refused"]

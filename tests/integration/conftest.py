@@ -14,6 +14,7 @@ from deployment.rollout import LanguageRelease, ReleaseFolder, ReplicaReport, Ro
 from speech.audio import Waveform, encode_wav
 from speech.bundle import ModelBundle
 from tests.toy_bundle import tones, write_toy_bundle
+from tests.toy_registry import approve
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,9 +61,12 @@ class Tier:
     def log(self, name: str) -> str:
         return (self.home / f"{name}.log").read_text()
 
-    def bundle(self, name: str, language: str = "en", **options: object) -> ModelBundle:
-        folder = self.home / "models" / name
-        return write_toy_bundle(folder, language, name=name, **options)
+    def bundle(self, name: str, language: str = "en", *, approved: bool = True, **options: object) -> ModelBundle:
+        """A bundle that may be served, unless nobody approved it."""
+        bundle = write_toy_bundle(self.home / "models" / name, language, name=name, **options)
+        if approved:
+            approve(self.home, bundle)
+        return bundle
 
     def serve(self, *bundles: ModelBundle) -> None:
         """Write the document as it is after releases of these bundles, one a language."""

@@ -27,6 +27,7 @@ from deployment.rollout import (
 from speech.audio import Waveform, encode_flac, encode_wav
 from speech.transcript import Transcript
 from tests.toy_bundle import tones
+from tests.toy_registry import approve
 
 PROBLEM = "application/problem+json"
 
@@ -222,6 +223,22 @@ def test_operation_endpoints_say_what_runs(shared_tier, speech_of):
     assert "multipart/form-data" in operation["requestBody"]["content"]
 
 
+def test_the_page_of_the_interface_needs_no_internet(shared_tier):
+    """It is opened in server rooms: whatever it loads comes from this server."""
+    _, url = shared_tier
+    page = httpx.get(f"{url}/docs")
+    assert page.status_code == 200
+    named = re.findall(r"""(?:src|href|url)\s*[=:]\s*["']([^"']+)""", page.text)
+    assert len(named) >= 3, "its script, its style and the description of the interface"
+    assert not re.search(r"https?://|[\"']//", page.text)
+    for place in named:
+        answer = httpx.get(f"{url}{place}")
+        assert answer.status_code == 200, place
+        assert answer.content
+    assert "SwaggerUIBundle" in httpx.get(url + next(place for place in named if place.endswith(".js"))).text
+    _problem(httpx.get(f"{url}/redoc"), 404, "not-found")
+
+
 def test_server_without_a_release_says_what_to_do_then_follows_the_first(tier, speech_of):
     url = tier.start("a")
     _problem(httpx.post(f"{url}/v1/transcribe", content=speech_of("one")), 503, "no-model")
@@ -399,6 +416,71 @@ def test_replica_that_cannot_load_stops_the_release_and_serves_on(tier, speech_o
     time.sleep(1.5)
     assert httpx.post(f"{url}/v1/transcribe", content=speech_of("one")).json()["text"] == "one"
     assert "cannot be read" in httpx.get(f"{url}/readyz").json()["reason"]
+
+
+def test_a_bundle_that_nobody_approved_is_not_served_whatever_the_document_says(tier, speech_of):
+    """Somebody writes a bundle into the document by hand: never decided about, or approved with a failed verdict."""
+    good = tier.bundle("en-1")
+    never = tier.bundle("en-2", approved=False, confuse=[("one", "two")])
+    failed = tier.bundle("en-3", approved=False, confuse=[("one", "three")])
+    approve(tier.home, failed, wer=0.5)
+    tier.serve(good)
+    url = tier.start("a")
+    tier.wait("a", lambda report: good.digest in report.languages["en"].active)
+    for other, sentence in ((never, "nobody approved it"), (failed, "did not pass gate wer")):
+        tier.serve(other)
+        tier.wait("a", lambda report, digest=other.digest: digest in report.languages["en"].errors)
+        running = httpx.get(f"{url}/v1/release").json()["running"]["languages"]["en"]
+        assert sentence in running["errors"][other.digest]
+        assert running["active"] == {good.digest: 1.0}
+        ready = httpx.get(f"{url}/readyz")
+        assert ready.status_code == 200
+        assert sentence in ready.json()["reason"]
+        assert httpx.post(f"{url}/v1/transcribe", content=speech_of("one")).json()["text"] == "one"
+        asked = httpx.post(f"{url}/v1/transcribe", content=speech_of("one"), headers={BUNDLE_HEADER: other.digest})
+        _problem(asked, 404, "bundle-not-loaded")
+
+
+def test_a_replica_that_restarts_after_the_verdict_was_deleted_refuses(tier, speech_of):
+    """What serves goes on; who loads it again asks again, and serves it once the verdict is back."""
+    good = tier.bundle("en-1")
+    tier.serve(good)
+    url = tier.start("a")
+    verdict = tier.home / "verdicts" / f"{good.digest}.json"
+    content = verdict.read_bytes()
+    verdict.unlink()
+    time.sleep(1.0)
+    assert httpx.post(f"{url}/v1/transcribe", content=speech_of("one")).status_code == 200
+    tier.stop("a")
+    url = tier.start("a")
+    body = _problem(httpx.post(f"{url}/v1/transcribe", content=speech_of("one")), 503, "no-model")
+    assert "has no verdict" in body["detail"]
+    verdict.write_bytes(content)
+    tier.wait("a", lambda report: good.digest in report.languages["en"].active)
+
+
+def test_removing_the_document_takes_no_language_down_and_the_next_release_writes_it_again(tier, speech_of):
+    """Its folder is cleaned up by mistake, or a share is mounted anew: no customer may notice."""
+    english, german = tier.bundle("en-1"), tier.bundle("de-1", "de")
+    tier.serve(english, german)
+    url = tier.start("a")
+    tier.wait("a", lambda report: set(report.languages) == {"en", "de"})
+    before = tier.folder.read()
+    tier.folder.document.unlink()
+    time.sleep(1.5)
+    assert "is missing" in httpx.get(f"{url}/readyz").json()["reason"]
+    for language, word in (("en", "one"), ("de", "eins")):
+        audio = speech_of(word, language=language)
+        assert httpx.post(f"{url}/v1/transcribe?language={language}", content=audio).json()["text"] == word
+    second = tier.bundle("en-2", confuse=[("one", "two")])
+    result = release(tier.home, "en", second.path, second.digest, _golden(tier), version="2")
+    assert result.previous == (english.digest,)
+    report = tier.wait("a", lambda report: not report.error)
+    assert dict(report.languages["de"].active) == {german.digest: 1.0}
+    assert dict(report.languages["en"].active) == {second.digest: 1.0}
+    after = tier.folder.read()
+    assert after.languages["de"].routes == before.languages["de"].routes
+    assert after.revision > before.revision
 
 
 def test_probe_asks_a_bundle_that_gets_no_traffic(tier, speech_of):

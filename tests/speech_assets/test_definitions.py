@@ -37,6 +37,8 @@ JOBS = {
     "check_serving",
     "retrain",
 }
+# What starts by itself, and whether it does without being switched on.
+SCHEDULES = {"quarter_closed": True, "late_recordings": True, "watch_champion": True, "watch_serving": True}
 
 
 def test_loading_the_code_location_is_cheap() -> None:
@@ -104,3 +106,15 @@ def test_the_jobs_ask_for_typed_described_fields(deployment: object) -> None:
 
     for config in (PromotionConfig, RollbackConfig, OverrideConfig, ReconcileConfig):
         assert all(field.description for field in config.model_fields.values())
+
+
+def test_the_schedules_are_those_that_are_documented(deployment: object) -> None:
+    import dagster as dg
+
+    from speech_assets.definitions import build
+
+    repository = build().get_repository_def()
+    running = dg.DefaultScheduleStatus.RUNNING
+    assert {each.name: each.default_status is running for each in repository.schedule_defs} == SCHEDULES
+    table = (ROOT / "docs" / "steering.md").read_text().split("## What starts by itself")[1].split("##")[0]
+    assert all(f"schedule `{name}`" in table for name in SCHEDULES)

@@ -1,5 +1,7 @@
 """Decisions and releases in Dagster, with a real replica: who runs what, and what the asset page says about it."""
 
+import errno
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,17 @@ class Served:
         result = self._run("check_serving")
         assert result.success
         return result.get_asset_check_evaluations()[0]
+
+    def materialize(self, asset: str) -> Any:
+        import dagster as dg
+
+        graph = self.definitions.resolve_implicit_global_asset_job_def()
+        return graph.execute_in_process(
+            asset_selection=[dg.AssetKey(asset)],
+            partition_key=LANGUAGE,
+            instance=self.instance,
+            raise_on_error=False,
+        )
 
     def running(self) -> dict[str, float]:
         """What the replica itself says."""
@@ -140,13 +153,19 @@ def test_the_check_asks_the_replicas_and_not_the_document(served: Served) -> Non
     digests = register_versions(served.workspace, {}, {"confuse": [("one", "two")]})
     assert served.check().passed, "no champion, and nothing is served"
     assert served.launch("promote", "decide_promotion", version="1", **PROMOTE).success
+    folder = served.tier.folder
+    former = folder.read().languages[LANGUAGE]
+    assert served.launch("promote", "decide_promotion", version="2", **PROMOTE).success
     assert served.check().passed
-    folder, other = served.tier.folder, served.tier.bundle("by-hand", confuse=[("three", "four")])
-    served.tier.serve(other)
-    assert served.running() == {other.digest: 1.0}
+    folder.set_language(LANGUAGE, former)
+    assert served.running() == {digests["1"]: 1.0}
     check = served.check()
     assert not check.passed
-    assert f"but the champion is version 1 ({digests['1'][:12]})" in check.description
+    assert f"but the champion is version 2 ({digests['2'][:12]})" in check.description
+    never = served.tier.bundle("never-judged", approved=False, confuse=[("three", "four")])
+    served.tier.serve(never)
+    assert served.running() == {digests["1"]: 1.0}, "what serves goes on"
+    assert "nobody approved it" in served.check().description
     folder.set_language(LANGUAGE, LanguageRelease(()))
     assert served.running() == {}
     assert "runs nothing" in served.check().description
@@ -178,3 +197,102 @@ def test_a_champion_moved_by_other_means_is_released_by_the_asset(served: Served
     moved = dg.AssetMaterialization(dg.AssetKey("champion"), partition=LANGUAGE)
     served.instance.report_runless_asset_event(moved)
     assert asked(second.cursor).total_requested == 1
+
+
+def test_a_slow_release_does_not_undo_a_rollback_that_was_decided_meanwhile(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever goes back is in a hurry, and a download takes minutes: the older decision comes too late."""
+    from deployment.registry import Registry
+
+    served.tier.start("a")
+    digests = register_versions(served.workspace, {}, {"confuse": [("one", "two")]})
+    for version in ("1", "2"):
+        assert served.launch("promote", "decide_promotion", version=version, **PROMOTE).success
+    download, went_back = Registry.download, []
+
+    def slow(registry: Registry, model: str, version: str) -> Path:
+        found = download(registry, model, version)
+        if version == "2" and not went_back:
+            with ThreadPoolExecutor(1) as other:
+                went_back.append(other.submit(served.launch, "rollback", "decide_rollback", **ROLLBACK).result())
+        return found
+
+    monkeypatch.setattr(Registry, "download", slow)
+    late = served.materialize("serving_release")
+    assert went_back[0].success, failure(went_back[0])
+    assert not late.success
+    assert "version 2 is no longer the champion: version 1 is" in failure(late)[1]
+    assert served.running() == {digests["1"]: 1.0}
+    assert served.tier.folder.history(LANGUAGE)[-1].state == "refused"
+    assert served.check().passed
+
+
+def test_a_registry_that_cannot_be_reached_is_tried_again_and_a_refusal_is_not(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deployment.registry import Registry, RegistryError
+    from speech_assets.defs import retries
+
+    monkeypatch.setattr(retries, "FIRST_WAIT_S", 0.05)
+    register_versions(served.workspace, {})
+    refused = served.materialize("serving_release")
+    assert "no champion yet" in failure(refused)[1]
+    assert not any(event.is_step_up_for_retry for event in refused.all_events)
+    assert served.launch("promote", "decide_promotion", version="1", **PROMOTE).success
+    download, away = Registry.download, [1, 2]
+
+    def unreliable(registry: Registry, model: str, version: str) -> Path:
+        if away:
+            away.pop()
+            raise RegistryError("MLflow does not answer") from ConnectionError("connection refused")
+        return download(registry, model, version)
+
+    monkeypatch.setattr(Registry, "download", unreliable)
+    released = served.materialize("serving_release")
+    assert released.success, failure(released)
+    assert sum(event.is_step_up_for_retry for event in released.all_events) == 2
+
+
+def test_a_data_store_that_was_away_during_a_release_is_tried_again(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deployment.release import ReleaseDocument, ReleaseFolder
+    from speech_assets.defs import retries
+
+    monkeypatch.setattr(retries, "FIRST_WAIT_S", 0.05)
+    digests = register_versions(served.workspace, {})
+    promotions = served.workspace.promotions()
+    promotions.approve(LANGUAGE, MODEL, "1", "Ada", "better on calls")
+    write, away = ReleaseFolder.set_language, [1]
+
+    def unreliable(folder: ReleaseFolder, language: str, release: Any) -> ReleaseDocument:
+        if away:
+            away.pop()
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return write(folder, language, release)
+
+    monkeypatch.setattr(ReleaseFolder, "set_language", unreliable)
+    released = served.materialize("serving_release")
+    assert released.success, failure(released)
+    assert [step.state for step in served.tier.folder.history(LANGUAGE)] == ["verify", "returned", "verify", "full"]
+    (route,) = served.tier.folder.read().languages[LANGUAGE].routes
+    assert route.digest == digests["1"]
+
+
+def test_the_schedule_looks_once_there_is_something_to_look_at(served: Served) -> None:
+    import dagster as dg
+
+    from speech_assets.defs.serving import watch_serving
+
+    def tick() -> Any:
+        context = dg.build_schedule_context(instance=served.instance, resources={"workspace": served.workspace})
+        return watch_serving.evaluate_tick(context)
+
+    assert "nothing was released yet" in tick().skip_message
+    served.tier.serve(served.tier.bundle("en-1"))
+    assert len(tick().run_requests) == 1
+    served.tier.folder.document.unlink()
+    assert not tick().run_requests
+    served.tier.start("a")
+    assert len(tick().run_requests) == 1, "a replica that lives is looked at whatever became of the document"

@@ -1,0 +1,50 @@
+"""Whether a replica may serve a bundle: someone approved exactly this one, and its verdict still says that it passed.
+
+The release document says which bundle lies where and what share it gets, and whoever may write to the data store can
+write it by hand. So a replica takes nobody's word that a bundle may be served: it looks into the ledger and the
+verdicts of the data store that it follows, each time it loads one. What serves already is not looked at again.
+
+Not covered: the registry's note of the ledger's end, which only a release compares (a replica knows no registry), and
+someone who forges ledger and verdict consistently; the folder's permissions keep them out.
+"""
+
+import hashlib
+from contextlib import suppress
+from pathlib import Path
+
+from deployment.ledger import PRODUCTION, Ledger, LedgerError
+from evaluation.gates import GateRefused, require_passed
+
+
+class NotApproved(Exception):
+    """A bundle may not be served; the message is one sentence that says why."""
+
+
+def require_approved(home: Path, language: str, digest: str) -> None:
+    """Refuse a bundle that no decision put into production, or whose verdict does not let it pass any more.
+
+    Failed gates are accepted as far as that decision says, and only for the verdict that it was taken on.
+
+    Args:
+        home: the data store, which holds `ledger/` and `verdicts/`.
+
+    Raises:
+        NotApproved: no approval or rollback about exactly this digest, a rejection since, a broken ledger, or a verdict
+            that is missing, altered, foreign or not passed.
+    """
+    refused = f"bundle {digest[:12]} is not served for '{language}'"
+    verdicts = home / "verdicts"
+    try:
+        ledger = Ledger(home / "ledger", language)
+        about = [entry for entry in ledger.entries() if entry.digest == digest]
+        decision = next((entry for entry in reversed(about) if entry.action in (*PRODUCTION, "reject")), None)
+        if decision is None or decision.action == "reject":
+            why = f"{decision.approver} rejected it" if decision else f"nobody approved it (ledger {ledger.path})"
+            raise NotApproved(f"{refused}: {why}; approve a version with the job `promote`, which releases it")
+        sha256 = ""
+        with suppress(FileNotFoundError):  # named by require_passed
+            sha256 = hashlib.sha256((verdicts / f"{digest}.json").read_bytes()).hexdigest()
+        accepted = decision.overridden if sha256 == decision.verdict_sha256 else ()
+        require_passed(verdicts, digest, language=language, overridden=accepted)
+    except (LedgerError, GateRefused, OSError) as error:
+        raise NotApproved(f"{refused}: {error}") from error

@@ -23,6 +23,7 @@ from speech_assets.launcher import (
     LocalRunLauncher,
     process_start,
     run_tags,
+    wait_before,
 )
 
 # Says when it is ready, and with which signal it was asked to end.
@@ -189,3 +190,11 @@ def test_other_runs_have_the_instance_s_limit(deployment: object) -> None:
 
 def test_what_a_person_set_is_kept(deployment: object) -> None:
     assert MAX_RUNTIME_TAG not in run_tags(run_of("base_model", tags={MAX_RUNTIME_TAG: "60"}))
+
+
+def test_a_lost_run_waits_longer_with_each_try() -> None:
+    """A machine that is out of memory stays so for a moment: starting at once would only fill it again."""
+    tags = [{}, *({"dagster/retry_number": str(tried)} for tried in (1, 2, 3))]
+    waits = [wait_before(dg.DagsterRun(job_name="any", tags=each)) for each in tags]
+    assert waits[0] == 0
+    assert 3.7 < waits[1] < 6.3 < 7.4 < waits[2] < 12.6 < 14.9 < waits[3] < 25.1

@@ -683,7 +683,14 @@ class Promotions:
             if cut := self._cut_off(entries, name, ledger.language):
                 raise LedgerError(cut)
         if entries and self._interrupted(entries[-1]):
-            self._require_made(entries)
+            last = entries[-1]
+            try:
+                self._require_made(entries)
+            except (PromotionRefused, GateRefused, BundleError) as refused:
+                raise type(refused)(
+                    f"decision {last.sequence} of '{last.language}' ({last.action} by {last.approver}) is not known to "
+                    f"the registry, and cannot be accepted: {refused}"
+                ) from refused
         self._follow(ledger, model)
 
     def _require_made(self, entries: tuple[Decision, ...]) -> None:
@@ -718,7 +725,8 @@ class Promotions:
 
         Its version may have been deleted in MLflow, where a verified copy of the bundle is at hand.
         """
-        if rejected := next((e for e in entries if e.action == "reject" and _about(e) == _about(entry)), None):
+        there = (entry.model, entry.version)
+        if rejected := next((e for e in entries if e.action == "reject" and (e.model, e.version) == there), None):
             raise PromotionRefused(_closed_sentence(rejected))
         self._require_still(entries, entry)
         if self.registry.cached(entry.digest) is None or not self._gone(entry.model, entry.version):
@@ -730,14 +738,13 @@ class Promotions:
         if version.digest != entry.digest:
             raise BundleError(
                 f"{entry.model} version {entry.version} is bundle {version.digest[:12]}, but decision "
-                f"{entry.sequence} of '{entry.language}' is about {entry.digest[:12]}: look at who wrote the entry, "
-                "and restore the ledger from its backup"
+                f"{entry.sequence} is about {entry.digest[:12]}; look at who wrote it, and restore the ledger from its "
+                "backup"
             )
         return version
 
     def _require_approval(self, earlier: tuple[Decision, ...], entry: Decision) -> None:
         """What an approval, or one voice of it, asked for before it was written."""
-        about = f"decision {entry.sequence} of '{entry.language}' ({entry.action} by {entry.approver})"
         self._require_still((*earlier, entry), entry)
         version = self._require_bytes(entry)
         if entry.overridden:
@@ -745,8 +752,8 @@ class Promotions:
         sha, used = self._require_eligible(earlier, version, override=bool(entry.overridden))
         if not set(used) <= set(entry.overridden) or (entry.overridden and sha != entry.verdict_sha256):
             raise PromotionRefused(
-                f"{about} rests on another verdict, or accepts other gates, than the ones there are: remove the entry "
-                "if nobody took it, else approve the version again"
+                "it rests on another verdict, or accepts other gates, than the ones there are; remove the entry, and "
+                "approve the version again if somebody took it"
             )
         if (
             entry.action == "approve"
@@ -754,17 +761,16 @@ class Promotions:
             and not self._independent(earlier, version, sha, entry.approver)
         ):
             raise PromotionRefused(
-                f"{about} is one approval by a person who may have launched the training, and two people are asked "
-                f"for: remove the entry if nobody took it, else another approver has to decide ({self._allowed()})"
+                f"'{entry.approver}' may have launched the training, and two people are asked for; remove the entry, "
+                f"and have another approver decide ({self._allowed()})"
             )
 
     def _require_rollback(self, earlier: tuple[Decision, ...], entry: Decision) -> None:
         """What a roll-back asked for before it was written: an earlier champion, that may still be served."""
-        about = f"decision {entry.sequence} of '{entry.language}' (rollback by {entry.approver})"
         if _about(entry) not in {_about(champion) for champion in every_champion(earlier)}:
             raise PromotionRefused(
-                f"{about} goes to {entry.model} version {entry.version} ({entry.digest[:12]}), which never was "
-                "champion: it was written by hand; remove the entry, or restore the ledger from its backup"
+                f"{entry.model} version {entry.version} ({entry.digest[:12]}) never was champion before it, so it was "
+                "written by hand; remove the entry, or restore the ledger from its backup"
             )
         self._require_servable((*earlier, entry), entry)
 

@@ -100,6 +100,7 @@ class Waiting:
         approvers: who may approve; None: anyone with a name.
         expires_at: when it is closed if nobody decides.
         obstacle: why an approval would be refused as things stand, or None.
+        launchers: who launched the training, by the version's tag or by what was noted beside the ledger.
     """
 
     version: ModelVersion
@@ -109,6 +110,7 @@ class Waiting:
     approvers: tuple[str, ...] | None
     expires_at: datetime | None
     obstacle: str | None
+    launchers: tuple[str, ...] = ()
 
     @property
     def sentence(self) -> str:
@@ -388,6 +390,7 @@ class Promotions:
             self._who_may_approve(challenger),
             self._expires_at(challenger),
             obstacle,
+            self._launchers(challenger),
         )
 
     def requests(self, model: str) -> tuple[Request, ...]:

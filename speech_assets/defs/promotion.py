@@ -243,7 +243,7 @@ def _shown(workspace: Workspace, waiting: Waiting) -> dict[str, Any]:
     return {
         **{name: metrics[name] for name in ("benchmark_wer", "champion_benchmark_wer") if name in metrics},
         "champion": waiting.champion or "none yet",
-        "training_launched_by": waiting.version.tags.get(LAUNCHED_BY_TAG, UNSIGNED),
+        "training_launched_by": ", ".join(waiting.launchers) or UNSIGNED,
         **({"expires": f"{waiting.expires_at:%Y-%m-%d}"} if waiting.expires_at else {}),
         **{label: dg.MetadataValue.url(url) for label, url in _urls(workspace, waiting).items()},
     }

@@ -415,7 +415,8 @@ def test_editing_the_tag_does_not_hide_who_launched_the_training(house):
     strict = house.restarted(approvers=("Ada", "Bob", "Cleo"), two_person=True)
     strict.note_launchers(version.digest, ("Ada",))
     house.registry.set_version_tag(MODEL, "1", "launched_by", "Bob")
-    assert strict.waiting("en", MODEL).approvers == ("Cleo",)
+    waiting = strict.waiting("en", MODEL)
+    assert (waiting.launchers, waiting.approvers) == (("Ada", "Bob"), ("Cleo",))
     assert strict.approve("en", MODEL, "1", "Ada", "mine is good").action == "voice"
     assert strict.current("en") is None
     decision = strict.approve("en", MODEL, "1", "Cleo", "good")

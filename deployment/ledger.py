@@ -30,6 +30,7 @@ GENESIS = "0" * 64  # what stands for the entry before the first
 Action = Literal["approve", "voice", "reject", "request_changes", "expire", "override", "rollback"]
 PRODUCTION = ("approve", "rollback")  # what puts a version into production
 CLOSING = ("reject", "request_changes", "expire")
+BETTER = "better_than_champion"  # the comparison that `require_better` asks for, among overridden gates
 
 
 class LedgerError(Exception):
@@ -227,6 +228,18 @@ def champion_in_force(entries: tuple[Decision, ...]) -> Decision | None:
 def every_champion(entries: tuple[Decision, ...]) -> list[Decision]:
     """Each entry that put something into production, oldest first."""
     return [entry for entry in entries if entry.action in PRODUCTION]
+
+
+def accepted_gates(entries: Sequence[Decision], entry: Decision) -> tuple[str, ...]:
+    """Labels that an entry accepts and may: those of an override before it, about its very bundle and verdict."""
+    covered = {
+        label
+        for e in entries
+        if (e.action, e.digest, e.verdict_sha256) == ("override", entry.digest, entry.verdict_sha256)
+        and e.sequence < entry.sequence
+        for label in e.overridden
+    }
+    return tuple(label for label in entry.overridden if label == BETTER or label in covered)
 
 
 def _line(value: dict[str, Any]) -> str:

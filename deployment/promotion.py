@@ -3,7 +3,8 @@
 An alias in MLflow can be moved by anyone with a browser, remembers nobody, and is not what a deployment may rest on. So
 a decision is first written to the ledger of its language (`deployment.ledger`), and only then is the alias `champion`
 moved; a process killed in between leaves an alias that `reconcile` repairs from the ledger. The ledger's head is noted
-at the model in the registry, against which entries that were cut off at its end show (`check_alias`).
+at the model in the registry, against which two things show (`check_alias`): entries that were cut off at the end, and
+an entry that no decision finished. The latter is followed only after what its decision needs was asked again.
 
 Every step forward, roll-back included, re-reads the persisted verdict for exactly the bundle in question and compares
 the registry's bytes with its digest. Whatever is missing is a refusal.
@@ -14,14 +15,18 @@ approval by the person who launched the training is one `voice`, and another app
 
 A bundle that failed gates reaches production only through two entries: `override`, about exactly this bundle and
 verdict, which lets it be registered, and an approval that repeats which gates were overridden. Roll-back and release
-honour that approval for exactly that bundle and verdict. A missing, altered, stale or foreign verdict, an expired
-challenger or a bundle whose bytes differ cannot be overridden.
+honour that approval for exactly that bundle and verdict, and only as far as the override before it covers. A missing,
+altered, stale or foreign verdict, an expired challenger or a bundle whose bytes differ cannot be overridden.
+
+Who launched a training is kept beside the ledger as well as in a tag, since a tag can be edited by anyone.
 
 Not covered: names are taken as given, from the launchpad and from tags alike; whoever can reach Dagster or MLflow can
 write another's, unless a proxy in front of them signs people in.
 """
 
 import hashlib
+import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -29,6 +34,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from deployment.ledger import (
+    BETTER,
     CLOSING,
     GENESIS,
     PRODUCTION,
@@ -36,6 +42,7 @@ from deployment.ledger import (
     Decision,
     Ledger,
     LedgerError,
+    accepted_gates,
     champion_in_force,
     every_champion,
     line_of_champions,
@@ -50,17 +57,21 @@ from evaluation.gates import (
     require_passed,
 )
 from evaluation.scoring import BENCHMARK, Interval
-from speech.bundle import ModelBundle
+from speech.bundle import BundleError, ModelBundle
+from speech.store import write_json
 
 HEAD_TAG = "ledger_head"
 SYSTEM = "soundstage"  # who closes what waited too long
 UNSIGNED = "unknown"  # stands among a version's launchers for a training whose run named nobody
-BETTER = "better_than_champion"  # the comparison that `require_better` asks for, among overridden gates
 
 # A decision can be asked for by setting these tags on a version in MLflow; the answer comes back in two others.
 DECISION_TAG, APPROVER_TAG, REASON_TAG = "soundstage.decision", "soundstage.approver", "soundstage.reason"
 OUTCOME_TAG, ANSWERED_TAG = "soundstage.outcome", "soundstage.requests_answered"
 STATUS_TAG = "soundstage.status"
+
+_HEAD = re.compile(r"[0-9]{1,9}:[0-9a-f]{64}")
+_COUNT = re.compile(r"[0-9]{1,9}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 CHOICES = ("approve", "reject", "request_changes")  # what a person can ask for by tags
 
@@ -90,6 +101,7 @@ class Waiting:
         approvers: who may approve; None: anyone with a name.
         expires_at: when it is closed if nobody decides.
         obstacle: why an approval would be refused as things stand, or None.
+        launchers: who launched the training, by the version's tag or by what was noted beside the ledger.
     """
 
     version: ModelVersion
@@ -99,6 +111,7 @@ class Waiting:
     approvers: tuple[str, ...] | None
     expires_at: datetime | None
     obstacle: str | None
+    launchers: tuple[str, ...] = ()
 
     @property
     def sentence(self) -> str:
@@ -155,6 +168,8 @@ class Promotions:
         two_person: who launched the training cannot be the only approver.
         expires_days: an approval needs a verdict that is not older. None: any age.
         allow_override: failed gates may be accepted by an explicit decision.
+        launchers: folder where `note_launchers` keeps who launched a bundle's training. None: the version's tag alone
+            says so, which anyone with MLflow open can edit.
     """
 
     def __init__(
@@ -170,6 +185,7 @@ class Promotions:
         two_person: bool = False,
         expires_days: int | None = None,
         allow_override: bool = False,
+        launchers: Path | None = None,
     ) -> None:
         self.registry = registry
         self._folder = ledger
@@ -181,6 +197,7 @@ class Promotions:
         self._two_person = two_person
         self._expires_days = expires_days
         self._allow_override = allow_override
+        self._launchers_folder = launchers
 
     def approve(
         self, language: str, model: str, version: str, approver: str, reason: str, *, override_gates: bool = False
@@ -209,7 +226,7 @@ class Promotions:
             if now and (now.model, now.version, now.digest) == (candidate.name, candidate.version, candidate.digest):
                 same = (now.action, now.approver, now.reason) == ("approve", approver, reason)
                 if same or not self._interrupted(entries[-1]):
-                    self._follow(ledger)
+                    self._finish(ledger)
                 if same:
                     return now  # the process that took this decision died after recording it
                 raise PromotionRefused(
@@ -218,11 +235,11 @@ class Promotions:
                 )
             sha, overridden = self._require_eligible(entries, candidate, override_gates)
             action: Action = "approve"
-            if self._two_person and not _independent(entries, candidate, sha, approver):
+            if self._two_person and not self._independent(entries, candidate, sha, approver):
                 action = "voice"
-                before = _voices(entries, candidate, sha).get(approver)
+                before = self._voices(entries, candidate, sha).get(approver)
                 if before and before.reason == reason:
-                    self._follow(ledger)
+                    self._finish(ledger)
                     return before
                 if before:
                     raise PromotionRefused(
@@ -261,7 +278,7 @@ class Promotions:
                 return None
             entries = ledger.entries()
             if closed := self._closed(entries, candidate):
-                self._follow(ledger)  # the process that closed it died before it moved the alias
+                self._finish(ledger)  # the process that closed it died before it moved the alias
                 return closed
             reason = f"waited longer than {self._expires_days} days for a decision: evaluate and judge it again"
             sha = _file_sha256(self._verdicts / f"{candidate.digest}.json")
@@ -305,7 +322,7 @@ class Promotions:
                 approver,
                 reason,
             ):
-                self._follow(ledger)
+                self._finish(ledger)
                 return last
             self.registry.ensure_model(model, language)
             about = ModelVersion(model, "", digest)
@@ -374,6 +391,7 @@ class Promotions:
             self._who_may_approve(challenger),
             self._expires_at(challenger),
             obstacle,
+            self._launchers(challenger),
         )
 
     def requests(self, model: str) -> tuple[Request, ...]:
@@ -398,9 +416,18 @@ class Promotions:
             self.registry.set_version_tag(request.model, request.version, OUTCOME_TAG, outcome)
 
     def rollback(
-        self, language: str, approver: str, reason: str, version: str | None = None, model: str | None = None
+        self,
+        language: str,
+        approver: str,
+        reason: str,
+        version: str | None = None,
+        model: str | None = None,
+        since: datetime | None = None,
     ) -> Decision:
         """Go back to the champion before this one, or to a named earlier champion.
+
+        `since` is when the caller first tried: the same roll-back recorded after that is the caller's own, of a try
+        whose answer was lost, and is not taken a second time.
 
         Raises:
             PromotionRefused: the approver may not decide, there is no reason, or no such earlier champion.
@@ -415,9 +442,9 @@ class Promotions:
                 raise PromotionRefused(f"'{language}' has no champion yet: there is nothing to roll back")
             now, last = line[-1], entries[-1]
             if (last.action, last.approver, last.reason) == ("rollback", approver, reason) and (
-                self._interrupted(last) or last.version == str(version)
+                self._interrupted(last) or last.version == str(version) or _made_since(last, since)
             ):
-                self._follow(ledger)  # the process that took this decision died after recording it
+                self._finish(ledger)  # the process that took this decision died after recording it
                 return last
             earlier = [
                 entry
@@ -439,13 +466,15 @@ class Promotions:
             closed = self._closed(entries, target)
             if closed and closed.action == "reject":
                 raise PromotionRefused(_closed_sentence(closed))
-            sha = self._require_still(back)
-            return self._decide(ledger, entries, "rollback", target, sha, approver, reason, back.overridden)
+            sha = self._require_still(entries, back)
+            accepted = accepted_gates(entries, back)
+            return self._decide(ledger, entries, "rollback", target, sha, approver, reason, accepted)
 
     def releasable(self, language: str) -> Decision:
         """The decision in force, if what it put into production may be served: its verdict is read again.
 
-        The registry's alias plays no part. Failed gates are accepted only as far as that very decision says.
+        The registry's alias plays no part. Failed gates are accepted only as far as that very decision says and an
+        override before it covers.
 
         Raises:
             PromotionRefused: there is no champion.
@@ -459,7 +488,7 @@ class Promotions:
         if cut := self._cut_off(entries, now.model, language):
             raise LedgerError(cut)
         self._require_noted(entries)
-        self._require_still(now)
+        self._require_still(entries, now)
         return now
 
     def current(self, language: str) -> Decision | None:
@@ -473,12 +502,14 @@ class Promotions:
     def verify(self, language: str, model: str | None = None) -> str | None:
         """None when the ledger is intact, else a sentence that names what is broken.
 
-        With `model`, the ledger's end is compared with what the registry notes of it.
+        With `model`, the ledger's end is compared with what the registry notes of it: entries may be missing there,
+        or one may be there that no decision has finished.
         """
         ledger = self.ledger(language)
         if broken := ledger.verify():
             return broken
-        return self._cut_off(ledger.entries(), model, language) if model else None
+        entries = ledger.entries()
+        return (self._cut_off(entries, model, language) or self._unknown(entries)) if model else None
 
     def check_alias(self, language: str, model: str) -> AliasState:
         """Whether the registry's alias and its note of the ledger's head agree with the ledger.
@@ -491,17 +522,24 @@ class Promotions:
         if now and now.model != model:
             now = None
         alias = self.registry.champion(model)
-        cut = self._cut_off(entries, model, language)
         expected, found = (now.version if now else None), (alias.version if alias else None)
-        if cut:
-            return AliasState(False, expected, found, cut)
+        if wrong := self._cut_off(entries, model, language) or self._unknown(entries):
+            return AliasState(False, expected, found, wrong)
         if expected != found:
+            aside = f"the alias '{CHAMPION}' of {model} points to {_named(found)}, but the ledger says "
+            if expected and self._gone(model, expected):
+                return AliasState(
+                    False,
+                    expected,
+                    found,
+                    f"{aside}version {expected}, which was deleted in MLflow: the decision stands, but nothing can be "
+                    "released from it; approve another version, or roll back to an earlier champion",
+                )
             return AliasState(
                 False,
                 expected,
                 found,
-                f"the alias '{CHAMPION}' of {model} points to {_named(found)}, but the ledger says {_named(expected)}: "
-                "it was moved by hand, or a decision was interrupted; reconcile sets it to the ledger",
+                f"{aside}{_named(expected)}: it was moved by hand; the job `reconcile` sets it to the ledger",
             )
         if now and alias and now.digest != alias.digest:
             return AliasState(
@@ -512,22 +550,33 @@ class Promotions:
             )
         return AliasState(True, expected, found, f"the alias '{CHAMPION}' of {model} is {_named(found)}, as decided")
 
-    def reconcile(self, language: str, model: str) -> AliasState:
+    def reconcile(self, language: str, model: str, approver: str, reason: str) -> AliasState:
         """Set the aliases and the registry's note to what the ledger says; returns what was found before.
 
-        This accepts a last entry that the registry does not know of: look at who wrote it first.
+        A last entry that the registry does not know of is accepted by this, if what its decision needed still holds:
+        look at who wrote it first.
 
         Raises:
+            PromotionRefused: the approver may not decide, there is no reason, or the last entry is none that a person
+                could have taken.
+            GateRefused, BundleError, RegistryError: what the last entry puts into production may not be there.
             LedgerError: the ledger is broken or was cut off: the alias is then left as it is.
         """
+        self._require_person(approver, reason)
         ledger = self.ledger(language)
         with ledger.locked():
             before = self.check_alias(language, model)
-            cut = self._cut_off(ledger.entries(), model, language)
-            if cut:
-                raise LedgerError(cut)
-            self._follow(ledger, model)
+            self._finish(ledger, model)
         return before
+
+    def note_launchers(self, digest: str, names: Collection[str]) -> None:
+        """Keep who launched the training of a bundle, beside those noted before; no edit in MLflow takes one away."""
+        if self._launchers_folder is None:
+            return
+        if not _DIGEST.fullmatch(digest):
+            raise PromotionRefused(f"{digest[:80]!r} is not the digest of a bundle: 64 hexadecimal digits are expected")
+        noted = sorted({*self._noted_launchers(digest), *(name.strip() for name in names if name.strip())})
+        write_json(self._launchers_folder / f"{digest}.json", noted)
 
     def ledger(self, language: str) -> Ledger:
         """The ledger of a language."""
@@ -545,8 +594,7 @@ class Promotions:
         overridden: tuple[str, ...] = (),
     ) -> Decision:
         now = champion_in_force(entries)
-        cut = self._cut_off(entries, target.name, ledger.language)
-        if cut:
+        if cut := self._cut_off(entries, target.name, ledger.language):
             raise LedgerError(cut)
         self._require_noted(entries)
         recorded = ledger.append(
@@ -565,7 +613,7 @@ class Promotions:
                 previous_digest=now.digest if now else "",
                 previous_hash=entries[-1].hash if entries else GENESIS,
                 overridden=overridden,
-                launched_by=target.tags.get(LAUNCHED_BY_TAG, ""),
+                launched_by=", ".join(self._launchers(target)),
             )
         )
         self._follow(ledger)
@@ -590,20 +638,26 @@ class Promotions:
                 reason,
                 sha,
             ):
-                self._follow(ledger)
+                self._finish(ledger)
                 return last
             return self._decide(ledger, entries, action, candidate, sha, approver, reason)
 
     def _follow(self, ledger: Ledger, model: str | None = None) -> None:
-        """Move the aliases to where the ledger says; repeating it changes nothing."""
+        """Move the aliases to where the ledger says; repeating it changes nothing.
+
+        The last entry's model is noted last, because that note says that all is done.
+        """
         entries = ledger.entries()
         now = champion_in_force(entries)
         models = {entry.model for entry in entries} | ({model} if model else set())
-        for name in sorted(models):
+        for name in sorted(models, key=lambda name: (bool(entries) and name == entries[-1].model, name)):
             champion = self.registry.champion(name)
             wanted = now.version if now and now.model == name else None
             if wanted and (champion is None or champion.version != wanted):
-                self.registry.set_alias(name, CHAMPION, wanted)
+                try:
+                    self.registry.set_alias(name, CHAMPION, wanted)
+                except RegistryError:  # someone deleted the version: the decision stands, and `check_alias` tells of it
+                    self.registry.remove_alias(name, CHAMPION)
             elif wanted is None and champion is not None:
                 self.registry.remove_alias(name, CHAMPION)
             challenger = self.registry.challenger(name)
@@ -614,7 +668,115 @@ class Promotions:
                 self.registry.remove_alias(name, CHALLENGER)
             if entries:
                 self._show(entries[-1], name)
-                self.registry.set_model_tag(name, f"{HEAD_TAG}.{ledger.language}", entries[-1].head)
+                try:
+                    self.registry.set_model_tag(name, f"{HEAD_TAG}.{ledger.language}", entries[-1].head)
+                except RegistryError:
+                    if name == entries[-1].model:  # an earlier model of the language may be gone
+                        raise
+
+    def _finish(self, ledger: Ledger, model: str | None = None) -> None:
+        """Follow the ledger again, for a process that died; an entry that no decision wrote is not followed.
+
+        Raises:
+            LedgerError: entries are missing at its end, or more are there than one decision writes.
+            PromotionRefused, GateRefused, BundleError, RegistryError: what the last entry needs does not hold.
+        """
+        entries = ledger.entries()
+        about = {entry.model for entry in entries} | ({model} if model else set())
+        for name in sorted(about):
+            if cut := self._cut_off(entries, name, ledger.language):
+                raise LedgerError(cut)
+        if entries and self._interrupted(entries[-1]):
+            last = entries[-1]
+            try:
+                self._require_made(entries)
+            except (PromotionRefused, GateRefused, BundleError) as refused:
+                raise type(refused)(
+                    f"decision {last.sequence} of '{last.language}' ({last.action} by {last.approver}) is not known to "
+                    f"the registry, and cannot be accepted: {refused}"
+                ) from refused
+        self._follow(ledger, model)
+
+    def _require_made(self, entries: tuple[Decision, ...]) -> None:
+        """Ask again what the last entry's decision needed, since nothing but the file says that it was taken.
+
+        Where the note was edited or removed, any entry could be the one that was added, and old ones may rest on rules
+        that have changed since; so then what is in production is held to what a roll-back to it would ask for.
+        """
+        last = entries[-1]
+        known = self._known(entries)
+        if self._damaged(entries):
+            if now := champion_in_force(entries):
+                self._require_servable(entries, now)
+            return
+        if len(entries) - known > 1:
+            raise LedgerError(
+                f"decisions {known + 1} to {last.sequence} of '{last.language}' are not known to the registry, and an "
+                "interrupted decision leaves one such entry: they were written by hand; restore the ledger from its "
+                "backup"
+            )
+        if last.action != "expire":
+            self._require_person(last.approver, last.reason)
+        if last.action in ("approve", "voice"):
+            self._require_approval(entries[:-1], last)
+        elif last.action == "rollback":
+            self._require_rollback(entries[:-1], last)
+        elif last.action == "override":
+            self._require_override_allowed()
+
+    def _require_servable(self, entries: tuple[Decision, ...], entry: Decision) -> None:
+        """What it takes for an entry's bundle to stay in production or to come back to it.
+
+        Its version may have been deleted in MLflow, where a verified copy of the bundle is at hand.
+        """
+        there = (entry.model, entry.version)
+        if rejected := next((e for e in entries if e.action == "reject" and (e.model, e.version) == there), None):
+            raise PromotionRefused(_closed_sentence(rejected))
+        self._require_still(entries, entry)
+        if self.registry.cached(entry.digest) is None or not self._gone(entry.model, entry.version):
+            self._require_bytes(entry)
+
+    def _require_bytes(self, entry: Decision) -> ModelVersion:
+        """The version that an entry names, if the registry's bytes are those of the entry's digest."""
+        version = self._require_language(self.registry.verify(entry.model, entry.version), entry.language)
+        if version.digest != entry.digest:
+            raise BundleError(
+                f"{entry.model} version {entry.version} is bundle {version.digest[:12]}, but decision "
+                f"{entry.sequence} is about {entry.digest[:12]}; look at who wrote it, and restore the ledger from its "
+                "backup"
+            )
+        return version
+
+    def _require_approval(self, earlier: tuple[Decision, ...], entry: Decision) -> None:
+        """What an approval, or one voice of it, asked for before it was written."""
+        self._require_still((*earlier, entry), entry)
+        version = self._require_bytes(entry)
+        if entry.overridden:
+            self._require_override_allowed()
+        sha, used = self._require_eligible(earlier, version, override=bool(entry.overridden))
+        if not set(used) <= set(entry.overridden) or (entry.overridden and sha != entry.verdict_sha256):
+            raise PromotionRefused(
+                "it rests on another verdict, or accepts other gates, than the ones there are; remove the entry, and "
+                "approve the version again if somebody took it"
+            )
+        if (
+            entry.action == "approve"
+            and self._two_person
+            and not self._independent(earlier, version, sha, entry.approver)
+        ):
+            raise PromotionRefused(
+                f"'{entry.approver}' may have launched the training, and two people are asked for; remove the entry, "
+                f"and have another approver decide ({self._allowed()})"
+            )
+
+    def _require_rollback(self, earlier: tuple[Decision, ...], entry: Decision) -> None:
+        """What a roll-back asked for before it was written: an earlier champion, that may still be served."""
+        if _about(entry) not in {_about(champion) for champion in every_champion(earlier)}:
+            raise PromotionRefused(
+                f"{entry.model} version {entry.version} ({entry.digest[:12]}) never was champion before it, so it was "
+                "written by hand; remove the entry, or restore the ledger from its backup"
+            )
+        self._require_servable((*earlier, entry), entry)
 
     def _show(self, last: Decision, model: str) -> None:
         """Say at the versions that a decision was about what it made of them."""
@@ -632,7 +794,7 @@ class Promotions:
     def _cut_off(self, entries: tuple[Decision, ...], model: str, language: str) -> str | None:
         """A sentence when the registry remembers a decision that the ledger no longer has."""
         noted = self._noted(model, language)
-        if noted is None or noted in {entry.head for entry in entries}:
+        if noted is None or not _HEAD.fullmatch(noted) or noted in {entry.head for entry in entries}:
             return None
         return (
             f"the registry notes decision {noted.partition(':')[0]} about {model}, which the ledger of '{language}' "
@@ -643,15 +805,50 @@ class Promotions:
         """Whether a decision was recorded but its aliases were not all moved; the note is the last step."""
         return self._noted(last.model, last.language) != last.head
 
+    def _known(self, entries: Sequence[Decision]) -> int:
+        """How many entries the registry knows of: the last of them that is noted at any of their models."""
+        notes = {self._noted(model, entries[0].language) for model in {entry.model for entry in entries}}
+        return max((entry.sequence for entry in entries if entry.head in notes), default=0)
+
+    def _unknown(self, entries: Sequence[Decision]) -> str | None:
+        """A sentence when the registry does not know the last entry: no decision finished it, or the note is wrong."""
+        if not entries or not self._interrupted(entries[-1]):
+            return None
+        last = entries[-1]
+        if damaged := self._damaged(entries):
+            return damaged
+        return (
+            f"decision {last.sequence} of '{last.language}' ({last.action} by {last.approver}) was interrupted or "
+            "written by hand, since the registry does not know it: launch the same decision again, or remove the "
+            "entry if nobody took it, or have it examined and accepted with the job `reconcile`"
+        )
+
+    def _damaged(self, entries: Sequence[Decision]) -> str | None:
+        """A sentence when the note was edited or removed in MLflow; before the first decision ends there is none."""
+        last = entries[-1]
+        noted = self._noted(last.model, last.language)
+        removed = noted is None and len(entries) > 1 and not self._known(entries)
+        if not removed and (noted is None or _HEAD.fullmatch(noted)):
+            return None
+        found = "is missing" if noted is None else f"is {noted[:80]!r}, not a number and a hash"
+        return (
+            f"the registry's note of the last decision of '{last.language}' (the tag '{HEAD_TAG}.{last.language}' of "
+            f"{last.model}) {found}: it was edited in MLflow; compare the ledger with its backup, then set the note "
+            "right with the job `reconcile`"
+        )
+
     def _require_noted(self, entries: Sequence[Decision]) -> None:
         """Nothing rests on an entry that no decision has finished: it may have been added by hand."""
-        if entries and self._interrupted(entries[-1]):
-            last = entries[-1]
-            raise LedgerError(
-                f"decision {last.sequence} of '{last.language}' ({last.action} by {last.approver}) was interrupted or "
-                "written by hand, since the registry does not know it: launch the same decision again, or remove the "
-                "entry if nobody took it, or accept it with the job `reconcile`"
-            )
+        if unknown := self._unknown(entries):
+            raise LedgerError(unknown)
+
+    def _gone(self, model: str, version: str) -> bool:
+        """Whether a version was deleted."""
+        try:
+            self.registry.version(model, version)
+        except RegistryError:
+            return True
+        return False
 
     def _noted(self, model: str, language: str) -> str | None:
         return self.registry.model_tag(model, f"{HEAD_TAG}.{language}")
@@ -675,8 +872,51 @@ class Promotions:
         """Whose approval would be enough, or would be one of two."""
         if self._approvers is None:
             return None
-        alone = set(_launchers(version)) if self._two_person else set()
+        alone = {name.casefold() for name in self._launchers(version)} if self._two_person else set()
         return tuple(sorted(name for name in self._approvers if name.casefold() not in alone))
+
+    def _launchers(self, version: ModelVersion) -> tuple[str, ...]:
+        """Who launched a version's training, by its tag or by what was noted beside the ledger."""
+        tagged = [name.strip() for name in version.tags.get(LAUNCHED_BY_TAG, "").split(",")]
+        return tuple(sorted({name for name in (*tagged, *self._noted_launchers(version.digest)) if name}))
+
+    def _noted_launchers(self, digest: str) -> tuple[str, ...]:
+        if self._launchers_folder is None or not _DIGEST.fullmatch(digest):
+            return ()
+        path = self._launchers_folder / f"{digest}.json"
+        try:
+            names = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return ()
+        except ValueError:
+            names = None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            return (UNSIGNED,)  # a damaged note clears nobody
+        return tuple(names)
+
+    def _voices(self, entries: Sequence[Decision], version: ModelVersion, verdict_sha256: str) -> dict[str, Decision]:
+        """Approvals of a version that were not enough by themselves, by approver, on its present verdict.
+
+        Only of people who may still decide: whoever left the list has no say in what goes into production now.
+        """
+        return {
+            e.approver: e
+            for e in entries
+            if e.action == "voice"
+            and _same(e, version)
+            and e.verdict_sha256 == verdict_sha256
+            and (self._approvers is None or e.approver in self._approvers)
+        }
+
+    def _independent(
+        self, entries: Sequence[Decision], version: ModelVersion, verdict_sha256: str, approver: str
+    ) -> bool:
+        """Whether an approval satisfies the two-person rule: by another than the launcher, or as the second voice."""
+        launchers = {name.casefold() for name in self._launchers(version)} or {UNSIGNED}
+        if UNSIGNED not in launchers and approver.casefold() not in launchers:
+            return True
+        voices = self._voices(entries, version, verdict_sha256)
+        return any(name.casefold() != approver.casefold() for name in voices)
 
     def _require_override_allowed(self) -> None:
         if not self._allow_override:
@@ -747,10 +987,10 @@ class Promotions:
                 "evaluate and judge it again, then register it again"
             )
 
-    def _require_still(self, entry: Decision) -> str:
+    def _require_still(self, entries: Sequence[Decision], entry: Decision) -> str:
         """The verdict of a decision's bundle must still open the way, or that decision itself accepted its failures."""
         sha = _file_sha256(self._verdicts / f"{entry.digest}.json")
-        accepted = entry.overridden if sha == entry.verdict_sha256 else ()
+        accepted = accepted_gates(entries, entry) if sha == entry.verdict_sha256 else ()
         require_passed(self._verdicts, entry.digest, language=entry.language, overridden=accepted)
         return sha
 
@@ -784,6 +1024,10 @@ class Promotions:
         return version
 
 
+def _about(entry: Decision) -> tuple[str, str, str]:
+    return entry.model, entry.version, entry.digest
+
+
 def _same(entry: Decision, version: ModelVersion) -> bool:
     return (entry.model, entry.version) == (version.name, version.version)
 
@@ -794,27 +1038,9 @@ def _overridden(entries: tuple[Decision, ...], digest: str, verdict_sha256: str)
     return last.overridden if last and last.verdict_sha256 == verdict_sha256 else ()
 
 
-def _launchers(version: ModelVersion) -> tuple[str, ...]:
-    """Who launched a version's training, folded for comparison."""
-    names = version.tags.get(LAUNCHED_BY_TAG, "") or UNSIGNED
-    return tuple(name.strip().casefold() for name in names.split(","))
-
-
-def _voices(entries: tuple[Decision, ...], version: ModelVersion, verdict_sha256: str) -> dict[str, Decision]:
-    """Approvals of a version that were not enough by themselves, by approver, on its present verdict."""
-    return {
-        e.approver: e
-        for e in entries
-        if e.action == "voice" and _same(e, version) and e.verdict_sha256 == verdict_sha256
-    }
-
-
-def _independent(entries: tuple[Decision, ...], version: ModelVersion, verdict_sha256: str, approver: str) -> bool:
-    """Whether an approval satisfies the two-person rule: given by another than the launcher, or as the second voice."""
-    launchers = _launchers(version)
-    if UNSIGNED not in launchers and approver.casefold() not in launchers:
-        return True
-    return any(name.casefold() != approver.casefold() for name in _voices(entries, version, verdict_sha256))
+def _made_since(entry: Decision, since: datetime | None) -> bool:
+    made = _instant(entry.time)
+    return since is not None and made is not None and made >= since
 
 
 def _closed_sentence(closed: Decision) -> str:
@@ -840,7 +1066,7 @@ def _request(version: ModelVersion) -> Request:
         tag(DECISION_TAG),
         tag(APPROVER_TAG),
         tag(REASON_TAG),
-        int(answered) if answered.isdigit() else 0,
+        int(answered) if _COUNT.fullmatch(answered) else 0,  # anyone can edit the tag
     )
 
 

@@ -17,6 +17,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -42,6 +43,7 @@ LAUNCHED_BY_TAG = "launched_by"  # who launched the training: names, comma-separ
 LOCK_TIMEOUT_S = 600.0  # uploading a checkpoint of some GB to a slow disk
 BUSY_TIMEOUT_S = 60.0
 BUSY_PAUSE_S = 0.2
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 SQLITE_BUSY = ("database is locked", "database table is locked", "database schema is locked")
 
 T = TypeVar("T")
@@ -159,7 +161,7 @@ class Registry:
             BundleError: the bytes are not those that were registered.
         """
         wanted = self.version(model_name, version_or_alias)
-        target = self.cache / wanted.digest
+        target = self._kept(wanted)
         if target.exists():
             try:
                 ModelBundle.load(target, wanted.digest)
@@ -183,6 +185,15 @@ class Registry:
         wanted = self.version(model_name, version_or_alias)
         with self._fetched(wanted):
             return wanted
+
+    def cached(self, digest: str) -> Path | None:
+        """The verified local copy of a bundle, whether or not a version still names it; None when there is none."""
+        if not _DIGEST.fullmatch(digest):
+            return None
+        try:
+            return ModelBundle.load(self.cache / digest, digest).path
+        except BundleError:
+            return None
 
     @property
     def exists(self) -> bool:
@@ -223,8 +234,13 @@ class Registry:
         return tuple(self._described(entity, aliases) for entity in self._search(f"name = '{_quoted(model_name)}'"))
 
     def set_alias(self, model_name: str, alias: str, version: str) -> None:
-        """Point an alias at a version. For the promotion ledger, which decides; nothing else should call this."""
-        self._retry(lambda client: client.set_registered_model_alias(model_name, alias, version))
+        """Point an alias at a version. For the promotion ledger, which decides; nothing else should call this.
+
+        Raises:
+            RegistryError: no such version.
+        """
+        with _named_when_missing(f"model '{model_name}' has no version {version}"):
+            self._retry(lambda client: client.set_registered_model_alias(model_name, alias, version))
 
     def remove_alias(self, model_name: str, alias: str) -> None:
         """Remove an alias; a missing one is fine."""
@@ -257,14 +273,8 @@ class Registry:
         Raises:
             RegistryError: no such version.
         """
-        from mlflow.exceptions import MlflowException
-
-        try:
+        with _named_when_missing(f"model '{model_name}' has no version {version}"):
             self._retry(lambda client: client.set_model_version_tag(model_name, version, key, value))
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            raise RegistryError(f"model '{model_name}' has no version {version}: {error.message}") from error
 
     def remove_version_tag(self, model_name: str, version: str, key: str) -> None:
         """Take a tag off a version; a missing one is fine."""
@@ -287,8 +297,13 @@ class Registry:
                 raise
 
     def set_model_tag(self, model_name: str, key: str, value: str) -> None:
-        """Tag a model as a whole."""
-        self._retry(lambda client: client.set_registered_model_tag(model_name, key, value))
+        """Tag a model as a whole.
+
+        Raises:
+            RegistryError: no such model.
+        """
+        with _named_when_missing(f"there is no model '{model_name}'"):
+            self._retry(lambda client: client.set_registered_model_tag(model_name, key, value))
 
     def model_tag(self, model_name: str, key: str) -> str | None:
         """A model's tag, or None."""
@@ -408,12 +423,21 @@ class Registry:
             created_at=datetime.fromtimestamp(entity.creation_timestamp / 1000, UTC),
         )
 
+    def _kept(self, wanted: ModelVersion) -> Path:
+        """Where the local copy of a version's bundle belongs; its tag can be edited by anyone, so it is no path yet."""
+        if not _DIGEST.fullmatch(wanted.digest):
+            found = f"is {wanted.digest[:80]!r}, not 64 hexadecimal digits" if wanted.digest else "is missing"
+            raise BundleError(
+                f"the tag '{BUNDLE_DIGEST_TAG}' of {wanted.name} version {wanted.version} {found}, so it cannot be "
+                "verified: register the bundle again"
+            )
+        return self.cache / wanted.digest
+
     @contextmanager
     def _fetched(self, wanted: ModelVersion) -> Iterator[Path]:
         """The registry's bundle of a version in a temporary folder beside the cache, verified."""
+        self._kept(wanted)
         name = f"{wanted.name} version {wanted.version}"
-        if not wanted.digest:
-            raise BundleError(f"{name} has no tag '{BUNDLE_DIGEST_TAG}', so it cannot be verified: register it again")
         self.cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.cache, prefix=".fetch-", ignore_cleanup_errors=True) as scratch:
             try:
@@ -537,6 +561,19 @@ def _log_path(client: "MlflowClient", run_id: str, source: Path, folder: str) ->
         client.log_artifacts(run_id, str(source), folder)
     else:
         client.log_artifact(run_id, str(source), folder)
+
+
+@contextmanager
+def _named_when_missing(sentence: str) -> Iterator[None]:
+    """Say in our own words that MLflow has no such thing; whatever else it raises is left as it is."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise RegistryError(f"{sentence}: {error.message}") from error
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import hashlib
 from contextlib import suppress
 from pathlib import Path
 
-from deployment.ledger import PRODUCTION, Ledger, LedgerError
+from deployment.ledger import PRODUCTION, Ledger, LedgerError, accepted_gates
 from evaluation.gates import GateRefused, require_passed
 
 
@@ -23,7 +23,8 @@ class NotApproved(Exception):
 def require_approved(home: Path, language: str, digest: str) -> None:
     """Refuse a bundle that no decision put into production, or whose verdict does not let it pass any more.
 
-    Failed gates are accepted as far as that decision says, and only for the verdict that it was taken on.
+    Failed gates are accepted as far as that decision says and an override before it covers, and only for the verdict
+    that it was taken on.
 
     Args:
         home: the data store, which holds `ledger/` and `verdicts/`.
@@ -36,7 +37,8 @@ def require_approved(home: Path, language: str, digest: str) -> None:
     verdicts = home / "verdicts"
     try:
         ledger = Ledger(home / "ledger", language)
-        about = [entry for entry in ledger.entries() if entry.digest == digest]
+        entries = ledger.entries()
+        about = [entry for entry in entries if entry.digest == digest]
         decision = next((entry for entry in reversed(about) if entry.action in (*PRODUCTION, "reject")), None)
         if decision is None or decision.action == "reject":
             why = f"{decision.approver} rejected it" if decision else f"nobody approved it (ledger {ledger.path})"
@@ -44,7 +46,7 @@ def require_approved(home: Path, language: str, digest: str) -> None:
         sha256 = ""
         with suppress(FileNotFoundError):  # named by require_passed
             sha256 = hashlib.sha256((verdicts / f"{digest}.json").read_bytes()).hexdigest()
-        accepted = decision.overridden if sha256 == decision.verdict_sha256 else ()
+        accepted = accepted_gates(entries, decision) if sha256 == decision.verdict_sha256 else ()
         require_passed(verdicts, digest, language=language, overridden=accepted)
     except (LedgerError, GateRefused, OSError) as error:
         raise NotApproved(f"{refused}: {error}") from error

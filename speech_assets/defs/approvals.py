@@ -10,6 +10,7 @@ What the ledger cannot know is whether a name is its owner's: a proxy before Dag
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from enum import Enum
 from functools import partial
 
@@ -33,6 +34,7 @@ from speech_assets.defs.metadata import markdown_table
 from speech_assets.defs.models import BUNDLE
 from speech_assets.defs.promotion import CHAMPION, log_checks
 from speech_assets.defs.resources import Workspace
+from speech_assets.defs.retries import retried_when_unreachable, unreachable
 from speech_assets.defs.serving import RELEASES_ITSELF, release_decided
 from speech_assets.slack import announce, link
 
@@ -90,19 +92,33 @@ class OverrideConfig(dg.Config):
 
 
 class ReconcileConfig(dg.Config):
-    """Which registry is set to its ledger."""
+    """Which registry is set to its ledger, and who says so."""
 
-    language: str = Field(description="Language of the ledger, such as en; read it first, it is taken as it is.")
+    language: str = Field(
+        description="Language of the ledger, such as en. Read its last entry first: one that the registry does not "
+        "know is taken for a decision that was interrupted, if all that it needed holds."
+    )
+    approver: str = Field(description="Your name, as it stands in `promotion.approvers` of soundstage.toml.")
+    reason: str = Field(description="What you found and why it is right as the ledger says; told with the repair.")
+
+
+@contextmanager
+def _refusals_are_final() -> Iterator[None]:
+    """Make a refusal a failed run with one sentence; what only could not be reached is left to be tried again."""
+    try:
+        yield
+    except REFUSALS as refused:
+        if unreachable(refused):
+            raise
+        raise dg.Failure(str(refused), allow_retries=False) from refused
 
 
 def _decide(
     context: dg.OpExecutionContext, workspace: Workspace, promotions: Promotions, decide: Callable[[], Decision]
 ) -> Decision:
     """Take a decision, show it and tell of it; a refusal is a failed run with one sentence, and never retried."""
-    try:
+    with _refusals_are_final():
         decision = decide()
-    except REFUSALS as refused:
-        raise dg.Failure(str(refused), allow_retries=False) from refused
     said = _sentence(decision)
     context.log.info(said)
     if decision.action in PRODUCTION:
@@ -143,6 +159,7 @@ def _report(context: dg.OpExecutionContext, promotions: Promotions, decision: De
 
 
 @dg.op
+@retried_when_unreachable
 def decide_promotion(
     context: dg.OpExecutionContext, workspace: dg.ResourceParam[Workspace], config: PromotionConfig
 ) -> str | None:
@@ -163,6 +180,7 @@ def decide_promotion(
 
 
 @dg.op
+@retried_when_unreachable
 def decide_rollback(
     context: dg.OpExecutionContext, workspace: dg.ResourceParam[Workspace], config: RollbackConfig
 ) -> str:
@@ -173,13 +191,19 @@ def decide_rollback(
         workspace,
         promotions,
         lambda: promotions.rollback(
-            language, config.approver, config.reason, version=config.version, model=config.model
+            language,
+            config.approver,
+            config.reason,
+            version=config.version,
+            model=config.model,
+            since=_began(context),
         ),
     )
     return language
 
 
 @dg.op
+@retried_when_unreachable
 def decide_override(
     context: dg.OpExecutionContext, workspace: dg.ResourceParam[Workspace], config: OverrideConfig
 ) -> None:
@@ -201,14 +225,21 @@ def decide_override(
 
 
 @dg.op
+@retried_when_unreachable
 def close_overdue(context: dg.OpExecutionContext, workspace: dg.ResourceParam[Workspace]) -> None:
-    """Close every challenger that waited too long."""
+    """Close every challenger that waited too long; one that cannot be closed does not keep the others open."""
     promotions = workspace.promotions()
+    refused: list[str] = []
     for language in workspace.settings.languages:
         model = workspace.model_name(language)
         if promotions.overdue(model):
             close = partial(promotions.expire, language, model)
-            _decide(context, workspace, promotions, lambda close=close: _required(close()))  # type: ignore[misc]
+            try:
+                _decide(context, workspace, promotions, lambda close=close: _required(close()))  # type: ignore[misc]
+            except dg.Failure as failure:
+                refused.append(str(failure.description))
+    if refused:
+        raise dg.Failure(". ".join(refused), allow_retries=False)
 
 
 @dg.job(
@@ -248,22 +279,23 @@ def expire_challengers() -> None:
 
 
 @dg.op
+@retried_when_unreachable
 def set_to_ledger(
     context: dg.OpExecutionContext, workspace: dg.ResourceParam[Workspace], config: ReconcileConfig
 ) -> None:
     """Set the aliases of a language's model to what its ledger says."""
     promotions, model = workspace.promotions(), workspace.model_name(config.language)
-    try:
-        found = promotions.reconcile(config.language, model)
-    except REFUSALS as refused:
-        raise dg.Failure(str(refused), allow_retries=False) from refused
-    context.log.info(f"found: {found.explanation}")
+    with _refusals_are_final():
+        found = promotions.reconcile(config.language, model, config.approver, config.reason)
+    said = f"{config.approver} set {model} to its ledger: {config.reason}; found: {found.explanation}"
+    context.log.info(said)
     log_checks(context, workspace, promotions)
+    announce(said, workspace.settings.alerts, context.log)
 
 
 @dg.job(
-    description="Set MLflow's aliases of a language to what its ledger says, after `alias_follows_ledger` failed. It "
-    "takes the ledger as it is: look at its last entry first."
+    description="Set MLflow's aliases of a language to what its ledger says, after `alias_follows_ledger` failed. A "
+    "last entry that the registry does not know is accepted only if all that its decision needed holds now."
 )
 def reconcile() -> None:
     """A person's repair; nothing is decided by it."""
@@ -301,20 +333,30 @@ def approvals(
         yield dg.SkipReason("nothing was registered yet")
         return
     for language in workspace.settings.languages:
-        model = workspace.model_name(language)
-        for request in promotions.requests(model):
-            if _ready(context, workspace, promotions, request):
-                yield dg.RunRequest(
-                    run_key=request.key,
-                    job_name="promote",
-                    run_config=_config(request),
-                    tags={REQUEST_TAG: request.key},
-                )
-        if overdue := promotions.overdue(model):
+        try:
+            yield from _asked_for(context, workspace, promotions, language)
+        except (LedgerError, RegistryError) as broken:  # one language's trouble is not the others'
+            context.log.error(f"nothing more can be launched for '{language}' now: {broken}")
+
+
+def _asked_for(
+    context: dg.SensorEvaluationContext, workspace: Workspace, promotions: Promotions, language: str
+) -> Iterator[dg.RunRequest]:
+    """The runs that a language's requests and its overdue challenger ask for."""
+    model = workspace.model_name(language)
+    for request in promotions.requests(model):
+        if _ready(context, workspace, promotions, request):
             yield dg.RunRequest(
-                run_key=f"expire/{model}/{overdue.version}/{len(promotions.history(language))}",
-                job_name="expire_challengers",
+                run_key=request.key,
+                job_name="promote",
+                run_config=_config(request),
+                tags={REQUEST_TAG: request.key},
             )
+    if overdue := promotions.overdue(model):
+        yield dg.RunRequest(
+            run_key=f"expire/{model}/{overdue.version}/{len(promotions.history(language))}",
+            job_name="expire_challengers",
+        )
 
 
 def _ready(context: dg.SensorEvaluationContext, workspace: Workspace, promotions: Promotions, request: Request) -> bool:
@@ -359,6 +401,12 @@ def _answered(
     except dg.Failure as refused:
         promotions.answer(request, f"refused: {refused.description}")
         raise
+
+
+def _began(context: dg.OpExecutionContext) -> datetime | None:
+    """When the run of an op was launched: a try that Dagster repeats must not go back twice."""
+    record = context.instance.get_run_record_by_id(context.run_id)
+    return record.create_timestamp.astimezone(UTC) if record else None
 
 
 def _required(decision: Decision | None) -> Decision:

@@ -2,8 +2,11 @@
 
 import dagster as dg
 
+from deployment.ledger import LedgerError
+from deployment.registry import RegistryError
 from evaluation.gates import GateResult, judge, save_verdict
 from evaluation.scoring import Contestant, Evaluation, evaluate
+from speech.bundle import BundleError
 from speech.corpus import MANIFEST
 from speech.manifest import read_manifest
 from speech.store import digest_file
@@ -18,7 +21,7 @@ from speech_assets.defs.partitions import (
     same_language,
 )
 from speech_assets.defs.resources import Workspace, version_of
-from speech_assets.defs.retries import retried_when_unreachable
+from speech_assets.defs.retries import retried_when_unreachable, unreachable
 
 EVALUATION = "evaluation.json"
 REPORT = "report.html"
@@ -170,11 +173,30 @@ def gate_table(gates: tuple[GateResult, ...]) -> dg.MarkdownMetadataValue:
 
 
 def _champion(workspace: Workspace, language: str) -> Contestant | None:
-    registry, name = workspace.registry(), workspace.model_name(language)
-    champion = registry.champion(name)
-    if champion is None:
+    """Today's champion as people decided it, whatever was deleted or moved in MLflow since.
+
+    Raises:
+        dg.Failure: the ledger is broken, or its champion's bundle is nowhere.
+    """
+    promotions = workspace.promotions()
+    try:
+        now = promotions.current(language)
+    except LedgerError as broken:
+        raise dg.Failure(str(broken), allow_retries=False) from broken
+    if now is None:
         return None
-    return Contestant.load(registry.download(name, champion.version), champion.digest)
+    try:
+        folder = promotions.registry.cached(now.digest) or promotions.registry.download(now.model, now.version)
+        return Contestant.load(folder, now.digest)
+    except (RegistryError, BundleError) as gone:
+        if unreachable(gone):
+            raise
+        raise dg.Failure(
+            f"the champion of '{language}', {now.model} version {now.version} (bundle {now.digest[:12]}), cannot be "
+            f"compared with: {gone}; roll back to an earlier champion with the job `rollback`, or put its bundle back "
+            f"at {promotions.registry.cache / now.digest}, then evaluate again",
+            allow_retries=False,
+        ) from gone
 
 
 def _slice_table(result: Evaluation) -> dg.MarkdownMetadataValue:

@@ -23,7 +23,8 @@ from deployment.promotion import (
     Waiting,
 )
 from deployment.registry import LAUNCHED_BY_TAG, ModelVersion
-from evaluation.gates import GateRefused, require_passed
+from evaluation.gates import GateRefused, Verdict, require_passed
+from evaluation.scoring import Evaluation
 from speech.bundle import BundleError, ModelBundle
 from speech.store import StoreError
 from speech_assets.defs.evaluation import REPORT, load_evaluation, verdict
@@ -69,11 +70,14 @@ def registered_model(context: dg.AssetExecutionContext, workspace: dg.ResourcePa
         passed = require_passed(
             workspace.verdicts, bundle.digest, language=language, settings=settings.gates, overridden=accepted
         )
+        evaluation = load_evaluation(workspace, quarter, language)
+        model = store.current("finetuned_model", quarter, language).path
+        _require_one_line(bundle, passed, evaluation, ModelBundle.load(model / BUNDLE), context.partition_key)
     except (StoreError, BundleError, LedgerError, GateRefused) as refused:
         raise dg.Failure(str(refused), allow_retries=False) from refused
-    evaluation = load_evaluation(workspace, quarter, language)
-    model = store.current("finetuned_model", quarter, language).path
     record = training_record(model)
+    launched_by = _launched_by(context)
+    promotions.note_launchers(bundle.digest, launched_by)
     version = promotions.registry.register(
         workspace.model_name(language),
         bundle.path,
@@ -98,7 +102,7 @@ def registered_model(context: dg.AssetExecutionContext, workspace: dg.ResourcePa
             for measure in ("wer", "cer")
         }
         | {f"champion_{key}_wer": part.champion.score.wer for key, part in evaluation.sets.items() if part.champion},
-        launched_by=_launched_by(context),
+        launched_by=", ".join(launched_by),
         overridden=accepted,
         guide=decision_guide(workspace),
     )
@@ -239,7 +243,7 @@ def _shown(workspace: Workspace, waiting: Waiting) -> dict[str, Any]:
     return {
         **{name: metrics[name] for name in ("benchmark_wer", "champion_benchmark_wer") if name in metrics},
         "champion": waiting.champion or "none yet",
-        "training_launched_by": waiting.version.tags.get(LAUNCHED_BY_TAG, UNSIGNED),
+        "training_launched_by": ", ".join(waiting.launchers) or UNSIGNED,
         **({"expires": f"{waiting.expires_at:%Y-%m-%d}"} if waiting.expires_at else {}),
         **{label: dg.MetadataValue.url(url) for label, url in _urls(workspace, waiting).items()},
     }
@@ -302,14 +306,36 @@ def launcher(run: dg.DagsterRun | None) -> str:
     return UNSIGNED
 
 
-def _launched_by(context: dg.AssetExecutionContext) -> str:
+def _require_one_line(
+    bundle: ModelBundle, judged: Verdict, evaluation: Evaluation, exported: ModelBundle, partition: str
+) -> None:
+    """Refuse to register figures, data or a checkpoint that belong to another bundle than the one that was judged."""
+    short = bundle.digest[:12]
+    if evaluation.bundle_digest != bundle.digest:
+        raise GateRefused(
+            f"The evaluation of {partition} is about bundle {evaluation.bundle_digest[:12]}, not about {short} of "
+            "`model_bundle`: evaluate and judge this bundle again (materialise `evaluation` and `verdict`)."
+        )
+    if evaluation.digest != judged.evaluation_digest:
+        raise GateRefused(
+            f"The verdict of bundle {short} was reached on another evaluation than the one of {partition} that is "
+            "there now: evaluate and judge this bundle again (materialise `evaluation` and `verdict`)."
+        )
+    if (exported.files, exported.lineage) != (bundle.files, bundle.lineage):  # they differ in calibration alone
+        raise GateRefused(
+            f"Bundle {short} of {partition} was not made from the `finetuned_model` that is there now "
+            f"({exported.digest[:12]}): materialise `model_bundle`, `evaluation` and `verdict` again."
+        )
+
+
+def _launched_by(context: dg.AssetExecutionContext) -> tuple[str, ...]:
     """Everyone who launched a run that trained this very model, or this run where no training is on record."""
     filters = dg.AssetRecordsFilter(asset_key=finetuned_model.key, asset_partitions=[context.partition_key])
     records = context.instance.fetch_materializations(filters, limit=100).records
     versions = [_data_version(record) for record in records]
     runs = {record.run_id for record, version in zip(records, versions, strict=True) if version == versions[0]}
     found = {launcher(context.instance.get_run_by_id(run_id)) for run_id in runs} or {launcher(context.run)}
-    return ", ".join(sorted(found))
+    return tuple(sorted(found))
 
 
 def _data_version(record: dg.EventLogRecord) -> str | None:

@@ -78,6 +78,7 @@ class Workspace:
             two_person=rules.two_person,
             expires_days=rules.challenger_expires_days,
             allow_override=rules.allow_override,
+            launchers=self.store.path("launchers"),
         )
 
     def mlflow_run_url(self, record: Mapping[str, Any]) -> str:

@@ -60,10 +60,13 @@ def unreachable(error: BaseException) -> bool:
 
 
 def retried_when_unreachable(compute: Compute) -> Compute:
-    """An asset's function that is tried again, after a wait, when something it needs could not be reached."""
+    """The function of an asset or op that is tried again, after a wait, when something it needs could not be reached.
+
+    It has to be safe to repeat: the first try may have done its work without hearing so.
+    """
 
     @functools.wraps(compute)
-    def tried(context: dg.AssetExecutionContext, *args: Any, **kwargs: Any) -> Any:
+    def tried(context: dg.AssetExecutionContext | dg.OpExecutionContext, *args: Any, **kwargs: Any) -> Any:
         try:
             return compute(context, *args, **kwargs)
         except (dg.Failure, dg.RetryRequested):

@@ -63,7 +63,7 @@ class House:
             else write_toy_bundle(folder, language, name=f"{language}-{number}", lineage={"number": number})
         )
 
-    def register(self, number: int, champion: str | None = None) -> ModelVersion:
+    def register(self, number: int, champion: str | None = None, launched_by: str = "") -> ModelVersion:
         """Judge, save the verdict and register."""
         bundle = self.bundle(number)
         verdict = make_verdict(bundle, champion=champion)
@@ -82,11 +82,12 @@ class House:
             run_links={"training run": "http://127.0.0.1:5000/run"},
             recipe={"recipe": "tiny", "max_steps": 300},
             metrics={"wer": 0.05, "cer": 0.02},
+            launched_by=launched_by,
         )
 
     def restarted(self, **changes: object) -> Promotions:
         """The promotions of a new process, or with other rules."""
-        rules: dict = {"approvers": ("Ada",), **changes}
+        rules: dict = {"approvers": ("Ada",), "launchers": self.home / "launchers", **changes}
         return Promotions(Registry(self.registry.tracking_uri), self.home / "ledger", self.home / "verdicts", **rules)
 
 

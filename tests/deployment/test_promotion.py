@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from deployment.ledger import GENESIS, Decision, Ledger, LedgerError
 from deployment.promotion import PromotionRefused, Promotions
-from deployment.registry import Registry
+from deployment.registry import Registry, RegistryError
 from evaluation.gates import GateRefused, GateSettings, save_verdict
 from speech.bundle import BundleError
 
@@ -196,7 +197,7 @@ def test_alias_moved_by_hand_is_seen_and_repaired(house):
     state = house.promotions.check_alias("en", MODEL)
     assert (state.agrees, state.ledger_version, state.alias_version) == (False, "1", "2")
     assert "moved by hand" in state.explanation
-    assert not house.promotions.reconcile("en", MODEL).agrees
+    assert not house.promotions.reconcile("en", MODEL, "Ada", "nobody decided it").agrees
     assert _champion(house) == "1"
     assert house.promotions.check_alias("en", MODEL).agrees
 
@@ -205,7 +206,7 @@ def test_alias_without_any_decision_is_seen_and_removed(house):
     house.register(1)
     house.registry.set_alias(MODEL, "champion", "1")
     assert not house.promotions.check_alias("en", MODEL).agrees
-    house.promotions.reconcile("en", MODEL)
+    house.promotions.reconcile("en", MODEL, "Ada", "nobody decided it")
     assert _champion(house) is None
 
 
@@ -248,6 +249,205 @@ def test_interrupted_rollback_is_finished_by_its_repeat(house):
     assert house.promotions.rollback("en", "Ada", "worse").version == "2"
     assert len(house.promotions.history("en")) == 4
     assert _champion(house) == "2"
+
+
+def _dies_in(house, decide) -> None:
+    """Take a decision in a process that ends when the alias is to be moved."""
+    pid = os.fork()
+    if pid == 0:
+        rules = {"approvers": ("Ada", "Bob")}
+        decide(Promotions(_Dies(house.registry.tracking_uri), house.home / "ledger", house.home / "verdicts", **rules))
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+
+
+def test_a_person_has_an_interrupted_decision_finished_by_reconcile(house):
+    """Who launched it may be on holiday; what it needed holds, so the name and reason of someone else are enough."""
+    house.register(1)
+    _dies_in(house, lambda dying: dying.approve("en", MODEL, "1", "Ada", "good"))
+    for approver, reason in (("Eve", "looks right"), ("", "looks right"), ("Ada", " ")):
+        with pytest.raises(PromotionRefused):
+            house.promotions.reconcile("en", MODEL, approver, reason)
+    assert _champion(house) is None
+    house.promotions.reconcile("en", MODEL, "Ada", "Bob's run was killed")
+    assert _champion(house) == "1"
+    assert house.promotions.releasable("en").version == "1"
+    _approve(house, 2, house.bundle(1).digest)
+    _dies_in(house, lambda dying: dying.rollback("en", "Ada", "worse"))
+    assert "interrupted" in house.promotions.verify("en", MODEL)
+    house.promotions.reconcile("en", MODEL, "Ada", "it was me")
+    assert _champion(house) == "1"
+    assert house.promotions.verify("en", MODEL) is None
+
+
+def test_a_rollback_tried_again_after_its_answer_was_lost_goes_back_once(house):
+    for number in (1, 2, 3):
+        _approve(house, number, house.bundle(number - 1).digest if number > 1 else None)
+    began = datetime.now(UTC)
+    first = house.promotions.rollback("en", "Ada", "worse", since=began)
+    assert house.promotions.rollback("en", "Ada", "worse", since=began) == first
+    assert _champion(house) == "2"
+    assert house.promotions.rollback("en", "Ada", "worse", since=datetime.now(UTC)).version == "1", "another run"
+
+
+def _forge(house, **fields) -> Decision:
+    """A line that fits the chain, by someone who can write the file but decides nothing."""
+    entries = house.promotions.history("en")
+    fitting = _decision(len(entries) + 1, entries[-1].hash if entries else GENESIS).__dict__
+    sealed = Decision(**{**fitting, **fields}).sealed()
+    path = house.promotions.ledger("en").path
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(sealed.content(), sort_keys=True, separators=(",", ":")) + "\n")
+    return sealed
+
+
+def _failed_bundle(house, verdict_of) -> dict[str, object]:
+    """Champion 1, and a version 2 that fails now; returns what an approval of it would say."""
+    _approve(house, 1)
+    house.register(2, house.bundle(1).digest)
+    verdict = verdict_of(house.bundle(2), champion=house.bundle(1).digest, wer=0.5)
+    path = save_verdict(verdict, house.home / "verdicts")
+    return {
+        "version": "2",
+        "digest": house.bundle(2).digest,
+        "verdict_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "overridden": tuple(dict.fromkeys(gate.label for gate in verdict.failures)),
+    }
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_an_approval_cannot_accept_gates_that_no_override_accepted(house, verdict_of, allowed):
+    """The line is well hashed and fits; neither a repair, nor its repeat, nor a release may take it for a decision."""
+    forged = _forge(house, **_failed_bundle(house, verdict_of))
+    promotions = house.restarted(allow_override=allowed)
+    assert "written by hand" in promotions.verify("en", MODEL)
+    assert "written by hand" in promotions.check_alias("en", MODEL).explanation
+    with pytest.raises(LedgerError, match="written by hand"):
+        promotions.releasable("en")
+    for adopt in (
+        lambda: promotions.reconcile("en", MODEL, "Ada", "looks right"),
+        lambda: promotions.approve("en", MODEL, "2", "Ada", forged.reason),
+    ):
+        with pytest.raises(GateRefused, match="did not pass gate wer"):
+            adopt()
+    assert _champion(house) == "1"
+    house.registry.set_model_tag(MODEL, "ledger_head.en", forged.head)
+    with pytest.raises(GateRefused, match="did not pass gate wer"):
+        promotions.releasable("en")
+
+
+def test_a_forged_override_and_approval_together_are_not_one_interrupted_decision(house, verdict_of):
+    said = _failed_bundle(house, verdict_of)
+    _forge(house, **{**said, "action": "override", "version": ""})
+    _forge(house, **said)
+    with pytest.raises(LedgerError, match="decisions 2 to 3 .* written by hand"):
+        house.restarted(allow_override=True).reconcile("en", MODEL, "Ada", "looks right")
+    assert _champion(house) == "1"
+
+
+def test_a_forged_override_counts_for_nothing_where_overriding_is_switched_off(house, verdict_of):
+    _forge(house, **{**_failed_bundle(house, verdict_of), "action": "override", "version": ""})
+    with pytest.raises(PromotionRefused, match="switched off"):
+        house.promotions.reconcile("en", MODEL, "Ada", "looks right")
+
+
+def test_a_forged_approval_needs_all_that_approvals_need(house):
+    """A passing version that was not compared with the champion, or that somebody unknown is said to have approved."""
+    _approve(house, 1)
+    house.register(2)
+    path = house.promotions.ledger("en").path
+    before = path.read_bytes()
+    about = {"version": "2", "digest": house.bundle(2).digest}
+    for fields, refusal, message in (
+        (about, GateRefused, "stale"),
+        ({**about, "approver": "Eve"}, PromotionRefused, "'Eve' may not decide"),
+        ({**about, "digest": house.bundle(1).digest}, BundleError, "is bundle"),
+        ({**about, "version": "7"}, RegistryError, "no version 7"),
+    ):
+        _forge(house, **fields)
+        with pytest.raises(refusal, match=message):
+            house.promotions.reconcile("en", MODEL, "Ada", "looks right")
+        path.write_bytes(before)
+    assert _champion(house) == "1"
+
+
+def test_a_forged_rollback_to_what_never_was_champion_is_not_taken_for_an_interrupted_one(house):
+    _approve(house, 1)
+    house.register(2, house.bundle(1).digest)
+    _forge(house, action="rollback", version="2", digest=house.bundle(2).digest, reason="worse")
+    for adopt in (
+        lambda: house.promotions.rollback("en", "Ada", "worse"),
+        lambda: house.promotions.reconcile("en", MODEL, "Ada", "looks right"),
+    ):
+        with pytest.raises(PromotionRefused, match="never was champion"):
+            adopt()
+    assert _champion(house) == "1"
+
+
+@pytest.mark.parametrize("note", ["x", "1:", "²:" + "a" * 64, None])
+def test_an_edited_note_is_named_and_set_right_by_a_person(house, note):
+    """The ledger is whole: restoring it from a backup would be the wrong remedy."""
+    _approve(house, 1)
+    _approve(house, 2, house.bundle(1).digest)
+    if note is None:
+        house.registry._client().delete_registered_model_tag(MODEL, "ledger_head.en")
+    else:
+        house.registry.set_model_tag(MODEL, "ledger_head.en", note)
+    assert "edited in MLflow" in house.promotions.check_alias("en", MODEL).explanation
+    with pytest.raises(LedgerError, match="job `reconcile`"):
+        house.promotions.rollback("en", "Ada", "worse")
+    house.promotions.reconcile("en", MODEL, "Ada", "compared with the backup")
+    assert house.promotions.check_alias("en", MODEL).agrees
+    assert house.promotions.rollback("en", "Ada", "worse").version == "1"
+
+
+def test_an_edited_note_does_not_let_a_failed_bundle_in(house, verdict_of):
+    _forge(house, **_failed_bundle(house, verdict_of))
+    house.registry.set_model_tag(MODEL, "ledger_head.en", "x")
+    with pytest.raises(GateRefused, match="did not pass gate wer"):
+        house.promotions.reconcile("en", MODEL, "Ada", "looks right")
+    assert _champion(house) == "1"
+
+
+def test_editing_the_tag_does_not_hide_who_launched_the_training(house):
+    version = house.register(1, launched_by="Ada")
+    strict = house.restarted(approvers=("Ada", "Bob", "Cleo"), two_person=True)
+    strict.note_launchers(version.digest, ("Ada",))
+    house.registry.set_version_tag(MODEL, "1", "launched_by", "Bob")
+    waiting = strict.waiting("en", MODEL)
+    assert (waiting.launchers, waiting.approvers) == (("Ada", "Bob"), ("Cleo",))
+    assert strict.approve("en", MODEL, "1", "Ada", "mine is good").action == "voice"
+    assert strict.current("en") is None
+    decision = strict.approve("en", MODEL, "1", "Cleo", "good")
+    assert (decision.action, decision.launched_by) == ("approve", "Ada, Bob")
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[1]"])
+def test_a_damaged_note_of_launchers_clears_nobody(house, content):
+    version = house.register(1, launched_by="Ada")
+    strict = house.restarted(approvers=("Ada", "Bob"), two_person=True)
+    strict.note_launchers(version.digest, ("Ada",))
+    (house.home / "launchers" / f"{version.digest}.json").write_text(content)
+    assert strict.approve("en", MODEL, "1", "Bob", "good").action == "voice"
+
+
+def test_the_voice_of_someone_who_left_does_not_count(house):
+    house.register(1)
+    first = house.restarted(approvers=("Ada", "Bob"), two_person=True)
+    assert first.approve("en", MODEL, "1", "Bob", "good").action == "voice"
+    later = house.restarted(approvers=("Ada", "Cleo"), two_person=True)
+    assert later.approve("en", MODEL, "1", "Ada", "good").action == "voice"
+    assert later.approve("en", MODEL, "1", "Cleo", "good").action == "approve"
+
+
+def test_a_forged_approval_by_the_launcher_is_still_one_voice(house):
+    version = house.register(1, launched_by="Ada")
+    sha = hashlib.sha256((house.home / "verdicts" / f"{version.digest}.json").read_bytes()).hexdigest()
+    _forge(house, digest=version.digest, verdict_sha256=sha)
+    with pytest.raises(PromotionRefused, match="two people are asked for"):
+        house.restarted(approvers=("Ada", "Bob"), two_person=True).reconcile("en", MODEL, "Bob", "looks right")
+    assert _champion(house) is None
 
 
 def _ledger_of(folder: Path, count: int) -> Ledger:
@@ -329,7 +529,9 @@ def test_entries_cut_off_at_the_end_are_missed(house):
     assert not state.agrees
     assert "decision 2" in state.explanation
     with pytest.raises(LedgerError, match="removed from its end"):
-        house.promotions.reconcile("en", MODEL)
+        house.promotions.reconcile("en", MODEL, "Ada", "as it is")
+    with pytest.raises(LedgerError, match="removed from its end"):
+        house.promotions.approve("en", MODEL, "1", "Ada", "quarter 1 is better")
     with pytest.raises(LedgerError, match="removed from its end"):
         house.promotions.reject("en", MODEL, "2", "Ada", "cover up")
     assert _champion(house) == "2"
@@ -344,7 +546,7 @@ def test_broken_ledger_stops_every_decision(house):
         lambda: house.promotions.reject("en", MODEL, "2", "Ada", "bad"),
         lambda: house.promotions.rollback("en", "Ada", "bad"),
         lambda: house.promotions.current("en"),
-        lambda: house.promotions.reconcile("en", MODEL),
+        lambda: house.promotions.reconcile("en", MODEL, "Ada", "as it is"),
     ):
         with pytest.raises(LedgerError, match="entry 1 was changed"):
             decide()
@@ -416,6 +618,22 @@ def test_a_version_deleted_by_hand_does_not_stop_the_next_decision(house):
     house.registry._client().delete_model_version(MODEL, "1")
     assert house.promotions.approve("en", MODEL, "2", "Ada", "better").version == "2"
     assert house.promotions.releasable("en").version == "2"
+
+
+def test_decisions_go_on_after_the_champions_version_was_deleted(house):
+    _approve(house, 1)
+    house.register(2, house.bundle(1).digest)
+    house.register(3, house.bundle(1).digest)
+    house.registry._client().delete_model_version(MODEL, "1")
+    assert house.promotions.reject("en", MODEL, "2", "Ada", "slow").action == "reject"
+    state = house.promotions.check_alias("en", MODEL)
+    assert not state.agrees
+    assert "version 1, which was deleted in MLflow" in state.explanation
+    house.registry.set_alias(MODEL, "champion", "2")
+    house.promotions.reconcile("en", MODEL, "Ada", "nobody decided it")
+    assert _champion(house) is None
+    assert house.promotions.approve("en", MODEL, "3", "Ada", "better").version == "3"
+    assert house.promotions.check_alias("en", MODEL).agrees
 
 
 def test_killed_writers_leave_a_whole_chain(tmp_path):

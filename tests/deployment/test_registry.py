@@ -133,6 +133,31 @@ def test_damaged_local_copy_is_fetched_again(house):
     assert ModelBundle.load(house.registry.download(MODEL, "1"), house.bundle(1).digest)
 
 
+@pytest.mark.parametrize("tag", ["../ledger", "{home}/ledger", "ledger", "F" * 64, "f" * 64 + "\n"])
+def test_an_edited_digest_tag_names_no_folder(house, tag):
+    """Anyone with MLflow open can edit the tag; a path in it must neither be read nor be removed."""
+    house.register(1)
+    precious = house.home / "ledger" / "en.jsonl"
+    precious.parent.mkdir()
+    precious.write_text("decisions")
+    house.registry.set_version_tag(MODEL, "1", "bundle_digest", tag.format(home=house.home))
+    for read in (house.registry.download, house.registry.verify):
+        with pytest.raises(BundleError, match="64 hexadecimal digits"):
+            read(MODEL, "1")
+    assert precious.read_text() == "decisions"
+
+
+def test_a_bundle_is_found_in_the_cache_when_its_version_is_gone(house):
+    digest = house.register(1).digest
+    assert house.registry.cached(digest) is None
+    copy = house.registry.download(MODEL, "1")
+    house.registry._client().delete_model_version(MODEL, "1")
+    assert house.registry.cached(digest) == copy
+    _append(copy / "network.onnx")
+    assert house.registry.cached(digest) is None, "a damaged copy is none"
+    assert house.registry.cached("../ledger") is None
+
+
 @pytest.mark.parametrize("key", ["7", "champion", "nonsense"])
 def test_unknown_version_is_named(house, key):
     house.register(1)

@@ -111,6 +111,7 @@ class House:
         with store.replace("finetuned_model", QUARTER, LANGUAGE) as staging:
             (staging.path / "checkpoint.nemo").write_text(f"checkpoint {number}")
             write_json(staging.path / "training.json", {"recipe": {"recipe": "toy"}})
+            shutil.copytree(bundle.path, staging.path / "bundle")
         evaluation = Evaluation(
             bundle_digest=bundle.digest,
             model_name=bundle.name,
@@ -213,6 +214,20 @@ class House:
             champion.version if champion else None,
             release.read_bytes() if release.exists() else b"",
         )
+
+    def forge(self, **fields: Any) -> None:
+        """A line that fits the ledger's chain, by someone who can write the file but decides nothing."""
+        from deployment.ledger import Decision
+
+        last = self.promotions.history(LANGUAGE)[-1]
+        by_hand = {"sequence": last.sequence + 1, "previous_hash": last.hash, "reason": "forged", **fields}
+        sealed = Decision(**{**asdict(last), **by_hand}).sealed()
+        with self.ledger.open("a") as file:
+            file.write(json.dumps(sealed.content(), sort_keys=True, separators=(",", ":")) + "\n")
+
+    def reconcile(self, **change: Any) -> Outcome:
+        asked = {"language": LANGUAGE, "approver": "Ada", "reason": "looks right"}
+        return self.launch("reconcile", "set_to_ledger", {**asked, **change})
 
     def _definitions(self):  # type: ignore[no-untyped-def]
         from speech_assets.definitions import build
@@ -580,16 +595,9 @@ def release_on_a_ledger_that_was_cut(house: House) -> Launch:
 
 def forged_entry(house: House) -> None:
     """Whoever can write the file and compute hashes still has to move the registry's note."""
-    from deployment.ledger import Decision
-
     house.crown(1)
     house.register(2, champion=1)
-    last = house.promotions.current(LANGUAGE)
-    digest = house.registry.version(MODEL, "2").digest
-    by_hand = {"sequence": 2, "version": "2", "digest": digest, "reason": "forged", "previous_hash": last.hash}
-    forged = Decision(**{**asdict(last), **by_hand}).sealed()
-    with house.ledger.open("a") as file:
-        file.write(json.dumps(forged.content(), sort_keys=True, separators=(",", ":")) + "\n")
+    house.forge(version="2", digest=house.registry.version(MODEL, "2").digest)
     assert house.promotions.current(LANGUAGE).version == "2", "the chain itself holds"
 
 
@@ -604,6 +612,103 @@ def decision_on_top_of_an_entry_written_by_hand(house: House) -> Launch:
     """The next decision would make the forged entry part of a chain that the registry knows."""
     forged_entry(house)
     return house.rollback
+
+
+def forged_approval_of_a_failed_bundle(house: House) -> None:
+    """The line accepts the failed gates itself, about exactly the failed verdict; nobody ever overrode them."""
+    house.crown(1)
+    house.register(2, champion=1)
+    house.judge(2, wrong=2, champion=1)
+    verdict = load_verdict(house.workspace.verdicts, house.bundle(2).digest)
+    house.forge(
+        version="2",
+        digest=house.bundle(2).digest,
+        verdict_sha256=hashlib.sha256(house.verdict_file(2).read_bytes()).hexdigest(),
+        overridden=tuple(gate.label for gate in verdict.failures),
+    )
+
+
+@route("did not pass gate wer")
+def reconcile_of_a_forged_approval(house: House) -> Launch:
+    forged_approval_of_a_failed_bundle(house)
+    return house.reconcile
+
+
+@route("did not pass gate wer")
+def repeat_of_a_forged_approval(house: House) -> Launch:
+    forged_approval_of_a_failed_bundle(house)
+    return lambda: house.ruled(allow_override=True).promote("2", reason="forged", override_gates=True)
+
+
+@route("did not pass gate wer")
+def release_of_a_forged_approval_that_the_registry_was_made_to_note(house: House) -> Launch:
+    forged_approval_of_a_failed_bundle(house)
+    house.registry.set_model_tag(MODEL, "ledger_head.en", house.promotions.current(LANGUAGE).head)
+    return house.release
+
+
+@route("never was champion")
+def rollback_that_would_adopt_a_forged_one(house: House) -> Launch:
+    house.crown(1)
+    house.register(2, champion=1)
+    house.forge(action="rollback", version="2", digest=house.bundle(2).digest, reason="worse on calls")
+    return house.rollback
+
+
+@route("'Eve' may not decide")
+def reconcile_by_somebody_else(house: House) -> Launch:
+    house.crown(1)
+    return lambda: house.reconcile(approver="Eve")
+
+
+@route("needs a reason")
+def reconcile_without_a_reason(house: House) -> Launch:
+    house.crown(1)
+    return lambda: house.reconcile(reason=" ")
+
+
+@route("evaluate and judge this bundle again")
+def figures_of_another_bundle_registered(house: House) -> Launch:
+    house.judge(2, wrong=1)
+    other = house.workspace.store.current("evaluation", QUARTER, LANGUAGE).path / "evaluation.json"
+    stale = other.read_bytes()
+    house.judge(1)
+    (house.workspace.store.current("evaluation", QUARTER, LANGUAGE).path / "evaluation.json").write_bytes(stale)
+    return lambda: house.materialize("registered_model")
+
+
+@route("was reached on another evaluation")
+def evaluation_repeated_after_the_verdict(house: House) -> Launch:
+    house.judge(1)
+    house.candidate(1, wrong=1)
+    return lambda: house.materialize("registered_model")
+
+
+@route("materialise `model_bundle`, `evaluation` and `verdict` again")
+def checkpoint_of_another_training_registered(house: House) -> Launch:
+    house.judge(1)
+    trained = house.workspace.store.current("finetuned_model", QUARTER, LANGUAGE).path / "bundle"
+    shutil.rmtree(trained)
+    write_toy_bundle(trained, name="en-1", confuse=[("one", "two")], lineage={"number": 1, "data": {}})
+    return lambda: house.materialize("registered_model")
+
+
+@route("64 hexadecimal digits")
+def digest_tag_that_names_a_folder(house: House) -> Launch:
+    house.register(1)
+    house.tag(bundle_digest="../ledger")
+    return house.promote
+
+
+@route("two people are asked for")
+def launcher_hidden_by_an_edited_tag(house: House) -> Launch:
+    strict = house.ruled(two_person=True)
+    strict.judge(1)
+    assert strict.materialize("registered_model", tags={"soundstage/launched_by": "Ada"}).success
+    strict.tag(launched_by="Bob")
+    assert strict.promote(reason="first").success
+    assert strict.promotions.current(LANGUAGE) is None
+    return lambda: strict.promote(reason="and again")
 
 
 @route("there is nothing to approve")
@@ -732,7 +837,7 @@ def test_an_alias_moved_by_hand_moves_nothing_and_shows(house: House) -> None:
     assert released.success, released.sentence
     routes = json.loads((house.home / "release" / "release.json").read_text())["languages"]["en"]["routes"]
     assert [r["digest"] for r in routes if r["share"] > 0] == [house.bundle(1).digest]
-    assert house.launch("reconcile", "set_to_ledger", {"language": LANGUAGE}).success
+    assert house.reconcile().success
     assert house.checks()["alias_follows_ledger"][0]
     assert house.registry.champion(MODEL).version == "1"
 
@@ -961,6 +1066,113 @@ def test_an_overdue_challenger_is_closed_by_the_system(house: House) -> None:
     assert ticked(house) == []
     house.register(1)
     assert house.promote().success, "judged anew, it may be approved"
+
+
+def test_one_broken_language_does_not_stop_the_requests_of_others(house: House) -> None:
+    """A ledger that was edited, and a number that only looks like one, which anyone can write into a tag."""
+    from tests.deployment.conftest import make_verdict
+
+    house.crown(1)
+    house.register(2, champion=1, judged_at=long_ago())
+    house.ledger.write_text(house.ledger.read_text().replace('"Ada"', '"Bob"'))
+    house = replace(house, settings=house.settings.model_copy(update={"languages": (LANGUAGE, "de")}), graph=None)
+    german = write_toy_bundle(house.home / "german", "de", name="de-1")
+    house.registry.register("soundstage-de", german.path, None, make_verdict(german), None, partition="de|2024-01")
+    asked = {"approver": "Ada", "reason": "good", "decision": "approve", "requests_answered": "²"}
+    for key, value in asked.items():
+        house.registry.set_version_tag("soundstage-de", "1", f"soundstage.{key}", value)
+    (request,) = ticked(house)
+    assert request.run_key.startswith("soundstage-de/1/0/")
+
+
+def unreachable_once(monkeypatch: pytest.MonkeyPatch, place: object, name: str, *, after: bool) -> list[str]:
+    """MLflow cannot be reached at a function's first call, before or after it did its work; returns the calls."""
+    from speech_assets.defs import retries
+
+    monkeypatch.setattr(retries, "FIRST_WAIT_S", 0.0)
+    real, calls = getattr(place, name), []
+
+    def flaky(*args: Any, **options: Any) -> Any:
+        calls.append(name)
+        if len(calls) > 1:
+            return real(*args, **options)
+        if after:
+            real(*args, **options)
+        raise ConnectionError("the registry does not answer")
+
+    monkeypatch.setattr(place, name, flaky)
+    return calls
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before it was recorded", "after it was recorded"])
+def test_a_decision_is_tried_again_when_the_registry_cannot_be_reached(
+    house: House, monkeypatch: pytest.MonkeyPatch, after: bool
+) -> None:
+    from deployment.promotion import Promotions
+
+    house.register(1)
+    calls = unreachable_once(monkeypatch, Promotions, "approve", after=after)
+    approved = house.promote()
+    assert approved.result.success, approved.sentence
+    assert len(calls) == 2
+    assert [e.action for e in house.promotions.history(LANGUAGE)] == ["approve"]
+
+
+def test_a_rollback_that_is_tried_again_goes_back_once(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The roll-back was taken, and only showing it failed."""
+    from speech_assets.defs import approvals
+
+    house.crown(1)
+    house.crown(2, champion=1)
+    house.crown(3, champion=2)
+    calls = unreachable_once(monkeypatch, approvals, "log_checks", after=False)
+    assert house.rollback().result.success
+    assert len(calls) == 2
+    assert house.promotions.current(LANGUAGE).version == "2"
+
+
+def test_a_repair_is_tried_again_when_the_registry_cannot_be_reached(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deployment.promotion import Promotions
+
+    house.crown(1)
+    calls = unreachable_once(monkeypatch, Promotions, "reconcile", after=False)
+    assert house.reconcile().result.success
+    assert len(calls) == 2
+
+
+def test_a_candidate_is_compared_with_the_ledgers_champion_though_its_version_was_deleted(house: House) -> None:
+    """The alias goes with the version; the decision, and the copy that was served, do not."""
+    from speech_assets.defs.evaluation import _champion
+
+    house.crown(1)
+    house.registry.download(MODEL, "1")  # as the release did
+    house.registry._client().delete_model_version(MODEL, "1")
+    assert house.registry.champion(MODEL) is None
+    assert _champion(house.workspace, LANGUAGE).bundle_digest == house.bundle(1).digest
+    house.register(2, champion=1)
+    approved = house.promote("2")
+    assert approved.success, approved.sentence
+    assert house.promotions.check_alias(LANGUAGE, MODEL).agrees
+
+
+def test_a_champion_that_is_nowhere_says_the_way_out(house: House) -> None:
+    import dagster as dg
+
+    from speech_assets.defs.evaluation import _champion
+
+    house.crown(1)
+    house.crown(2, champion=1)
+    house.registry._client().delete_model_version(MODEL, "2")
+    with pytest.raises(dg.Failure) as refused:
+        _champion(house.workspace, LANGUAGE)
+    assert "roll back to an earlier champion" in refused.value.description
+    back = house.rollback()
+    assert back.success, back.sentence
+    assert _champion(house.workspace, LANGUAGE).bundle_digest == house.bundle(1).digest
+    house.register(3, champion=1)
+    assert house.promote("3").success
 
 
 @pytest.fixture

@@ -64,16 +64,10 @@ HEAD_TAG = "ledger_head"
 SYSTEM = "soundstage"  # who closes what waited too long
 UNSIGNED = "unknown"  # stands among a version's launchers for a training whose run named nobody
 
-# A decision can be asked for by setting these tags on a version in MLflow; the answer comes back in two others.
-DECISION_TAG, APPROVER_TAG, REASON_TAG = "soundstage.decision", "soundstage.approver", "soundstage.reason"
-OUTCOME_TAG, ANSWERED_TAG = "soundstage.outcome", "soundstage.requests_answered"
-STATUS_TAG = "soundstage.status"
+STATUS_TAG = "soundstage.status"  # on a version: who has to do what until when, or what was decided
 
 _HEAD = re.compile(r"[0-9]{1,9}:[0-9a-f]{64}")
-_COUNT = re.compile(r"[0-9]{1,9}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-
-CHOICES = ("approve", "reject", "request_changes")  # what a person can ask for by tags
 
 
 class PromotionRefused(Exception):
@@ -128,30 +122,6 @@ class Waiting:
             against += f", the difference is {_points(self.difference)} points" if self.difference else ""
         until = f" until {self.expires_at:%Y-%m-%d}" if self.expires_at else ""
         return f"{name} waits for {who} to approve, reject or ask for changes{until}{wer}{against}"
-
-
-@dataclass(frozen=True)
-class Request:
-    """A decision that someone asked for by tags on a version; `number` counts the requests answered before it."""
-
-    model: str
-    version: str
-    decision: str
-    approver: str
-    reason: str
-    number: int
-
-    @property
-    def key(self) -> str:
-        """Names this request and no other, so that it is taken once."""
-        asked = "\0".join((self.decision, self.approver, self.reason))
-        return f"{self.model}/{self.version}/{self.number}/{hashlib.sha256(asked.encode()).hexdigest()[:16]}"
-
-    @property
-    def missing(self) -> str:
-        """The tags that are still to be set, or empty."""
-        given = {DECISION_TAG: self.decision, APPROVER_TAG: self.approver, REASON_TAG: self.reason}
-        return ", ".join(tag for tag, value in given.items() if not value)
 
 
 class Promotions:
@@ -393,27 +363,6 @@ class Promotions:
             obstacle,
             self._launchers(challenger),
         )
-
-    def requests(self, model: str) -> tuple[Request, ...]:
-        """Decisions asked for by tags in MLflow and not answered yet."""
-        return tuple(_request(version) for version in self.registry.tagged(model, DECISION_TAG))
-
-    def answer(self, request: Request, outcome: str) -> None:
-        """Write what became of a request to the version, and take the request's tags off."""
-        now = _request(self.registry.version(request.model, request.version))
-        if now.number != request.number:
-            return  # answered already, by the run that this one repeats
-        self.registry.set_version_tag(request.model, request.version, OUTCOME_TAG, outcome)
-        self.registry.set_version_tag(request.model, request.version, ANSWERED_TAG, str(request.number + 1))
-        if now == request:  # else someone changed the tags meanwhile, which is a new request
-            for tag in (DECISION_TAG, APPROVER_TAG, REASON_TAG):
-                self.registry.remove_version_tag(request.model, request.version, tag)
-
-    def remark(self, request: Request, outcome: str) -> None:
-        """Tell who is setting the tags of a request what is still missing."""
-        version = self.registry.version(request.model, request.version)
-        if version.tags.get(OUTCOME_TAG) != outcome:
-            self.registry.set_version_tag(request.model, request.version, OUTCOME_TAG, outcome)
 
     def rollback(
         self,
@@ -1052,21 +1001,6 @@ def _closed_sentence(closed: Decision) -> str:
         return f"{about} expired {when}"
     return (
         f"{closed.approver} asked for changes to {about} {when}; make them, then evaluate, judge and register it again"
-    )
-
-
-def _request(version: ModelVersion) -> Request:
-    def tag(name: str) -> str:
-        return version.tags.get(name, "").strip()
-
-    answered = tag(ANSWERED_TAG)
-    return Request(
-        version.name,
-        version.version,
-        tag(DECISION_TAG),
-        tag(APPROVER_TAG),
-        tag(REASON_TAG),
-        int(answered) if _COUNT.fullmatch(answered) else 0,  # anyone can edit the tag
     )
 
 

@@ -19,14 +19,11 @@ from pydantic import Field
 
 from deployment.ledger import PRODUCTION, Decision, LedgerError
 from deployment.promotion import (
-    APPROVER_TAG,
-    CHOICES,
-    DECISION_TAG,
     PromotionRefused,
     Promotions,
-    Request,
 )
 from deployment.registry import RegistryError
+from deployment.tag_requests import APPROVER_TAG, CHOICES, DECISION_TAG, Request, answer, remark, requested
 from evaluation.gates import GateRefused
 from speech.bundle import BundleError
 from speech.store import StoreError
@@ -173,9 +170,9 @@ def decide_promotion(
             return promotions.approve(*about, override_gates=config.override_gates)
         return promotions.reject(*about) if config.decision is Choice.reject else promotions.request_changes(*about)
 
-    with _answered(context, promotions, config) as answer:
+    with _answered(context, promotions, config) as tell:
         decision = _decide(context, workspace, promotions, decide)
-        answer(f"done: {_sentence(decision)}")
+        tell(f"done: {_sentence(decision)}")
     return decision.language if decision.action in PRODUCTION else None  # one of two voices moves nothing yet
 
 
@@ -344,7 +341,7 @@ def _asked_for(
 ) -> Iterator[dg.RunRequest]:
     """The runs that a language's requests and its overdue challenger ask for."""
     model = workspace.model_name(language)
-    for request in promotions.requests(model):
+    for request in requested(promotions.registry, model):
         if _ready(context, workspace, promotions, request):
             yield dg.RunRequest(
                 run_key=request.key,
@@ -362,15 +359,23 @@ def _asked_for(
 def _ready(context: dg.SensorEvaluationContext, workspace: Workspace, promotions: Promotions, request: Request) -> bool:
     """Whether a request can be launched; what keeps it is written to the version, where its author looks."""
     if request.missing:
-        promotions.remark(request, f"waiting for the tags {request.missing}")
+        remark(promotions.registry, request, f"waiting for the tags {request.missing}")
         return False
     if request.decision not in CHOICES:
-        promotions.answer(request, f"refused: {DECISION_TAG} is '{request.decision}', not one of {', '.join(CHOICES)}")
+        answer(
+            promotions.registry,
+            request,
+            f"refused: {DECISION_TAG} is '{request.decision}', not one of {', '.join(CHOICES)}",
+        )
         return False
     runs = context.instance.get_runs(dg.RunsFilter(tags={REQUEST_TAG: request.key}), limit=1)
     if runs and runs[0].is_failure_or_canceled and runs[0].tags.get("dagster/will_retry") != "true":
         url = f"{workspace.settings.dagster_url}/runs/{runs[0].run_id}"
-        promotions.answer(request, f"failed: {url} ended without an answer; set {APPROVER_TAG} and the others again")
+        answer(
+            promotions.registry,
+            request,
+            f"failed: {url} ended without an answer; set {APPROVER_TAG} and the others again",
+        )
     return not runs
 
 
@@ -397,9 +402,9 @@ def _answered(
     number = int(key.split("/")[-2])
     request = Request(config.model, config.version, config.decision.value, config.approver, config.reason, number)
     try:
-        yield lambda outcome: promotions.answer(request, outcome)
+        yield lambda outcome: answer(promotions.registry, request, outcome)
     except dg.Failure as refused:
-        promotions.answer(request, f"refused: {refused.description}")
+        answer(promotions.registry, request, f"refused: {refused.description}")
         raise
 
 

@@ -12,17 +12,13 @@ import dagster as dg
 
 from deployment.ledger import LedgerError
 from deployment.promotion import (
-    APPROVER_TAG,
-    CHOICES,
-    DECISION_TAG,
-    OUTCOME_TAG,
-    REASON_TAG,
     STATUS_TAG,
     UNSIGNED,
     Promotions,
     Waiting,
 )
 from deployment.registry import LAUNCHED_BY_TAG, ModelVersion
+from deployment.tag_requests import APPROVER_TAG, CHOICES, DECISION_TAG, OUTCOME_TAG, REASON_TAG
 from evaluation.gates import GateRefused, Verdict, require_passed
 from evaluation.scoring import Evaluation
 from speech.bundle import BundleError, ModelBundle

@@ -526,7 +526,7 @@ def describe(
     lines += [guide, ""] if guide else []
     lines += ["### Gates", "", "| gate | value | threshold | |", "|---|---|---|---|"]
     lines += [
-        f"| {gate.label} | {_figure(gate.value)} | {_figure(gate.threshold)} | "
+        f"| {gate.label} | {_figure(gate.value)} {gate.unit} | {_figure(gate.threshold)} | "
         f"{'passed' if gate.passed else 'FAILED'} |"
         for gate in verdict.gates
     ]

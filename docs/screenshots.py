@@ -16,22 +16,22 @@ from rich.console import Console
 from deployment.settings import Settings
 from speech_assets import local
 from speech_assets.chain import CORPUS, JUDGEMENT, MODELS
-from speech_assets.graphql import LOCATION, REPOSITORY, DagsterClient
+from speech_assets.graphql import LOCATION, DagsterClient
 
 IMAGES = Path(__file__).parent / "images"
 SIZE = {"width": 1500, "height": 950}
 SETTLE_MS = 4_000  # the UIs load their figures after the page
-GROUPS = ("corpus", "models", "evaluation", "promotion", "serving")
 BACKFILLS = "query { partitionBackfillsOrError { ... on PartitionBackfills { results { id } } } }"
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A page, and what to click on it before it is drawn."""
+    """A page, and what to click on it or to press before it is drawn."""
 
     name: str
     url: str
     clicks: tuple[str, ...] = ()
+    keys: str = ""
 
 
 def pictures(settings: Settings, backfill: str) -> list[Picture]:
@@ -44,15 +44,17 @@ def pictures(settings: Settings, backfill: str) -> list[Picture]:
     dagster, model = settings.dagster_url, workspace.model_name(language)
     newest = workspace.registry().versions(model)[0]
     first, second = first_quarters(2)
-    groups = quote(",".join(f"{LOCATION}:{REPOSITORY}:{group}" for group in GROUPS))
     return [
-        Picture("graph", f"{dagster}/asset-groups?expanded={groups}"),
+        Picture("graph", f"{dagster}/asset-groups", keys="Alt+e"),  # expands all groups
         Picture("backfill", f"{dagster}/runs/b/{backfill}"),
         Picture("partition_matrix", f"{dagster}/locations/{LOCATION}/jobs/retrain/partitions", ("per-asset status",)),
+        Picture(
+            "partitions", f"{dagster}/assets/finetuned_model?view=partitions&partition={quote(f'{language}|{second}')}"
+        ),
         Picture("evaluation", f"{dagster}/assets/evaluation?view=partitions&partition={quote(f'{language}|{second}')}"),
         Picture("evaluation_over_quarters", f"{dagster}/assets/evaluation?view=overview", ("Plots",)),
-        Picture("utterances_checks", f"{dagster}/assets/utterances?view=checks", ("text_audio_correlation",)),
-        Picture("challenger", f"{dagster}/assets/champion?view=checks", ("challenger_waits",)),
+        Picture("utterances_checks", f"{dagster}/assets/utterances?view=checks&checkDetail=text_audio_correlation"),
+        Picture("challenger", f"{dagster}/assets/champion?view=checks&checkDetail=challenger_waits"),
         Picture("promote", launchpad(workspace, newest)),
         Picture("release", f"{dagster}/assets/serving_release?view=partitions&partition={language}"),
         Picture("mlflow", f"{settings.registry.ui_url}/#/models/{model}/versions/{newest.version}"),
@@ -81,6 +83,9 @@ def draw(page: Page, picture: Picture) -> None:
     page.wait_for_timeout(SETTLE_MS)
     for text in picture.clicks:
         page.get_by_text(text).first.click()
+        page.wait_for_timeout(SETTLE_MS)
+    if picture.keys:
+        page.keyboard.press(picture.keys)
         page.wait_for_timeout(SETTLE_MS)
     page.screenshot(path=IMAGES / f"{picture.name}.png")
 

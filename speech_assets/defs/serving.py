@@ -65,6 +65,7 @@ def serving_release(context: dg.AssetExecutionContext, workspace: dg.ResourcePar
 
 
 @dg.op
+@retried_when_unreachable
 def release_decided(
     context: dg.OpExecutionContext, workspace: dg.ResourceParam[Workspace], language: str | None
 ) -> None:

@@ -28,6 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--queue-limit", type=int, help="received recordings that may wait for a worker")
     parser.add_argument("--max-bytes", type=int, help="largest recording in bytes")
     parser.add_argument("--max-duration-s", type=float, help="longest recording in seconds")
+    parser.add_argument("--upload-idle-s", type=float, help="a client that sends nothing for so long is sent away")
     parser.add_argument("--drain-s", type=float, default=DRAIN_S, help="longest wait for requests at the end")
     chosen = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
@@ -53,7 +54,10 @@ def main(arguments: list[str] | None = None) -> int:
         replica=chosen.replica or f"{os.uname().nodename}-{port}-{os.getpid()}",
         threads=chosen.threads or settings.serving.threads,
     )
-    given = {name: getattr(chosen, name) for name in ("workers", "queue_limit", "max_bytes", "max_duration_s")}
+    given = {
+        name: getattr(chosen, name)
+        for name in ("workers", "queue_limit", "max_bytes", "max_duration_s", "upload_idle_s")
+    }
     options = replace(options, **{name: value for name, value in given.items() if value is not None})
 
     import uvicorn

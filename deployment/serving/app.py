@@ -68,6 +68,7 @@ class ServingOptions:
         queue_limit: received recordings that may wait for a worker.
         upload_limit: recordings being received at the same time.
         max_bytes, max_duration_s: largest and longest recording.
+        upload_idle_s: a client that sends nothing for so long gives its place to another.
     """
 
     home: Path
@@ -79,6 +80,7 @@ class ServingOptions:
     upload_limit: int = 64
     max_bytes: int = 1 << 30
     max_duration_s: float = 4 * 3600.0
+    upload_idle_s: float = 20.0
 
 
 class ModelName(BaseModel):
@@ -385,6 +387,7 @@ def _add_transcription(app: FastAPI, replica: Replica) -> None:
             },
             400: {**problem, "description": "The request itself: no recording, no language, an unknown format."},
             404: {**problem, "description": "The language is not served; `served` lists those that are."},
+            408: {**problem, "description": "The upload stalled."},
             413: {**problem, "description": "Larger than this server accepts."},
             422: {**problem, "description": "The recording cannot be used; `code` and `reason` say why."},
             503: {
@@ -430,7 +433,7 @@ def _add_transcription(app: FastAPI, replica: Replica) -> None:
         if format:
             _format(format, request)
         with replica.uploading():
-            upload = await _received(request, replica.options.max_bytes)
+            upload = await _received(request, replica.options)
         try:
             spoken = replica.language(language or upload.fields.get("language"), digest)
             request.state.language = spoken
@@ -516,9 +519,9 @@ def _answer(replica: Replica, request: Request, done: Transcribed, model: Loaded
     return Response(text, headers=headers, media_type=f"{FORMATS[wanted]}; charset=utf-8")
 
 
-async def _received(request: Request, max_bytes: int) -> Upload:
+async def _received(request: Request, options: ServingOptions) -> Upload:
     try:
-        return await receive(request, max_bytes)
+        return await receive(request, options.max_bytes, options.upload_idle_s)
     except OSError as error:
         log.exception("request %s could not be spooled", request.state.request_id)
         raise Problem(

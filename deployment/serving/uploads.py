@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 
+import anyio
 import anyio.to_thread
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -27,15 +28,15 @@ class Upload:
     fields: dict[str, str]
 
 
-async def receive(request: Request, max_bytes: int) -> Upload:
+async def receive(request: Request, max_bytes: int, idle_s: float) -> Upload:
     """Receive the recording of a request: the part `file` of a multipart form, or else the body itself.
 
     Raises:
-        Problem: larger than `max_bytes` (413), or not a form with a file (400).
+        Problem: larger than `max_bytes` (413), nothing for `idle_s` seconds (408), or no form with a file (400).
         ClientDisconnect: the client went away.
     """
     declared = request.headers.get("content-length", "")
-    stream = _counted(request, max_bytes, too_large=declared.isdigit() and int(declared) > max_bytes)
+    stream = _counted(request, max_bytes, idle_s, too_large=declared.isdigit() and int(declared) > max_bytes)
     if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         return await _form(request, stream)
     spool = tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115 - the caller closes it
@@ -65,18 +66,33 @@ async def _form(request: Request, stream: AsyncGenerator[bytes, None]) -> Upload
     return Upload(recordings[0].file, recordings[0].filename or "recording", fields)
 
 
-async def _counted(request: Request, max_bytes: int, too_large: bool) -> AsyncGenerator[bytes, None]:
-    """The body's pieces; ends with a problem as soon as there are too many bytes."""
+async def _counted(request: Request, max_bytes: int, idle_s: float, too_large: bool) -> AsyncGenerator[bytes, None]:
+    """The body's pieces; ends with a problem as soon as there are too many bytes, or none for too long."""
     received = 0
     give_up_at = time.monotonic() + DISCARD_S
-    async for piece in request.stream():
+    pieces = request.stream()
+    while True:
+        wait_s = max(0.0, give_up_at - time.monotonic()) if too_large else idle_s
+        try:
+            with anyio.fail_after(wait_s):
+                piece = await anext(pieces)
+        except StopAsyncIteration:
+            break
+        except TimeoutError:
+            if too_large:
+                break
+            raise Problem(
+                408,
+                "upload-stalled",
+                "Upload stalled",
+                f"Nothing of the recording came for {idle_s:g} s: send it again.",
+                {"Connection": "close"},
+            ) from None
         received += len(piece)
         if not too_large and received > max_bytes:
             too_large, give_up_at = True, time.monotonic() + DISCARD_S
         if not too_large:
             yield piece
-        elif time.monotonic() > give_up_at:
-            break
     if too_large:
         raise Problem(
             413,

@@ -268,6 +268,23 @@ def test_busy_replica_refuses_at_once_and_recovers(tier, speech_of):
     assert httpx.post(f"{url}/v1/transcribe", content=speech_of("one")).status_code == 200
 
 
+def test_clients_that_send_nothing_do_not_keep_others_out(tier, speech_of):
+    """Headers cost nothing to send: whoever sends only those must not hold a place for good."""
+    tier.serve(tier.bundle("en-1"))
+    url = tier.start("a", "--upload-idle-s", "1", "--max-bytes", "1000000")
+    host, port = url.removeprefix("http://").split(":")
+
+    def silent(length: int) -> socket.socket:
+        client = socket.create_connection((host, int(port)), timeout=30)
+        client.sendall(f"POST /v1/transcribe HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode())
+        return client
+
+    stalled = [silent(1_000) for _ in range(64)]
+    assert all(b" 408 " in client.recv(100) for client in stalled)
+    assert httpx.post(f"{url}/v1/transcribe", content=speech_of("one")).status_code == 200
+    assert b" 413 " in silent(10**14).recv(100)
+
+
 def test_client_that_goes_away_frees_its_worker(tier, speech_of):
     tier.serve(tier.bundle("en-1"))
     url = tier.start("a", "--workers", "1")

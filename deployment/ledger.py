@@ -4,7 +4,7 @@ One file a language, `<language>.jsonl`. An entry is flushed to disk before anyt
 the one before it, so an edit, a removed or an inserted entry shows (`verify`). That entries were cut off at the end
 does not show here: `deployment.promotion` notes the head at the model in the registry and compares.
 
-`python -m deployment.ledger [language]` prints who put what into production, when and why.
+`python -m deployment.decisions [language]` prints who put what into production, when and why.
 
 A line that a dying machine left unfinished was never confirmed to anyone: the next decision moves it to
 `<language>.torn` and continues after the last whole entry. Not covered: someone who rewrites the whole chain and the
@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -252,43 +251,3 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def print_ledger(languages: Sequence[str], folder: Path) -> int:
-    """Print the ledgers of some languages; returns 1 when one of them is broken."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console, broken = Console(markup=False), 0
-    for language in languages:
-        try:
-            entries = Ledger(folder, language).entries()
-        except LedgerError as error:
-            console.print(str(error), style="red", highlight=False)
-            broken = 1
-            continue
-        table = Table(title=f"{language}: who decided what, when and why", title_justify="left")
-        for column in ("#", "when (UTC)", "what", "version", "bundle", "who", "why", "training launched by"):
-            table.add_column(column)
-        for entry in entries:
-            accepted = f" (accepting: {', '.join(entry.overridden)})" if entry.overridden else ""
-            version = f"{entry.model}/{entry.version}" if entry.version else entry.model
-            table.add_row(
-                str(entry.sequence),
-                entry.time[:16],
-                entry.action,
-                version,
-                entry.digest[:12],
-                entry.approver,
-                entry.reason + accepted,
-                entry.launched_by,
-            )
-        console.print(table if entries else f"{language}: nothing was decided yet", highlight=False)
-    return broken
-
-
-if __name__ == "__main__":
-    from deployment.settings import Settings
-
-    found = Settings.load()
-    sys.exit(print_ledger(sys.argv[1:] or found.languages, found.home / "ledger"))

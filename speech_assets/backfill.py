@@ -20,7 +20,7 @@ from rich.console import Console
 
 from deployment.settings import Settings, SettingsError
 from speech_assets.chain import BASE_CORPUS, CORPUS, JUDGEMENT, LANGUAGE_BASE, MODELS
-from speech_assets.graphql import BackfillStatus, DagsterClient, DagsterError
+from speech_assets.graphql import LAUNCHED_BY, BackfillStatus, DagsterClient, DagsterError
 
 GROUPS = {
     "corpus": (*CORPUS, *BASE_CORPUS, "benchmark_set"),
@@ -97,24 +97,35 @@ def bring_up_to_date(
     wanted: Scope,
     refused: Callable[[str], bool],
     said: Callable[[str], None],
+    tags: Mapping[str, str],
 ) -> list[str]:
     """Make what is missing or stale, one layer after the other; returns a sentence for each partition that failed.
 
     Each partition of a layer is a run of its own in Dagster's queue: what is stale in the next layer is known only when
     this one has ended, and a backfill would take a minute of the daemon's turns for each. The runs carry a tag of their
     own. `refused` says whether a partition's corpus stands refused: until its source changes, its models would be, too.
+    What rests on a partition that failed is not tried: it would only fail again, for reasons that lead nowhere.
     """
-    tag = {UP_TO_DATE_TAG: secrets.token_hex(4)}
+    tags = {**tags, UP_TO_DATE_TAG: secrets.token_hex(4)}
     failures: list[str] = []
+    failed: set[str] = set()
+
+    def held_back(partition: str) -> bool:
+        language, _, quarter = partition.partition("|")
+        rests_on = [partition, language]
+        rests_on += [] if quarter else [f"{language}|{base}" for base in wanted.base_quarters]
+        return not failed.isdisjoint(rests_on)
 
     def make(layer: str, todo: Mapping[str, Sequence[str]]) -> None:
+        todo = {partition: assets for partition, assets in todo.items() if not held_back(partition)}
         if not todo:
-            said(f"{layer}: up to date")
+            said(f"{layer}: {'held back' if failed else 'up to date'}")
             return
         said(f"{layer}: {', '.join(todo)}")
-        launched = {dagster.materialize(assets, partition, tag): partition for partition, assets in todo.items()}
+        launched = {dagster.materialize(assets, partition, tags): partition for partition, assets in todo.items()}
         for run, partition in launched.items():
             if dagster.wait(run, WAIT_S) != "SUCCESS":
+                failed.add(partition)
                 failures.append(f"{partition}: {'; '.join(dagster.why_failed(run))}")
 
     # Only reading a source shows whether it holds something new; what follows from it is asked of Dagster.
@@ -143,28 +154,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--up-to-date", action="store_true", help="only what is missing or stale, in order")
     parser.add_argument("--no-wait", action="store_true", help="launch and return")
+    parser.add_argument("--launched-by", metavar="NAME", help="signs the runs, which the two-person rule looks at")
     given = parser.parse_args(arguments)
     console = Console(highlight=False)
     try:
         settings = Settings.load()
         wanted = scope(given.quarters, given.languages, settings)
         dagster = DagsterClient(settings.dagster_url)
+        tags = {LAUNCHED_BY: given.launched_by} if given.launched_by else {}
         if given.up_to_date:
             from speech_assets.defs.corpus import corpus_refused
             from speech_assets.defs.resources import Workspace
 
             workspace = Workspace(settings)
-            problems = bring_up_to_date(dagster, wanted, lambda key: corpus_refused(workspace, key), console.print)
+            problems = bring_up_to_date(
+                dagster, wanted, lambda key: corpus_refused(workspace, key), console.print, tags
+            )
         else:
             assets = [name for word in given.assets or ALL for name in GROUPS.get(word, (word,))]
             if unknown := set(assets) - set(ALL):
                 raise SettingsError(f"{', '.join(sorted(unknown))}: choose from {', '.join((*GROUPS, *ALL))}")
             title = f"{wanted.quarters[0]} to {wanted.quarters[-1]}: {', '.join(wanted.languages)}"
-            backfill_id = dagster.backfill(whole(wanted, assets), title)
+            backfill_id = dagster.backfill(whole(wanted, assets), title, tags)
             console.print(f"backfill {backfill_id}: {settings.dagster_url}/runs/b/{backfill_id}")
             if given.no_wait:
                 return 0
-            problems = missing(dagster.wait_for_backfill(backfill_id))
+            ended = dagster.wait_for_backfill(backfill_id, told=lambda status: console.print(progress(status)))
+            problems = missing(dagster, backfill_id, ended)
     except (SettingsError, DagsterError) as error:
         console.print(f"[red]{error}[/red]")
         return 1
@@ -173,13 +189,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if problems else 0
 
 
-def missing(status: BackfillStatus) -> list[str]:
-    """A sentence for what a backfill did not make; empty when everything is there."""
+def progress(status: BackfillStatus) -> str:
+    """How far a backfill is, in one line."""
+    made, wanted, failed = (
+        sum(getattr(asset, count) for asset in status.assets.values())
+        for count in ("materialized", "targeted", "failed")
+    )
+    return f"{made} of {wanted} made" + (f", {failed} failed or out of reach" if failed else "")
+
+
+def missing(dagster: DagsterClient, backfill_id: str, status: BackfillStatus) -> list[str]:
+    """Why a backfill did not make everything, a sentence for each run that failed for good; empty when all is there."""
+    if all(asset.materialized >= asset.targeted for asset in status.assets.values()):
+        return [status.error] if status.error else []
+    runs = dagster.runs({"dagster/backfill": backfill_id})
+    replaced = {run["tags"].get("dagster/parent_run_id") for run in runs}
+    failed = [run for run in runs if run["status"] == "FAILURE" and run["runId"] not in replaced]
+    reasons = [
+        f"{run['tags'].get('dagster/partition', '')}: {'; '.join(dagster.why_failed(run['runId']))}"
+        for run in reversed(failed)
+    ]
+    if reasons:
+        return reasons
     found = [
-        f"{asset}: {progress.targeted - progress.materialized} of {progress.targeted} partitions were not made; their "
-        "runs in Dagster say why"
-        for asset, progress in status.assets.items()
-        if progress.materialized < progress.targeted
+        f"{asset}: {asked.targeted - asked.materialized} of {asked.targeted} partitions were not made"
+        for asset, asked in status.assets.items()
+        if asked.materialized < asked.targeted
     ]
     return found or ([status.error] if status.error else [])
 

@@ -21,7 +21,7 @@ from deployment.settings import Settings, SettingsError
 from speech_assets import local
 from speech_assets.chain import BASE_CORPUS, CORPUS, JUDGEMENT, LANGUAGE_BASE, MODELS
 from speech_assets.defs.metadata import quarter_heading
-from speech_assets.graphql import ENDED, DagsterClient, DagsterError
+from speech_assets.graphql import ENDED, LAUNCHED_BY, DagsterClient, DagsterError
 
 CANDIDATE = (*MODELS, *JUDGEMENT)
 QUARTERS, OTHERS = 3, 1  # quarters of the demo, from the first: of the first language, and of each other
@@ -52,8 +52,6 @@ class Demo:
 
     def run_all(self, steps: Sequence[Step]) -> None:
         """Run steps side by side; a refused partition is noted and does not stop the others."""
-        from speech_assets.defs.promotion import LAUNCHED_BY
-
         with Progress(
             SpinnerColumn(),
             TextColumn("{task.description:<28}"),

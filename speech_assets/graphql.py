@@ -1,13 +1,14 @@
 """A thin client of Dagster's GraphQL API: launches runs and backfills, as the UI does, and reads how they went."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 LOCATION = "speech_assets.definitions"
 REPOSITORY = "__repository__"
 ASSET_JOB = "__ASSET_JOB"
+LAUNCHED_BY = "soundstage/launched_by"  # run tag: who launched it; `user`, which proxies set, is taken too
 POLL_S = 1.0
 ENDED = frozenset({"SUCCESS", "FAILURE", "CANCELED"})
 
@@ -230,18 +231,27 @@ class DagsterClient:
             },
         )
 
-    def wait_for_backfill(self, backfill_id: str, timeout_s: float = 86_400.0) -> BackfillStatus:
-        """Wait until a backfill has ended.
+    def wait_for_backfill(
+        self,
+        backfill_id: str,
+        timeout_s: float = 86_400.0,
+        told: Callable[[BackfillStatus], None] = lambda status: None,
+    ) -> BackfillStatus:
+        """Wait until a backfill has ended; `told` hears of each change until then.
 
         Raises:
             DagsterError: it did not end in time.
         """
         deadline = time.monotonic() + timeout_s
+        before: BackfillStatus | None = None
         while time.monotonic() < deadline:
             try:
                 found = self.backfill_status(backfill_id)
                 if found.ended:
                     return found
+                if found != before and found.assets:
+                    told(found)
+                before = found
             except DagsterUnreachable:
                 pass  # the webserver restarts
             time.sleep(POLL_S)

@@ -282,6 +282,7 @@ def set_to_ledger(
 ) -> None:
     """Set the aliases of a language's model to what its ledger says."""
     promotions, model = workspace.promotions(), workspace.model_name(config.language)
+    workspace.language_of(model)  # refuses a language that this deployment does not have
     with _refusals_are_final():
         found = promotions.reconcile(config.language, model, config.approver, config.reason)
     said = f"{config.approver} set {model} to its ledger: {config.reason}; found: {found.explanation}"

@@ -4,7 +4,7 @@ import json
 import shutil
 import statistics
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -159,9 +159,7 @@ def recordings(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
             dg.AssetCheckResult(
                 check_name="every_row_accounted_for",
                 passed=read == sum(counts.values()) - read and len(rows) > 0,
-                description=None
-                if rows
-                else f"no source holds a recording of {quarter} in '{language}': check `sources` in soundstage.toml",
+                description=None if rows else _why_empty(quarter, language, read, quarantined),
                 metadata=counts,
             )
         ],
@@ -442,6 +440,15 @@ def _outside(row: Utterance, workspace: Workspace) -> str | None:
     if (quarter := quarter_of(row.recorded_at)) < workspace.settings.first_quarter:
         return f"{quarter_title(quarter)} is before `first_quarter`"
     return None
+
+
+def _why_empty(quarter: str, language: str, read: int, rejected: Sequence[Quarantined]) -> str:
+    """Why a partition has no recording: what most of the rejected rows lack, or that its sources hold none."""
+    if not rejected:
+        return f"no source holds a recording of {quarter} in '{language}': check `sources` in soundstage.toml"
+    commonest = Counter(row.reason for row in rejected).most_common(2)
+    reasons = "; ".join(f"{count} rows: {reason}" for reason, count in commonest)
+    return f"none of {read} rows read is of {quarter} in '{language}'; {len(rejected)} were refused: {reasons}"
 
 
 def _unreadable_share(workspace: Workspace, quarter: str, language: str) -> float:

@@ -34,13 +34,10 @@ from speech_assets.defs.partitions import (
 )
 from speech_assets.defs.resources import Workspace, git_revision
 from speech_assets.defs.retries import retried_when_unreachable
-from speech_assets.graphql import LOCATION
+from speech_assets.graphql import LAUNCHED_BY, LOCATION
 from speech_assets.slack import announce, link
 
 CHAMPION = dg.AssetKey("champion")
-
-
-LAUNCHED_BY = "soundstage/launched_by"  # run tag: who launched it; `user`, which proxies set, is taken too
 
 
 @dg.asset(

@@ -1237,3 +1237,10 @@ def test_the_verdict_names_its_age_and_comparison(house: House) -> None:
     assert verdict.improves
     assert verdict.comparison.high < 0
     assert dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(verdict.judged_at) < dt.timedelta(minutes=5)
+
+
+def test_reconcile_refuses_a_language_that_is_not_there(house: House) -> None:
+    asked = {"language": "fr", "approver": "Ada", "reason": "tidying up"}
+    outcome = house.launch("reconcile", "set_to_ledger", asked)
+    assert not outcome.success
+    assert "there is no model 'soundstage-fr'" in outcome.sentence

@@ -79,6 +79,8 @@ def test_a_row_that_names_no_language_is_not_put_into_every_one(ingest: Any, tmp
     result = ingest([table(tmp_path / "a", ["a.flac\tguten morgen\tanna\t2024-02-01"])])
     assert counts(result) == {"read": 1, "kept": 0, "other_partitions": 0, "no_partition": 0, "rejected": 1}
     assert "there is no language" in reasons(result)[0]
+    headline = next(e for e in result.get_asset_check_evaluations() if e.check_name == "every_row_accounted_for")
+    assert "1 were refused: 1 rows: there is no language" in headline.description
 
 
 def test_a_source_names_what_its_rows_do_not_say(ingest: Any, tmp_path: Path) -> None:

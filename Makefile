@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo up test lint bench screenshots lock clean
+.PHONY: help setup demo up test lint bench screenshots lock forget clean
 
 help:  ## say what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,5 +48,8 @@ lock: $(READY)  ## resolve the dependencies again
 	$(BIN)/uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --upgrade --group dev \
 		--python-version 3.11 --output-file requirements.lock pyproject.toml
 
-clean:  ## remove the environment and the data store
-	rm -rf $(VENV) .soundstage
+forget:  ## remove the demo's data store: audio, models, decisions; the environment stays
+	rm -rf .soundstage
+
+clean: forget  ## remove the environment, too
+	rm -rf $(VENV)

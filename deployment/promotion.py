@@ -331,7 +331,16 @@ class Promotions:
             if waiting.version.tags.get(STATUS_TAG) == waiting.sentence:
                 return None
             self.registry.set_version_tag(version.name, version.version, STATUS_TAG, waiting.sentence)
+            self._supersede(entries, version)
             return waiting
+
+    def _supersede(self, entries: tuple[Decision, ...], newer: ModelVersion) -> None:
+        """Say at versions that nobody decided about that they wait no longer: only the newest is the challenger."""
+        said = f"superseded by version {newer.version}, which waits in its place"
+        for version in self.registry.versions(newer.name):
+            undecided = version.version != newer.version and not any(_same(entry, version) for entry in entries)
+            if undecided and STATUS_TAG in version.tags:
+                self.registry.set_version_tag(version.name, version.version, STATUS_TAG, said)
 
     def waiting(self, language: str, model: str) -> Waiting | None:
         """The challenger and what has to happen with it; None when nobody has to decide.

@@ -45,6 +45,7 @@ class Service:
     url: str = ""  # empty: nobody opens it
     ready_path: str = ""
     shows: str = ""
+    field: str = ""  # of the settings, that says where it listens
 
 
 @dataclass
@@ -89,6 +90,7 @@ def services(settings: Settings, code_port: int = 0) -> list[Service]:
             dagster,
             "/server_info",
             "assets, runs, backfills, approvals",
+            "dagster_url",
         ),
         Service("Daemon", (python, "-m", "dagster._daemon", "run", *workspace)),
         Service(
@@ -97,6 +99,7 @@ def services(settings: Settings, code_port: int = 0) -> list[Service]:
             pages,
             "/",
             "evaluation reports and Data Docs",
+            "pages.url",
         ),
         Service(
             "Transcription",
@@ -104,12 +107,20 @@ def services(settings: Settings, code_port: int = 0) -> list[Service]:
             serving,
             "/healthz",
             "POST /v1/transcribe; API at /docs",
+            "serving.port",
         ),
     ]
     if settings.registry.tracking_uri is None:
         command = (python, "-m", "mlflow", "server", "--backend-store-uri", settings.tracking_uri, "--workers", "1")
         found.append(
-            Service("MLflow", (*command, *_listen(mlflow, "--host", "--port")), mlflow, "/health", "runs and versions")
+            Service(
+                "MLflow",
+                (*command, *_listen(mlflow, "--host", "--port")),
+                mlflow,
+                "/health",
+                "runs and versions",
+                "registry.ui_url",
+            )
         )
     return found
 
@@ -220,7 +231,7 @@ def _require_free_port(service: Service) -> None:
         except OSError as error:
             raise ServiceError(
                 f"{service.name} cannot listen on {service.url} ({error.strerror}): stop what runs there, or name "
-                "another port in soundstage.toml"
+                f"another port in `{service.field}` of soundstage.toml"
             ) from error
 
 

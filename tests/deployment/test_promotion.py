@@ -684,3 +684,12 @@ def test_two_writers_never_take_the_same_number(tmp_path):
 def test_ledger_stays_in_its_folder(tmp_path, language):
     with pytest.raises(LedgerError):
         Ledger(tmp_path, language)
+
+
+def test_a_version_that_a_newer_one_replaced_does_not_say_that_it_waits(house):
+    """Two versions that both ask for a decision send people to the wrong one."""
+    for number in (1, 2):
+        house.promotions.offer("en", house.register(number))
+    first, second = (house.registry.version(MODEL, number).tags["soundstage.status"] for number in ("1", "2"))
+    assert first == "superseded by version 2, which waits in its place"
+    assert second.startswith(f"{MODEL} version 2 waits for Ada")

@@ -12,7 +12,7 @@ import hashlib
 from contextlib import suppress
 from pathlib import Path
 
-from deployment.ledger import PRODUCTION, Ledger, LedgerError, accepted_gates
+from deployment.ledger import PRODUCTION, Ledger, LedgerError, accepted_gates, champion_in_force
 from evaluation.gates import GateRefused, require_passed
 
 
@@ -42,7 +42,12 @@ def require_approved(home: Path, language: str, digest: str) -> None:
         decision = next((entry for entry in reversed(about) if entry.action in (*PRODUCTION, "reject")), None)
         if decision is None or decision.action == "reject":
             why = f"{decision.approver} rejected it" if decision else f"nobody approved it (ledger {ledger.path})"
-            raise NotApproved(f"{refused}: {why}; approve a version with the job `promote`, which releases it")
+            remedy = (
+                "materialise `serving_release`, which serves the ledger's champion"
+                if champion_in_force(entries)
+                else "approve a version with the job `promote`, which releases it"
+            )
+            raise NotApproved(f"{refused}: {why}; {remedy}")
         sha256 = ""
         with suppress(FileNotFoundError):  # named by require_passed
             sha256 = hashlib.sha256((verdicts / f"{digest}.json").read_bytes()).hexdigest()

@@ -335,8 +335,7 @@ class Settings(BaseSettings):
         try:
             settings = cls()
         except ValidationError as error:
-            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise SettingsError(f"settings in {path} or SOUNDSTAGE_* cannot be used: {problems}") from error
+            raise SettingsError(f"settings in {path} or SOUNDSTAGE_* cannot be used: {_problems(error)}") from error
         except SourceError as error:
             raise SettingsError(
                 f"a SOUNDSTAGE_* variable is not valid JSON, which tables and lists are written in: {error}"
@@ -361,3 +360,11 @@ class Settings(BaseSettings):
                 "training": training.model_copy(update={"base": base, **recipes}),
             }
         )
+
+
+def _problems(error: ValidationError) -> str:
+    """What is wrong, by field; pydantic also calls a list too short when what it holds is wrong."""
+    found = error.errors()
+    inside = {e["loc"][:depth] for e in found for depth in range(1, len(e["loc"]))}
+    wrong = [e for e in found if not (e["type"] == "too_short" and e["loc"] in inside)]
+    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in wrong)

@@ -72,6 +72,24 @@ def test_what_cannot_be_used_is_named(file: Path, content: str, said: str) -> No
     assert str(file) in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "field"),
+    [
+        ("[[sources]]\nkind = 'kalid'\npath = 'calls'", "sources.0.kind"),
+        ("[[sources]]\nkind = 'kaldi'\npath = 'calls'\nrecorded_at = '2024-13-01'", "sources.0.recorded_at"),
+        ("languages = [1]", "languages.0"),
+        ("sources = []", "sources"),
+    ],
+)
+def test_one_mistake_is_one_error(file: Path, content: str, field: str) -> None:
+    """The source with the mistake is there: nobody should look for one that is missing."""
+    file.write_text(content)
+    with pytest.raises(SettingsError) as refused:
+        Settings.load()
+    problems = str(refused.value).split("cannot be used: ")[1].split("; ")
+    assert [problem.split(": ")[0] for problem in problems] == [field]
+
+
 def test_a_variable_that_is_no_json_is_not_blamed_on_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A shell takes the quotes of ["ada"] away unless it is quoted itself."""
     monkeypatch.setenv("SOUNDSTAGE_PROMOTION__APPROVERS", "[ada,ben]")

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from deployment.ledger import Ledger, LedgerError
 from deployment.promotion import Promotions
 from deployment.registry import Registry
+from deployment.rules import Rules
 from deployment.settings import Settings, SettingsError
 
 WIDE = 240  # columns of a page that is kept in a file: nothing is cut there
@@ -23,7 +24,7 @@ def print_decisions(settings: Settings, languages: Sequence[str]) -> int:
 
     console, broken = Console(markup=False, width=None if sys.stdout.isatty() else WIDE), 0
     ledger, registry = settings.home / "ledger", Registry(settings.tracking_uri, cache=settings.home / "bundles")
-    promotions = Promotions(registry, ledger, settings.home / "verdicts")
+    promotions = Promotions(registry, ledger, Rules(settings.home / "verdicts"))
     for language in languages:
         try:
             entries = Ledger(ledger, language).entries()

@@ -2,7 +2,7 @@
 
 One file a language, `<language>.jsonl`. An entry is flushed to disk before anything acts on it, and holds the hash of
 the one before it, so an edit, a removed or an inserted entry shows (`verify`). That entries were cut off at the end
-does not show here: `deployment.promotion` notes the head at the model in the registry and compares.
+does not show here: `deployment.aliases` notes the head at the model in the registry and compares.
 
 `python -m deployment.decisions [language]` prints who put what into production, when and why.
 
@@ -206,7 +206,7 @@ class Ledger:
         os.ftruncate(handle, whole_bytes)
 
 
-def line_of_champions(entries: tuple[Decision, ...]) -> list[Decision]:
+def line_of_champions(entries: Sequence[Decision]) -> list[Decision]:
     """The line of champions that a roll-back walks down: approvals add to it, roll-backs cut it."""
     line: list[Decision] = []
     for entry in entries:
@@ -219,12 +219,12 @@ def line_of_champions(entries: tuple[Decision, ...]) -> list[Decision]:
     return line
 
 
-def champion_in_force(entries: tuple[Decision, ...]) -> Decision | None:
+def champion_in_force(entries: Sequence[Decision]) -> Decision | None:
     """The entry that put the present champion into production; None before the first."""
     return next((entry for entry in reversed(entries) if entry.action in PRODUCTION), None)
 
 
-def every_champion(entries: tuple[Decision, ...]) -> list[Decision]:
+def every_champion(entries: Sequence[Decision]) -> list[Decision]:
     """Each entry that put something into production, oldest first."""
     return [entry for entry in entries if entry.action in PRODUCTION]
 

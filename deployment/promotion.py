@@ -1,13 +1,9 @@
-"""Promotion: a person's decision about a version, under the team's rules, and the registry's aliases that follow it.
+"""Promotion: a person's decision about a version, under the team's rules, and what waits for one.
 
 An alias in MLflow can be moved by anyone with a browser, remembers nobody, and is not what a deployment may rest on. So
-a decision is first written to the ledger of its language (`deployment.ledger`), and only then is the alias `champion`
-moved; a process killed in between leaves an alias that `reconcile` repairs from the ledger. The ledger's head is noted
-at the model in the registry, against which two things show (`check_alias`): entries that were cut off at the end, and
-an entry that no decision finished. The latter is followed only after what its decision needs was asked again.
-
-Every step forward, roll-back included, re-reads the persisted verdict for exactly the bundle in question and compares
-the registry's bytes with its digest. Whatever is missing is a refusal.
+a decision is first written to the ledger of its language (`deployment.ledger`), after the rules allow it
+(`deployment.rules`), and only then are the registry's aliases moved (`deployment.aliases`). A process killed in between
+leaves an alias that the next decision, or `reconcile`, repairs from the ledger (`deployment.recovery`).
 
 What a person can decide about a version that waits: `approve`, `reject` (final for that bundle), `request_changes`
 (closed until it is judged again). The system closes what waited too long (`expire`). Under the two-person rule an
@@ -17,71 +13,33 @@ A bundle that failed gates reaches production only through two entries: `overrid
 verdict, which lets it be registered, and an approval that repeats which gates were overridden. Roll-back and release
 honour that approval for exactly that bundle and verdict, and only as far as the override before it covers. A missing,
 altered, stale or foreign verdict, an expired challenger or a bundle whose bytes differ cannot be overridden.
-
-Who launched a training is kept beside the ledger as well as in a tag, since a tag can be edited by anyone.
-
-Not covered: names are taken as given, from the launchpad and from tags alike; whoever can reach Dagster or MLflow can
-write another's, unless a proxy in front of them signs people in.
 """
 
-import hashlib
-import json
-import re
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
+from deployment.aliases import STATUS_TAG, Aliases, AliasState
 from deployment.ledger import (
-    BETTER,
     CLOSING,
     GENESIS,
     PRODUCTION,
     Action,
     Decision,
     Ledger,
-    LedgerError,
     accepted_gates,
     champion_in_force,
     every_champion,
     line_of_champions,
 )
-from deployment.registry import CHALLENGER, CHAMPION, LAUNCHED_BY_TAG, ModelVersion, Registry, RegistryError
-from evaluation.gates import (
-    UNCHECKED,
-    GateRefused,
-    GateSettings,
-    Verdict,
-    load_verdict,
-    require_passed,
-)
+from deployment.recovery import Recovery
+from deployment.registry import ModelVersion, Registry
+from deployment.rules import PromotionRefused, Rules, about, closed_sentence, instant, points, require_language
+from evaluation.gates import GateRefused, load_verdict
 from evaluation.scoring import BENCHMARK, Interval
-from speech.bundle import BundleError, ModelBundle
-from speech.store import write_json
+from speech.bundle import ModelBundle
 
-HEAD_TAG = "ledger_head"
 SYSTEM = "soundstage"  # who closes what waited too long
-UNSIGNED = "unknown"  # stands among a version's launchers for a training whose run named nobody
-
-STATUS_TAG = "soundstage.status"  # on a version: who has to do what until when, or what was decided
-
-_HEAD = re.compile(r"[0-9]{1,9}:[0-9a-f]{64}")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
-
-
-class PromotionRefused(Exception):
-    """A decision that may not be taken: no such approver, no reason, or nothing to go back to."""
-
-
-@dataclass(frozen=True)
-class AliasState:
-    """How the registry's alias stands to the ledger; `explanation` is one sentence for people."""
-
-    agrees: bool
-    ledger_version: str | None
-    alias_version: str | None
-    explanation: str
 
 
 @dataclass(frozen=True)
@@ -119,7 +77,7 @@ class Waiting:
         if self.champion:
             theirs = self.version.metrics.get("champion_benchmark_wer")
             against = f"; champion {self.champion}" + (f" has {_percent(theirs)}" if theirs is not None else "")
-            against += f", the difference is {_points(self.difference)} points" if self.difference else ""
+            against += f", the difference is {points(self.difference)} points" if self.difference else ""
         until = f" until {self.expires_at:%Y-%m-%d}" if self.expires_at else ""
         return f"{name} waits for {who} to approve, reject or ask for changes{until}{wer}{against}"
 
@@ -130,44 +88,15 @@ class Promotions:
     Args:
         registry: where versions and aliases are.
         ledger: folder of the ledgers, one file a language.
-        verdicts: folder of the persisted verdicts.
-        approvers: who may decide. An empty list means nobody; None means that no list is kept.
-        gates: the thresholds in force; a verdict judged by others is stale. None: not compared.
-        compare_champion: an approval needs a verdict that compared with today's champion.
-        require_better: an approval needs a paired interval that shows improvement over the champion.
-        two_person: who launched the training cannot be the only approver.
-        expires_days: an approval needs a verdict that is not older. None: any age.
-        allow_override: failed gates may be accepted by an explicit decision.
-        launchers: folder where `note_launchers` keeps who launched a bundle's training. None: the version's tag alone
-            says so, which anyone with MLflow open can edit.
+        rules: what a decision needs.
     """
 
-    def __init__(
-        self,
-        registry: Registry,
-        ledger: Path,
-        verdicts: Path,
-        approvers: Collection[str] | None = None,
-        *,
-        gates: GateSettings | None = None,
-        compare_champion: bool = True,
-        require_better: bool = False,
-        two_person: bool = False,
-        expires_days: int | None = None,
-        allow_override: bool = False,
-        launchers: Path | None = None,
-    ) -> None:
+    def __init__(self, registry: Registry, ledger: Path, rules: Rules) -> None:
         self.registry = registry
+        self.rules = rules
         self._folder = ledger
-        self._verdicts = verdicts
-        self._approvers = approvers
-        self._gates = gates
-        self._compare_champion = compare_champion
-        self._require_better = require_better
-        self._two_person = two_person
-        self._expires_days = expires_days
-        self._allow_override = allow_override
-        self._launchers_folder = launchers
+        self._aliases = Aliases(registry, rules)
+        self._recovery = Recovery(registry, rules, self._aliases)
 
     def approve(
         self, language: str, model: str, version: str, approver: str, reason: str, *, override_gates: bool = False
@@ -185,38 +114,38 @@ class Promotions:
             BundleError: the registry's bytes are not those that were registered.
             RegistryError, LedgerError: no such version; the ledger is broken.
         """
-        approver, reason = self._require_person(approver, reason)
+        approver, reason = self.rules.require_person(approver, reason)
         if override_gates:
-            self._require_override_allowed()
+            self.rules.require_override_allowed()
         ledger = self.ledger(language)
         with ledger.locked():
             entries = ledger.entries()
             now = champion_in_force(entries)
-            candidate = self._require_language(self.registry.verify(model, version), language)
+            candidate = require_language(self.registry.verify(model, version), language)
             if now and (now.model, now.version, now.digest) == (candidate.name, candidate.version, candidate.digest):
                 same = (now.action, now.approver, now.reason) == ("approve", approver, reason)
-                if same or not self._interrupted(entries[-1]):
-                    self._finish(ledger)
+                if same or not self._aliases.interrupted(entries[-1]):
+                    self._recovery.finish(entries, language)
                 if same:
                     return now  # the process that took this decision died after recording it
                 raise PromotionRefused(
                     f"{model} version {candidate.version} is the champion of '{language}' since {now.time}, decided by "
                     f"{now.approver}: there is nothing to approve"
                 )
-            sha, overridden = self._require_eligible(entries, candidate, override_gates)
+            overridden = self.rules.require_eligible(entries, candidate, override_gates)
             action: Action = "approve"
-            if self._two_person and not self._independent(entries, candidate, sha, approver):
+            if not self.rules.enough(entries, candidate, approver):
                 action = "voice"
-                before = self._voices(entries, candidate, sha).get(approver)
+                before = self.rules.voices(entries, candidate).get(approver)
                 if before and before.reason == reason:
-                    self._finish(ledger)
+                    self._recovery.finish(entries, language)
                     return before
                 if before:
                     raise PromotionRefused(
                         f"'{approver}' has approved {model} version {candidate.version} on {before.time[:10]}: two "
-                        f"people are asked for, so another approver has to decide ({self._allowed()})"
+                        f"people are asked for, so another approver has to decide ({self.rules.allowed})"
                     )
-            return self._decide(ledger, entries, action, candidate, sha, approver, reason, overridden)
+            return self._decide(ledger, entries, action, candidate, approver, reason, overridden)
 
     def reject(self, language: str, model: str, version: str, approver: str, reason: str) -> Decision:
         """Record that a version shall not go to production, for good; it stops being the challenger.
@@ -247,17 +176,16 @@ class Promotions:
             if candidate is None:
                 return None
             entries = ledger.entries()
-            if closed := self._closed(entries, candidate):
-                self._finish(ledger)  # the process that closed it died before it moved the alias
+            if closed := self.rules.closed(entries, candidate):
+                self._recovery.finish(entries, language)  # the process that closed it died before it moved the alias
                 return closed
-            reason = f"waited longer than {self._expires_days} days for a decision: evaluate and judge it again"
-            sha = _file_sha256(self._verdicts / f"{candidate.digest}.json")
-            return self._decide(ledger, entries, "expire", candidate, sha, SYSTEM, reason)
+            reason = f"waited longer than {self.rules.expires_days} days for a decision: evaluate and judge it again"
+            return self._decide(ledger, entries, "expire", candidate, SYSTEM, reason)
 
     def overdue(self, model: str) -> ModelVersion | None:
         """The challenger, if it waited too long."""
         candidate = self.registry.challenger(model)
-        deadline = self._expires_at(candidate) if candidate else None
+        deadline = self.rules.expires_at(candidate) if candidate else None
         return candidate if deadline and datetime.now(UTC) > deadline else None
 
     def override(self, language: str, model: str, bundle: Path, digest: str, approver: str, reason: str) -> Decision:
@@ -270,33 +198,20 @@ class Promotions:
             BundleError: the bundle is not the one of that digest.
             LedgerError: the ledger is broken.
         """
-        approver, reason = self._require_person(approver, reason)
-        self._require_override_allowed()
+        approver, reason = self.rules.require_person(approver, reason)
+        self.rules.require_override_allowed()
         ModelBundle.load(bundle, digest)
         ledger = self.ledger(language)
         with ledger.locked():
             entries = ledger.entries()
-            now = champion_in_force(entries)
-            verdict = load_verdict(self._verdicts, digest)
-            failed = tuple(dict.fromkeys(gate.label for gate in verdict.failures))
-            self._require_verdict(digest, language, champion=now.digest if now else None, overridden=failed)
-            self._require_fresh(verdict, verdict.model_name)
-            if not failed:
-                raise PromotionRefused(f"{verdict.model_name} ({digest[:12]}) passed every gate: nothing to override")
-            sha = _file_sha256(self._verdicts / f"{digest}.json")
+            failed = self.rules.require_overridable(entries, digest, language)
             last = entries[-1] if entries else None
-            if last and (last.action, last.digest, last.verdict_sha256, last.approver, last.reason) == (
-                "override",
-                digest,
-                sha,
-                approver,
-                reason,
-            ):
-                self._finish(ledger)
+            if last and (last.action, last.digest) == ("override", digest) and self._repeats(last, approver, reason):
+                self._recovery.finish(entries, language)
                 return last
             self.registry.ensure_model(model, language)
-            about = ModelVersion(model, "", digest)
-            return self._decide(ledger, entries, "override", about, sha, approver, reason, failed)
+            unregistered = ModelVersion(model, "", digest)
+            return self._decide(ledger, entries, "override", unregistered, approver, reason, failed)
 
     def overridden(self, language: str, digest: str) -> tuple[str, ...]:
         """Labels of the gates that people accepted for exactly this bundle and its present verdict.
@@ -304,10 +219,9 @@ class Promotions:
         Raises:
             LedgerError: the ledger is broken.
         """
-        if not self._allow_override:
+        if not self.rules.allow_override:
             return ()
-        sha = _file_sha256(self._verdicts / f"{digest}.json")
-        return _overridden(self.ledger(language).entries(), digest, sha)
+        return self.rules.overridden(self.ledger(language).entries(), digest)
 
     def offer(self, language: str, version: ModelVersion) -> Waiting | None:
         """Note in the registry what a registered version waits for; one judged anew after it was closed waits again.
@@ -320,10 +234,10 @@ class Promotions:
         ledger = self.ledger(language)
         with ledger.locked():
             entries = ledger.entries()
-            about = [entry for entry in entries if _same(entry, version)]
-            if self._closed(entries, version) or any(entry.action in PRODUCTION for entry in about):
+            decided = {entry.action for entry in entries if about(entry, version)}
+            if self.rules.closed(entries, version) or not decided.isdisjoint(PRODUCTION):
                 return None
-            if any(entry.action in CLOSING for entry in about):
+            if not decided.isdisjoint(CLOSING):
                 self.registry.offer(version.name, version.version, again=True)
             waiting = self.waiting(language, version.name)
             if waiting is None or waiting.version.version != version.version:
@@ -331,16 +245,8 @@ class Promotions:
             if waiting.version.tags.get(STATUS_TAG) == waiting.sentence:
                 return None
             self.registry.set_version_tag(version.name, version.version, STATUS_TAG, waiting.sentence)
-            self._supersede(entries, version)
+            self._aliases.supersede(entries, version)
             return waiting
-
-    def _supersede(self, entries: tuple[Decision, ...], newer: ModelVersion) -> None:
-        """Say at versions that nobody decided about that they wait no longer: only the newest is the challenger."""
-        said = f"superseded by version {newer.version}, which waits in its place"
-        for version in self.registry.versions(newer.name):
-            undecided = version.version != newer.version and not any(_same(entry, version) for entry in entries)
-            if undecided and STATUS_TAG in version.tags:
-                self.registry.set_version_tag(version.name, version.version, STATUS_TAG, said)
 
     def waiting(self, language: str, model: str) -> Waiting | None:
         """The challenger and what has to happen with it; None when nobody has to decide.
@@ -355,11 +261,11 @@ class Promotions:
         now = champion_in_force(entries)
         obstacle = benchmark = difference = None
         try:
-            verdict = load_verdict(self._verdicts, challenger.digest)
+            verdict = load_verdict(self.rules.verdicts, challenger.digest)
             wer = next((gate for gate in verdict.gates if (gate.name, gate.test_set) == ("wer", BENCHMARK)), None)
             benchmark = replace(wer.interval, estimate=wer.value) if wer and wer.interval else None
             difference = verdict.comparison
-            obstacle = self._obstacle(entries, challenger)
+            obstacle = self.rules.obstacle(entries, challenger)
         except GateRefused as refused:
             obstacle = str(refused)
         return Waiting(
@@ -367,10 +273,10 @@ class Promotions:
             benchmark,
             difference,
             f"{now.model}/{now.version}" if now else "",
-            self._who_may_approve(challenger),
-            self._expires_at(challenger),
+            self.rules.who_may_approve(challenger),
+            self.rules.expires_at(challenger),
             obstacle,
-            self._launchers(challenger),
+            self.rules.launched_by(challenger),
         )
 
     def rollback(
@@ -391,7 +297,7 @@ class Promotions:
             PromotionRefused: the approver may not decide, there is no reason, or no such earlier champion.
             GateRefused, BundleError, RegistryError, LedgerError: as for `approve`.
         """
-        approver, reason = self._require_person(approver, reason)
+        approver, reason = self.rules.require_person(approver, reason)
         ledger = self.ledger(language)
         with ledger.locked():
             entries = ledger.entries()
@@ -400,9 +306,9 @@ class Promotions:
                 raise PromotionRefused(f"'{language}' has no champion yet: there is nothing to roll back")
             now, last = line[-1], entries[-1]
             if (last.action, last.approver, last.reason) == ("rollback", approver, reason) and (
-                self._interrupted(last) or last.version == str(version) or _made_since(last, since)
+                self._aliases.interrupted(last) or last.version == str(version) or _made_since(last, since)
             ):
-                self._finish(ledger)  # the process that took this decision died after recording it
+                self._recovery.finish(entries, language)  # the process that took this decision died after recording it
                 return last
             earlier = [
                 entry
@@ -415,18 +321,18 @@ class Promotions:
                 wanted = f"earlier champion of version {version}" if version else "earlier champion"
                 raise PromotionRefused(f"'{language}' has no {wanted} to roll back to; approve a version instead")
             back = earlier[-1]
-            target = self._require_language(self.registry.verify(back.model, back.version), language)
+            target = require_language(self.registry.verify(back.model, back.version), language)
             if target.digest != back.digest:
                 raise PromotionRefused(
                     f"{back.model} version {back.version} is now bundle {target.digest[:12]}, but {back.digest[:12]} "
                     "was approved: someone replaced it; approve a version instead"
                 )
-            closed = self._closed(entries, target)
+            closed = self.rules.closed(entries, target)
             if closed and closed.action == "reject":
-                raise PromotionRefused(_closed_sentence(closed))
-            sha = self._require_still(entries, back)
+                raise PromotionRefused(closed_sentence(closed))
+            self.rules.require_still(entries, back)
             accepted = accepted_gates(entries, back)
-            return self._decide(ledger, entries, "rollback", target, sha, approver, reason, accepted)
+            return self._decide(ledger, entries, "rollback", target, approver, reason, accepted)
 
     def releasable(self, language: str) -> Decision:
         """The decision in force, if what it put into production may be served: its verdict is read again.
@@ -443,10 +349,8 @@ class Promotions:
         now = champion_in_force(entries)
         if now is None:
             raise PromotionRefused(f"'{language}' has no champion yet: approve a version with the job `promote`")
-        if cut := self._cut_off(entries, now.model, language):
-            raise LedgerError(cut)
-        self._require_noted(entries)
-        self._require_still(entries, now)
+        self._aliases.require_whole(entries, language, now.model)
+        self.rules.require_still(entries, now)
         return now
 
     def current(self, language: str) -> Decision | None:
@@ -466,8 +370,7 @@ class Promotions:
         ledger = self.ledger(language)
         if broken := ledger.verify():
             return broken
-        entries = ledger.entries()
-        return (self._cut_off(entries, model, language) or self._unknown(entries)) if model else None
+        return self._aliases.astray(ledger.entries(), language, model) if model else None
 
     def check_alias(self, language: str, model: str) -> AliasState:
         """Whether the registry's alias and its note of the ledger's head agree with the ledger.
@@ -475,38 +378,7 @@ class Promotions:
         Raises:
             LedgerError: the ledger is broken.
         """
-        entries = self.ledger(language).entries()
-        now = champion_in_force(entries)
-        if now and now.model != model:
-            now = None
-        alias = self.registry.champion(model)
-        expected, found = (now.version if now else None), (alias.version if alias else None)
-        if wrong := self._cut_off(entries, model, language) or self._unknown(entries):
-            return AliasState(False, expected, found, wrong)
-        if expected != found:
-            aside = f"the alias '{CHAMPION}' of {model} points to {_named(found)}, but the ledger says "
-            if expected and self._gone(model, expected):
-                return AliasState(
-                    False,
-                    expected,
-                    found,
-                    f"{aside}version {expected}, which was deleted in MLflow: the decision stands, but nothing can be "
-                    "released from it; approve another version, or roll back to an earlier champion",
-                )
-            return AliasState(
-                False,
-                expected,
-                found,
-                f"{aside}{_named(expected)}: it was moved by hand; the job `reconcile` sets it to the ledger",
-            )
-        if now and alias and now.digest != alias.digest:
-            return AliasState(
-                False,
-                expected,
-                found,
-                f"{model} version {found} is tagged as bundle {alias.digest[:12]}, but {now.digest[:12]} was approved",
-            )
-        return AliasState(True, expected, found, f"the alias '{CHAMPION}' of {model} is {_named(found)}, as decided")
+        return self._aliases.check(self.ledger(language).entries(), language, model)
 
     def reconcile(self, language: str, model: str, approver: str, reason: str) -> AliasState:
         """Set the aliases and the registry's note to what the ledger says; returns what was found before.
@@ -520,21 +392,13 @@ class Promotions:
             GateRefused, BundleError, RegistryError: what the last entry puts into production may not be there.
             LedgerError: the ledger is broken or was cut off: the alias is then left as it is.
         """
-        self._require_person(approver, reason)
+        self.rules.require_person(approver, reason)
         ledger = self.ledger(language)
         with ledger.locked():
-            before = self.check_alias(language, model)
-            self._finish(ledger, model)
+            entries = ledger.entries()
+            before = self._aliases.check(entries, language, model)
+            self._recovery.finish(entries, language, model)
         return before
-
-    def note_launchers(self, digest: str, names: Collection[str]) -> None:
-        """Keep who launched the training of a bundle, beside those noted before; no edit in MLflow takes one away."""
-        if self._launchers_folder is None:
-            return
-        if not _DIGEST.fullmatch(digest):
-            raise PromotionRefused(f"{digest[:80]!r} is not the digest of a bundle: 64 hexadecimal digits are expected")
-        noted = sorted({*self._noted_launchers(digest), *(name.strip() for name in names if name.strip())})
-        write_json(self._launchers_folder / f"{digest}.json", noted)
 
     def ledger(self, language: str) -> Ledger:
         """The ledger of a language."""
@@ -546,15 +410,13 @@ class Promotions:
         entries: tuple[Decision, ...],
         action: Action,
         target: ModelVersion,
-        verdict_sha256: str,
         approver: str,
         reason: str,
         overridden: tuple[str, ...] = (),
     ) -> Decision:
+        """Record a decision that the rules allow, then have the registry follow it."""
+        self._aliases.require_whole(entries, ledger.language, target.name)
         now = champion_in_force(entries)
-        if cut := self._cut_off(entries, target.name, ledger.language):
-            raise LedgerError(cut)
-        self._require_noted(entries)
         recorded = ledger.append(
             Decision(
                 sequence=len(entries) + 1,
@@ -564,460 +426,46 @@ class Promotions:
                 model=target.name,
                 version=target.version,
                 digest=target.digest,
-                verdict_sha256=verdict_sha256,
+                verdict_sha256=self.rules.verdict_sha256(target.digest),
                 approver=approver,
                 reason=reason,
                 previous_champion=f"{now.model}/{now.version}" if now else "",
                 previous_digest=now.digest if now else "",
                 previous_hash=entries[-1].hash if entries else GENESIS,
                 overridden=overridden,
-                launched_by=", ".join(self._launchers(target)),
+                launched_by=", ".join(self.rules.launched_by(target)),
             )
         )
-        self._follow(ledger)
+        self._aliases.follow((*entries, recorded), ledger.language)
         return recorded
 
     def _close(self, action: Action, language: str, model: str, version: str, approver: str, reason: str) -> Decision:
-        approver, reason = self._require_person(approver, reason)
+        approver, reason = self.rules.require_person(approver, reason)
         ledger = self.ledger(language)
         with ledger.locked():
             entries = ledger.entries()
             now = champion_in_force(entries)
-            candidate = self._require_language(self.registry.version(model, version), language)
-            if now and (now.model, now.version) == (candidate.name, candidate.version):
+            candidate = require_language(self.registry.version(model, version), language)
+            if now and about(now, candidate):
                 raise PromotionRefused(
                     f"{model} version {candidate.version} is the champion of '{language}': roll back instead"
                 )
-            sha = _file_sha256(self._verdicts / f"{candidate.digest}.json")
-            last = next((entry for entry in reversed(entries) if _same(entry, candidate)), None)
-            if last and (last.action, last.approver, last.reason, last.verdict_sha256) == (
-                action,
-                approver,
-                reason,
-                sha,
-            ):
-                self._finish(ledger)
+            last = next((entry for entry in reversed(entries) if about(entry, candidate)), None)
+            if last and last.action == action and self._repeats(last, approver, reason):
+                self._recovery.finish(entries, language)
                 return last
-            return self._decide(ledger, entries, action, candidate, sha, approver, reason)
+            return self._decide(ledger, entries, action, candidate, approver, reason)
 
-    def _follow(self, ledger: Ledger, model: str | None = None) -> None:
-        """Move the aliases to where the ledger says; repeating it changes nothing.
-
-        The last entry's model is noted last, because that note says that all is done.
-        """
-        entries = ledger.entries()
-        now = champion_in_force(entries)
-        models = {entry.model for entry in entries} | ({model} if model else set())
-        for name in sorted(models, key=lambda name: (bool(entries) and name == entries[-1].model, name)):
-            champion = self.registry.champion(name)
-            wanted = now.version if now and now.model == name else None
-            if wanted and (champion is None or champion.version != wanted):
-                try:
-                    self.registry.set_alias(name, CHAMPION, wanted)
-                except RegistryError:  # someone deleted the version: the decision stands, and `check_alias` tells of it
-                    self.registry.remove_alias(name, CHAMPION)
-            elif wanted is None and champion is not None:
-                self.registry.remove_alias(name, CHAMPION)
-            challenger = self.registry.challenger(name)
-            if challenger is not None and (
-                self._closed(entries, challenger)
-                or any(entry.action in PRODUCTION and _same(entry, challenger) for entry in entries)
-            ):
-                self.registry.remove_alias(name, CHALLENGER)
-            if entries:
-                self._show(entries[-1], name)
-                try:
-                    self.registry.set_model_tag(name, f"{HEAD_TAG}.{ledger.language}", entries[-1].head)
-                except RegistryError:
-                    if name == entries[-1].model:  # an earlier model of the language may be gone
-                        raise
-
-    def _finish(self, ledger: Ledger, model: str | None = None) -> None:
-        """Follow the ledger again, for a process that died; an entry that no decision wrote is not followed.
-
-        Raises:
-            LedgerError: entries are missing at its end, or more are there than one decision writes.
-            PromotionRefused, GateRefused, BundleError, RegistryError: what the last entry needs does not hold.
-        """
-        entries = ledger.entries()
-        about = {entry.model for entry in entries} | ({model} if model else set())
-        for name in sorted(about):
-            if cut := self._cut_off(entries, name, ledger.language):
-                raise LedgerError(cut)
-        if entries and self._interrupted(entries[-1]):
-            last = entries[-1]
-            try:
-                self._require_made(entries)
-            except (PromotionRefused, GateRefused, BundleError) as refused:
-                raise type(refused)(
-                    f"decision {last.sequence} of '{last.language}' ({last.action} by {last.approver}) is not known to "
-                    f"the registry, and cannot be accepted: {refused}"
-                ) from refused
-        self._follow(ledger, model)
-
-    def _require_made(self, entries: tuple[Decision, ...]) -> None:
-        """Ask again what the last entry's decision needed, since nothing but the file says that it was taken.
-
-        Where the note was edited or removed, any entry could be the one that was added, and old ones may rest on rules
-        that have changed since; so then what is in production is held to what a roll-back to it would ask for.
-        """
-        last = entries[-1]
-        known = self._known(entries)
-        if self._damaged(entries):
-            if now := champion_in_force(entries):
-                self._require_servable(entries, now)
-            return
-        if len(entries) - known > 1:
-            raise LedgerError(
-                f"decisions {known + 1} to {last.sequence} of '{last.language}' are not known to the registry, and an "
-                "interrupted decision leaves one such entry: they were written by hand; restore the ledger from its "
-                "backup"
-            )
-        if last.action != "expire":
-            self._require_person(last.approver, last.reason)
-        if last.action in ("approve", "voice"):
-            self._require_approval(entries[:-1], last)
-        elif last.action == "rollback":
-            self._require_rollback(entries[:-1], last)
-        elif last.action == "override":
-            self._require_override_allowed()
-
-    def _require_servable(self, entries: tuple[Decision, ...], entry: Decision) -> None:
-        """What it takes for an entry's bundle to stay in production or to come back to it.
-
-        Its version may have been deleted in MLflow, where a verified copy of the bundle is at hand.
-        """
-        there = (entry.model, entry.version)
-        if rejected := next((e for e in entries if e.action == "reject" and (e.model, e.version) == there), None):
-            raise PromotionRefused(_closed_sentence(rejected))
-        self._require_still(entries, entry)
-        if self.registry.cached(entry.digest) is None or not self._gone(entry.model, entry.version):
-            self._require_bytes(entry)
-
-    def _require_bytes(self, entry: Decision) -> ModelVersion:
-        """The version that an entry names, if the registry's bytes are those of the entry's digest."""
-        version = self._require_language(self.registry.verify(entry.model, entry.version), entry.language)
-        if version.digest != entry.digest:
-            raise BundleError(
-                f"{entry.model} version {entry.version} is bundle {version.digest[:12]}, but decision "
-                f"{entry.sequence} is about {entry.digest[:12]}; look at who wrote it, and restore the ledger from its "
-                "backup"
-            )
-        return version
-
-    def _require_approval(self, earlier: tuple[Decision, ...], entry: Decision) -> None:
-        """What an approval, or one voice of it, asked for before it was written."""
-        self._require_still((*earlier, entry), entry)
-        version = self._require_bytes(entry)
-        if entry.overridden:
-            self._require_override_allowed()
-        sha, used = self._require_eligible(earlier, version, override=bool(entry.overridden))
-        if not set(used) <= set(entry.overridden) or (entry.overridden and sha != entry.verdict_sha256):
-            raise PromotionRefused(
-                "it rests on another verdict, or accepts other gates, than the ones there are; remove the entry, and "
-                "approve the version again if somebody took it"
-            )
-        if (
-            entry.action == "approve"
-            and self._two_person
-            and not self._independent(earlier, version, sha, entry.approver)
-        ):
-            raise PromotionRefused(
-                f"'{entry.approver}' may have launched the training, and two people are asked for; remove the entry, "
-                f"and have another approver decide ({self._allowed()})"
-            )
-
-    def _require_rollback(self, earlier: tuple[Decision, ...], entry: Decision) -> None:
-        """What a roll-back asked for before it was written: an earlier champion, that may still be served."""
-        if _about(entry) not in {_about(champion) for champion in every_champion(earlier)}:
-            raise PromotionRefused(
-                f"{entry.model} version {entry.version} ({entry.digest[:12]}) never was champion before it, so it was "
-                "written by hand; remove the entry, or restore the ledger from its backup"
-            )
-        self._require_servable((*earlier, entry), entry)
-
-    def _show(self, last: Decision, model: str) -> None:
-        """Say at the versions that a decision was about what it made of them."""
-        said = {last.version: f"{_SAID[last.action]} by {last.approver} on {last.time[:10]}: {last.reason}"}
-        before, _, number = last.previous_champion.rpartition("/")
-        if last.action in PRODUCTION and before == model and number != last.version:
-            said[number] = (
-                f"champion until {last.time[:10]}: {last.action} of version {last.version} by {last.approver}"
-            )
-        for version, status in said.items():
-            if version and (last.model == model or version == number):
-                with suppress(RegistryError):  # someone deleted the version, which changes nothing decided
-                    self.registry.set_version_tag(model, version, STATUS_TAG, status)
-
-    def _cut_off(self, entries: tuple[Decision, ...], model: str, language: str) -> str | None:
-        """A sentence when the registry remembers a decision that the ledger no longer has."""
-        noted = self._noted(model, language)
-        if noted is None or not _HEAD.fullmatch(noted) or noted in {entry.head for entry in entries}:
-            return None
-        return (
-            f"the registry notes decision {noted.partition(':')[0]} about {model}, which the ledger of '{language}' "
-            "does not have: entries were removed from its end; restore the ledger from its backup"
+    def _repeats(self, last: Decision, approver: str, reason: str) -> bool:
+        """Whether a decision is the same again, about the same verdict: its process died after recording it."""
+        return (last.approver, last.reason) == (approver, reason) and last.verdict_sha256 == self.rules.verdict_sha256(
+            last.digest
         )
-
-    def _interrupted(self, last: Decision) -> bool:
-        """Whether a decision was recorded but its aliases were not all moved; the note is the last step."""
-        return self._noted(last.model, last.language) != last.head
-
-    def _known(self, entries: Sequence[Decision]) -> int:
-        """How many entries the registry knows of: the last of them that is noted at any of their models."""
-        notes = {self._noted(model, entries[0].language) for model in {entry.model for entry in entries}}
-        return max((entry.sequence for entry in entries if entry.head in notes), default=0)
-
-    def _unknown(self, entries: Sequence[Decision]) -> str | None:
-        """A sentence when the registry does not know the last entry: no decision finished it, or the note is wrong."""
-        if not entries or not self._interrupted(entries[-1]):
-            return None
-        last = entries[-1]
-        if damaged := self._damaged(entries):
-            return damaged
-        return (
-            f"decision {last.sequence} of '{last.language}' ({last.action} by {last.approver}) was interrupted or "
-            "written by hand, since the registry does not know it: launch the same decision again, or remove the "
-            "entry if nobody took it, or have it examined and accepted with the job `reconcile`"
-        )
-
-    def _damaged(self, entries: Sequence[Decision]) -> str | None:
-        """A sentence when the note was edited or removed in MLflow; before the first decision ends there is none."""
-        last = entries[-1]
-        noted = self._noted(last.model, last.language)
-        removed = noted is None and len(entries) > 1 and not self._known(entries)
-        if not removed and (noted is None or _HEAD.fullmatch(noted)):
-            return None
-        found = "is missing" if noted is None else f"is {noted[:80]!r}, not a number and a hash"
-        return (
-            f"the registry's note of the last decision of '{last.language}' (the tag '{HEAD_TAG}.{last.language}' of "
-            f"{last.model}) {found}: it was edited in MLflow; compare the ledger with its backup, then set the note "
-            "right with the job `reconcile`"
-        )
-
-    def _require_noted(self, entries: Sequence[Decision]) -> None:
-        """Nothing rests on an entry that no decision has finished: it may have been added by hand."""
-        if unknown := self._unknown(entries):
-            raise LedgerError(unknown)
-
-    def _gone(self, model: str, version: str) -> bool:
-        """Whether a version was deleted."""
-        try:
-            self.registry.version(model, version)
-        except RegistryError:
-            return True
-        return False
-
-    def _noted(self, model: str, language: str) -> str | None:
-        return self.registry.model_tag(model, f"{HEAD_TAG}.{language}")
-
-    def _require_person(self, approver: str, reason: str) -> tuple[str, str]:
-        approver, reason = approver.strip(), reason.strip()
-        if not approver:
-            raise PromotionRefused("a decision needs the name of the person who takes it")
-        if self._approvers is not None and approver not in self._approvers:
-            raise PromotionRefused(f"'{approver}' may not decide about production ({self._allowed()})")
-        if not reason:
-            raise PromotionRefused("a decision needs a reason that others can read later")
-        return approver, reason
-
-    def _allowed(self) -> str:
-        if self._approvers is None:
-            return "anyone may"
-        return f"allowed: {', '.join(sorted(self._approvers)) or 'nobody yet: name approvers in the settings'}"
-
-    def _who_may_approve(self, version: ModelVersion) -> tuple[str, ...] | None:
-        """Whose approval would be enough, or would be one of two."""
-        if self._approvers is None:
-            return None
-        alone = {name.casefold() for name in self._launchers(version)} if self._two_person else set()
-        return tuple(sorted(name for name in self._approvers if name.casefold() not in alone))
-
-    def _launchers(self, version: ModelVersion) -> tuple[str, ...]:
-        """Who launched a version's training, by its tag or by what was noted beside the ledger."""
-        tagged = [name.strip() for name in version.tags.get(LAUNCHED_BY_TAG, "").split(",")]
-        return tuple(sorted({name for name in (*tagged, *self._noted_launchers(version.digest)) if name}))
-
-    def _noted_launchers(self, digest: str) -> tuple[str, ...]:
-        if self._launchers_folder is None or not _DIGEST.fullmatch(digest):
-            return ()
-        path = self._launchers_folder / f"{digest}.json"
-        try:
-            names = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            return ()
-        except ValueError:
-            names = None
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            return (UNSIGNED,)  # a damaged note clears nobody
-        return tuple(names)
-
-    def _voices(self, entries: Sequence[Decision], version: ModelVersion, verdict_sha256: str) -> dict[str, Decision]:
-        """Approvals of a version that were not enough by themselves, by approver, on its present verdict.
-
-        Only of people who may still decide: whoever left the list has no say in what goes into production now.
-        """
-        return {
-            e.approver: e
-            for e in entries
-            if e.action == "voice"
-            and _same(e, version)
-            and e.verdict_sha256 == verdict_sha256
-            and (self._approvers is None or e.approver in self._approvers)
-        }
-
-    def _independent(
-        self, entries: Sequence[Decision], version: ModelVersion, verdict_sha256: str, approver: str
-    ) -> bool:
-        """Whether an approval satisfies the two-person rule: by another than the launcher, or as the second voice."""
-        launchers = {name.casefold() for name in self._launchers(version)} or {UNSIGNED}
-        if UNSIGNED not in launchers and approver.casefold() not in launchers:
-            return True
-        voices = self._voices(entries, version, verdict_sha256)
-        return any(name.casefold() != approver.casefold() for name in voices)
-
-    def _require_override_allowed(self) -> None:
-        if not self._allow_override:
-            raise PromotionRefused(
-                "overriding gates is switched off: a team that wants it sets promotion.allow_override in its settings"
-            )
-
-    def _require_eligible(
-        self, entries: tuple[Decision, ...], candidate: ModelVersion, override: bool
-    ) -> tuple[str, tuple[str, ...]]:
-        """What an approval needs, whoever gives it; returns the verdict's SHA-256 and the gates to be overridden."""
-        if closed := self._closed(entries, candidate):
-            raise PromotionRefused(_closed_sentence(closed))
-        now = champion_in_force(entries)
-        path = self._verdicts / f"{candidate.digest}.json"
-        accepted = _overridden(entries, candidate.digest, _file_sha256(path)) if override else ()
-        language = candidate.tags.get("language", "")
-        verdict, sha = self._require_verdict(
-            candidate.digest, language, champion=now.digest if now else None, overridden=accepted
-        )
-        name = f"{candidate.name} version {candidate.version}"
-        self._require_fresh(verdict, name)
-        used = tuple(dict.fromkeys(gate.label for gate in verdict.failures))
-        if self._require_better and now and not verdict.improves:
-            found = f"{_points(verdict.comparison)} points of WER" if verdict.comparison else "no paired comparison"
-            if not override:
-                raise PromotionRefused(
-                    f"{name} is not shown to be better than champion {now.model}/{now.version} ({found} on the "
-                    "benchmark; the whole interval must lie below zero): keep the champion, or train on more"
-                )
-            used += (BETTER,)
-        return sha, used
-
-    def _obstacle(self, entries: tuple[Decision, ...], candidate: ModelVersion) -> str | None:
-        """Why an approval would be refused as things stand, and whether an override would help."""
-        try:
-            self._require_eligible(entries, candidate, override=False)
-        except (GateRefused, PromotionRefused) as refused:
-            try:
-                self._require_eligible(entries, candidate, override=self._allow_override)
-            except (GateRefused, PromotionRefused):
-                return str(refused)
-            return f"{refused} `promote` approves it all the same with `override_gates`."
-        return None
-
-    def _require_verdict(
-        self, digest: str, language: str, *, champion: str | None, overridden: Collection[str]
-    ) -> tuple[Verdict, str]:
-        compare = self._compare_champion
-        verdict = require_passed(
-            self._verdicts,
-            digest,
-            language=language,
-            settings=self._gates if compare else None,
-            champion_digest=champion if compare else UNCHECKED,
-            overridden=overridden,
-        )
-        return verdict, _file_sha256(self._verdicts / f"{digest}.json")
-
-    def _require_fresh(self, verdict: Verdict, name: str) -> None:
-        if self._expires_days is None:
-            return
-        judged = _instant(verdict.judged_at)
-        if judged is None or datetime.now(UTC) - judged > timedelta(days=self._expires_days):
-            when = f"on {judged:%Y-%m-%d}" if judged else "at an unknown time"
-            raise PromotionRefused(
-                f"{name} expired: it was judged {when}, and a verdict holds for {self._expires_days} days; "
-                "evaluate and judge it again, then register it again"
-            )
-
-    def _require_still(self, entries: Sequence[Decision], entry: Decision) -> str:
-        """The verdict of a decision's bundle must still open the way, or that decision itself accepted its failures."""
-        sha = _file_sha256(self._verdicts / f"{entry.digest}.json")
-        accepted = accepted_gates(entries, entry) if sha == entry.verdict_sha256 else ()
-        require_passed(self._verdicts, entry.digest, language=entry.language, overridden=accepted)
-        return sha
-
-    def _closed(self, entries: Sequence[Decision], version: ModelVersion) -> Decision | None:
-        """The decision that keeps a version from being approved: a rejection for good, others until it is rejudged."""
-        closing = [entry for entry in reversed(entries) if entry.action in CLOSING and _same(entry, version)]
-        if not closing:
-            return None
-        if rejected := next((entry for entry in closing if entry.action == "reject"), None):
-            return rejected
-        last = closing[0]
-        return last if last.verdict_sha256 == _file_sha256(self._verdicts / f"{version.digest}.json") else None
-
-    def _expires_at(self, version: ModelVersion) -> datetime | None:
-        if self._expires_days is None:
-            return None
-        try:
-            judged = _instant(load_verdict(self._verdicts, version.digest).judged_at)
-        except GateRefused:
-            judged = None
-        since = judged or version.created_at
-        return since + timedelta(days=self._expires_days) if since else None
-
-    @staticmethod
-    def _require_language(version: ModelVersion, language: str) -> ModelVersion:
-        found = version.tags.get("language", "")
-        if found != language:
-            raise PromotionRefused(
-                f"{version.name} version {version.version} is for language '{found}', not for '{language}'"
-            )
-        return version
-
-
-def _about(entry: Decision) -> tuple[str, str, str]:
-    return entry.model, entry.version, entry.digest
-
-
-def _same(entry: Decision, version: ModelVersion) -> bool:
-    return (entry.model, entry.version) == (version.name, version.version)
-
-
-def _overridden(entries: tuple[Decision, ...], digest: str, verdict_sha256: str) -> tuple[str, ...]:
-    made = (e for e in reversed(entries) if (e.action, e.digest) == ("override", digest))
-    last = next(made, None)
-    return last.overridden if last and last.verdict_sha256 == verdict_sha256 else ()
 
 
 def _made_since(entry: Decision, since: datetime | None) -> bool:
-    made = _instant(entry.time)
+    made = instant(entry.time)
     return since is not None and made is not None and made >= since
-
-
-def _closed_sentence(closed: Decision) -> str:
-    about = f"{closed.model} version {closed.version}"
-    when = f"on {closed.time[:10]}: {closed.reason}"
-    if closed.action == "reject":
-        return f"{about} was rejected by {closed.approver} {when}; that is final for this bundle, so train another"
-    if closed.action == "expire":
-        return f"{about} expired {when}"
-    return (
-        f"{closed.approver} asked for changes to {about} {when}; make them, then evaluate, judge and register it again"
-    )
-
-
-def _instant(text: str) -> datetime | None:
-    try:
-        return datetime.fromisoformat(text)
-    except ValueError:
-        return None
 
 
 def _percent(share: float) -> str:
@@ -1026,31 +474,3 @@ def _percent(share: float) -> str:
 
 def _span(interval: Interval) -> str:
     return f"{_percent(interval.estimate)} (95 % interval {_percent(interval.low)} to {_percent(interval.high)})"
-
-
-def _points(interval: Interval | None) -> str:
-    if interval is None:
-        return ""
-    return f"{interval.estimate * 100:+.2f} ({interval.low * 100:+.2f} to {interval.high * 100:+.2f})"
-
-
-_SAID: Mapping[Action, str] = {
-    "approve": "champion, approved",
-    "voice": "approved by one person, waits for another; approved",
-    "reject": "rejected",
-    "request_changes": "changes asked for",
-    "expire": "closed",
-    "override": "failed gates accepted",
-    "rollback": "champion again, rolled back to",
-}
-
-
-def _named(version: str | None) -> str:
-    return f"version {version}" if version else "no version"
-
-
-def _file_sha256(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
-        return ""

@@ -18,11 +18,9 @@ import dagster as dg
 from pydantic import Field
 
 from deployment.ledger import PRODUCTION, Decision, LedgerError
-from deployment.promotion import (
-    PromotionRefused,
-    Promotions,
-)
+from deployment.promotion import Promotions
 from deployment.registry import RegistryError
+from deployment.rules import PromotionRefused
 from deployment.tag_requests import APPROVER_TAG, CHOICES, DECISION_TAG, Request, answer, remark, requested
 from evaluation.gates import GateRefused
 from speech.bundle import BundleError

@@ -66,20 +66,20 @@ class Workspace:
     def promotions(self) -> "Promotions":
         """Decisions about champions, with the approvers, rules and thresholds of the settings."""
         from deployment.promotion import Promotions
+        from deployment.rules import Rules
 
-        rules = self.settings.promotion
-        return Promotions(
-            self.registry(),
-            self.store.path("ledger"),
+        asked = self.settings.promotion
+        rules = Rules(
             self.verdicts,
-            rules.approvers,
-            gates=self.settings.gates,
-            require_better=rules.require_better,
-            two_person=rules.two_person,
-            expires_days=rules.challenger_expires_days,
-            allow_override=rules.allow_override,
-            launchers=self.store.path("launchers"),
+            asked.approvers,
+            self.store.path("launchers"),
+            self.settings.gates,
+            require_better=asked.require_better,
+            two_person=asked.two_person,
+            expires_days=asked.challenger_expires_days,
+            allow_override=asked.allow_override,
         )
+        return Promotions(self.registry(), self.store.path("ledger"), rules)
 
     def mlflow_run_url(self, record: Mapping[str, Any]) -> str:
         """Where the run of a training record is shown in MLflow."""

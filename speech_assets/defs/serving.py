@@ -126,9 +126,9 @@ def release_champion(
             serving tier runs what it ran before. What could not be reached is raised as it is.
     """
     from deployment.ledger import LedgerError
-    from deployment.promotion import PromotionRefused
     from deployment.registry import RegistryError
     from deployment.rollout import Canary, GoldenUtterance, ReleaseFailed, release
+    from deployment.rules import PromotionRefused
     from evaluation.gates import GateRefused
     from speech.bundle import BundleError
     from speech.store import StoreError

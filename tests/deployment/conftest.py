@@ -1,5 +1,6 @@
 """What the deployment tests share: a home folder with a real MLflow registry, toy bundles and verdicts."""
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -7,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from deployment.ledger import GENESIS, Decision
 from deployment.promotion import Promotions
 from deployment.registry import ModelVersion, Registry
+from deployment.rules import Rules
 from evaluation.gates import AT_LEAST, AT_MOST, REQUIRED_GATES, GateResult, GateSettings, Verdict, save_verdict
 from evaluation.scoring import BENCHMARK, QUARTER
 from speech.bundle import ModelBundle
@@ -43,6 +46,30 @@ def make_verdict(bundle: ModelBundle, *, champion: str | None = None, wer: float
         champion_digest=champion,
         settings=GateSettings().model_dump(mode="json"),
     )
+
+
+def make_decision(number: int, previous: str, reason: str = "good") -> Decision:
+    """An approval that fits after the entry of that hash."""
+    return Decision(
+        sequence=number,
+        time="2024-07-01T00:00:00.000+00:00",
+        action="approve",
+        language="en",
+        model=MODEL,
+        version=str(number),
+        digest=f"{number:064x}",
+        verdict_sha256="0" * 64,
+        approver="Ada",
+        reason=reason,
+        previous_champion="",
+        previous_digest="",
+        previous_hash=previous,
+    )
+
+
+def rewrite(path: Path, change: Callable[[list[bytes]], list[bytes]]) -> None:
+    """Change a ledger's lines behind its back."""
+    path.write_bytes(b"".join(change(path.read_bytes().splitlines(keepends=True))))
 
 
 @dataclass
@@ -85,10 +112,36 @@ class House:
             launched_by=launched_by,
         )
 
+    @property
+    def champion(self) -> str | None:
+        """The version that the registry's alias points to."""
+        found = self.registry.champion(MODEL)
+        return found.version if found else None
+
+    def approve(self, number: int, champion: str | None = None) -> Decision:
+        """Register a version and have Ada approve it."""
+        version = self.register(number, champion)
+        return self.promotions.approve("en", MODEL, version.version, "Ada", f"quarter {number} is better")
+
+    def forge(self, **fields: object) -> Decision:
+        """A line that fits the chain, by someone who can write the file but decides nothing."""
+        entries = self.promotions.history("en")
+        fitting = make_decision(len(entries) + 1, entries[-1].hash if entries else GENESIS).__dict__
+        sealed = Decision(**{**fitting, **fields}).sealed()
+        path = self.promotions.ledger("en").path
+        path.parent.mkdir(exist_ok=True)
+        with path.open("a") as file:
+            file.write(json.dumps(sealed.content(), sort_keys=True, separators=(",", ":")) + "\n")
+        return sealed
+
     def restarted(self, **changes: object) -> Promotions:
         """The promotions of a new process, or with other rules."""
         rules: dict = {"approvers": ("Ada",), "launchers": self.home / "launchers", **changes}
-        return Promotions(Registry(self.registry.tracking_uri), self.home / "ledger", self.home / "verdicts", **rules)
+        return self.promotions_over(Registry(self.registry.tracking_uri), **rules)
+
+    def promotions_over(self, registry: Registry, **rules: object) -> Promotions:
+        """Promotions under some rules, with another registry."""
+        return Promotions(registry, self.home / "ledger", Rules(self.home / "verdicts", **rules))
 
 
 @pytest.fixture(scope="session")
@@ -104,7 +157,7 @@ def house(tmp_path: Path, empty_database: Path) -> House:
     (tmp_path / "mlflow").mkdir()
     shutil.copy(empty_database, tmp_path / "mlflow" / "mlflow.db")
     registry = Registry(f"sqlite:///{tmp_path / 'mlflow' / 'mlflow.db'}")
-    promotions = Promotions(registry, tmp_path / "ledger", tmp_path / "verdicts", ("Ada",))
+    promotions = Promotions(registry, tmp_path / "ledger", Rules(tmp_path / "verdicts", ("Ada",)))
     return House(tmp_path, registry, promotions)
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from deployment.promotion import Promotions
 from deployment.registry import Registry
+from deployment.rules import Rules
 from speech.bundle import BundleError
 from tests.deployment.conftest import MODEL, House
 
@@ -59,7 +60,8 @@ def test_a_version_travels_from_the_machine_that_trained_to_the_one_that_serves(
 ) -> None:
     url, kept = server
     registry = Registry(url, cache=tmp_path / "trainer")
-    house = House(tmp_path, registry, Promotions(registry, tmp_path / "ledger", tmp_path / "verdicts", ("Ada",)))
+    rules = Rules(tmp_path / "verdicts", ("Ada",))
+    house = House(tmp_path, registry, Promotions(registry, tmp_path / "ledger", rules))
     version = house.register(1)
     assert house.register(1).version == version.version, "the same bundle is one version"
     decision = house.promotions.approve("en", MODEL, version.version, "Ada", "good on calls")

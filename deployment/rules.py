@@ -1,0 +1,310 @@
+"""The rules of promotion: what a decision needs before it may be written, asked for again before anything rests on it.
+
+Every step forward, roll-back included, re-reads the persisted verdict for exactly the bundle in question. Whatever is
+missing is a refusal: a missing, altered, stale or foreign verdict, a closed or expired version, too few people.
+
+Under the two-person rule an approval by the person who launched the training is one voice, and another approver has
+to approve. Who launched a training is kept beside the ledger as well as in a tag, since a tag can be edited by anyone.
+
+Not covered: names are taken as given, from the launchpad and from tags alike; whoever can reach Dagster or MLflow can
+write another's, unless a proxy in front of them signs people in.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from deployment.ledger import BETTER, CLOSING, Decision, accepted_gates, champion_in_force
+from deployment.registry import LAUNCHED_BY_TAG, ModelVersion
+from evaluation.gates import UNCHECKED, GateRefused, GateSettings, Verdict, load_verdict, require_passed
+from evaluation.scoring import Interval
+from speech.store import write_json
+
+UNSIGNED = "unknown"  # stands among a version's launchers for a training whose run named nobody
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class PromotionRefused(Exception):
+    """A decision that may not be taken: no such approver, no reason, or nothing to go back to."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a team asks of a decision about production.
+
+    Attributes:
+        verdicts: folder of the persisted verdicts.
+        approvers: who may decide. An empty list means nobody; None means that no list is kept.
+        launchers: folder where `note_launchers` keeps who launched a bundle's training. None: the version's tag alone
+            says so, which anyone with MLflow open can edit.
+        gates: the thresholds in force; a verdict judged by others is stale. None: not compared.
+        compare_champion: an approval needs a verdict that compared with today's champion.
+        require_better: an approval needs a paired interval that shows improvement over the champion.
+        two_person: who launched the training cannot be the only approver.
+        expires_days: an approval needs a verdict that is not older. None: any age.
+        allow_override: failed gates may be accepted by an explicit decision.
+    """
+
+    verdicts: Path
+    approvers: Collection[str] | None = None
+    launchers: Path | None = None
+    gates: GateSettings | None = None
+    compare_champion: bool = True
+    require_better: bool = False
+    two_person: bool = False
+    expires_days: int | None = None
+    allow_override: bool = False
+
+    def require_person(self, approver: str, reason: str) -> tuple[str, str]:
+        """The name and the reason, trimmed, if that person may decide.
+
+        Raises:
+            PromotionRefused: no name, one that is not on the list, or no reason.
+        """
+        approver, reason = approver.strip(), reason.strip()
+        if not approver:
+            raise PromotionRefused("a decision needs the name of the person who takes it")
+        if self.approvers is not None and approver not in self.approvers:
+            raise PromotionRefused(f"'{approver}' may not decide about production ({self.allowed})")
+        if not reason:
+            raise PromotionRefused("a decision needs a reason that others can read later")
+        return approver, reason
+
+    @property
+    def allowed(self) -> str:
+        """Who may decide, for a sentence."""
+        if self.approvers is None:
+            return "anyone may"
+        return f"allowed: {', '.join(sorted(self.approvers)) or 'nobody yet: name approvers in the settings'}"
+
+    def require_override_allowed(self) -> None:
+        """Refuse an override where the team has not switched them on."""
+        if not self.allow_override:
+            raise PromotionRefused(
+                "overriding gates is switched off: a team that wants it sets promotion.allow_override in its settings"
+            )
+
+    def require_eligible(self, entries: Sequence[Decision], candidate: ModelVersion, override: bool) -> tuple[str, ...]:
+        """What an approval needs, whoever gives it; returns the labels of the gates that it overrides.
+
+        Raises:
+            PromotionRefused: the version was closed, expired or is no better than the champion.
+            GateRefused: no passing, current verdict for exactly this bundle.
+        """
+        if closed := self.closed(entries, candidate):
+            raise PromotionRefused(closed_sentence(closed))
+        now = champion_in_force(entries)
+        accepted = self.overridden(entries, candidate.digest) if override else ()
+        language = candidate.tags.get("language", "")
+        verdict = self._require_verdict(entries, candidate.digest, language, accepted)
+        name = f"{candidate.name} version {candidate.version}"
+        self._require_fresh(verdict, name)
+        used = tuple(dict.fromkeys(gate.label for gate in verdict.failures))
+        if self.require_better and now and not verdict.improves:
+            found = f"{points(verdict.comparison)} points of WER" if verdict.comparison else "no paired comparison"
+            if not override:
+                raise PromotionRefused(
+                    f"{name} is not shown to be better than champion {now.model}/{now.version} ({found} on the "
+                    "benchmark; the whole interval must lie below zero): keep the champion, or train on more"
+                )
+            used += (BETTER,)
+        return used
+
+    def obstacle(self, entries: Sequence[Decision], candidate: ModelVersion) -> str | None:
+        """Why an approval would be refused as things stand, and whether an override would help."""
+        try:
+            self.require_eligible(entries, candidate, override=False)
+        except (GateRefused, PromotionRefused) as refused:
+            try:
+                self.require_eligible(entries, candidate, override=self.allow_override)
+            except (GateRefused, PromotionRefused):
+                return str(refused)
+            return f"{refused} `promote` approves it all the same with `override_gates`."
+        return None
+
+    def require_overridable(self, entries: Sequence[Decision], digest: str, language: str) -> tuple[str, ...]:
+        """The labels of the gates that a bundle failed, if that is all that stands in its way.
+
+        Raises:
+            PromotionRefused: its verdict expired, or every gate was passed.
+            GateRefused: the verdict is missing, altered, stale or foreign, which nobody can override.
+        """
+        verdict = load_verdict(self.verdicts, digest)
+        failed = tuple(dict.fromkeys(gate.label for gate in verdict.failures))
+        self._require_verdict(entries, digest, language, failed)
+        self._require_fresh(verdict, verdict.model_name)
+        if not failed:
+            raise PromotionRefused(f"{verdict.model_name} ({digest[:12]}) passed every gate: nothing to override")
+        return failed
+
+    def overridden(self, entries: Sequence[Decision], digest: str) -> tuple[str, ...]:
+        """Labels of the gates that people accepted for exactly this bundle and its present verdict."""
+        made = (e for e in reversed(entries) if (e.action, e.digest) == ("override", digest))
+        last = next(made, None)
+        return last.overridden if last and last.verdict_sha256 == self.verdict_sha256(digest) else ()
+
+    def require_still(self, entries: Sequence[Decision], entry: Decision) -> None:
+        """A decided bundle's verdict must still open the way, or that very decision accepted its failures.
+
+        Raises:
+            GateRefused: no passing verdict for exactly this bundle.
+        """
+        unchanged = self.verdict_sha256(entry.digest) == entry.verdict_sha256
+        accepted = accepted_gates(entries, entry) if unchanged else ()
+        require_passed(self.verdicts, entry.digest, language=entry.language, overridden=accepted)
+
+    def closed(self, entries: Sequence[Decision], version: ModelVersion) -> Decision | None:
+        """The decision that keeps a version from being approved: a rejection for good, others until it is rejudged."""
+        closing = [entry for entry in reversed(entries) if entry.action in CLOSING and about(entry, version)]
+        if not closing:
+            return None
+        if rejected := next((entry for entry in closing if entry.action == "reject"), None):
+            return rejected
+        last = closing[0]
+        return last if last.verdict_sha256 == self.verdict_sha256(version.digest) else None
+
+    def expires_at(self, version: ModelVersion) -> datetime | None:
+        """When a version that nobody decides about is closed; None where none ever is."""
+        if self.expires_days is None:
+            return None
+        try:
+            judged = instant(load_verdict(self.verdicts, version.digest).judged_at)
+        except GateRefused:
+            judged = None
+        since = judged or version.created_at
+        return since + timedelta(days=self.expires_days) if since else None
+
+    def voices(self, entries: Sequence[Decision], version: ModelVersion) -> dict[str, Decision]:
+        """Approvals of a version that were not enough by themselves, by approver, on its present verdict.
+
+        Only of people who may still decide: whoever left the list has no say in what goes into production now.
+        """
+        sha = self.verdict_sha256(version.digest)
+        return {
+            e.approver: e
+            for e in entries
+            if e.action == "voice"
+            and about(e, version)
+            and e.verdict_sha256 == sha
+            and (self.approvers is None or e.approver in self.approvers)
+        }
+
+    def enough(self, entries: Sequence[Decision], version: ModelVersion, approver: str) -> bool:
+        """Whether an approval by this person is enough: by another than the launcher, or as the second voice."""
+        launchers = {name.casefold() for name in self.launched_by(version)} or {UNSIGNED}
+        if not self.two_person or (UNSIGNED not in launchers and approver.casefold() not in launchers):
+            return True
+        return any(name.casefold() != approver.casefold() for name in self.voices(entries, version))
+
+    def who_may_approve(self, version: ModelVersion) -> tuple[str, ...] | None:
+        """Whose approval would be enough, or would be one of two; None: anyone with a name."""
+        if self.approvers is None:
+            return None
+        alone = {name.casefold() for name in self.launched_by(version)} if self.two_person else set()
+        return tuple(sorted(name for name in self.approvers if name.casefold() not in alone))
+
+    def launched_by(self, version: ModelVersion) -> tuple[str, ...]:
+        """Who launched a version's training, by its tag or by what was noted beside the ledger."""
+        tagged = [name.strip() for name in version.tags.get(LAUNCHED_BY_TAG, "").split(",")]
+        return tuple(sorted({name for name in (*tagged, *self._noted_launchers(version.digest)) if name}))
+
+    def note_launchers(self, digest: str, names: Collection[str]) -> None:
+        """Keep who launched the training of a bundle, beside those noted before; no edit in MLflow takes one away."""
+        if self.launchers is None:
+            return
+        if not _DIGEST.fullmatch(digest):
+            raise PromotionRefused(f"{digest[:80]!r} is not the digest of a bundle: 64 hexadecimal digits are expected")
+        noted = sorted({*self._noted_launchers(digest), *(name.strip() for name in names if name.strip())})
+        write_json(self.launchers / f"{digest}.json", noted)
+
+    def verdict_sha256(self, digest: str) -> str:
+        """SHA-256 of a bundle's verdict as it is now; empty without one."""
+        try:
+            return hashlib.sha256((self.verdicts / f"{digest}.json").read_bytes()).hexdigest()
+        except OSError:
+            return ""
+
+    def _noted_launchers(self, digest: str) -> tuple[str, ...]:
+        if self.launchers is None or not _DIGEST.fullmatch(digest):
+            return ()
+        try:
+            names = json.loads((self.launchers / f"{digest}.json").read_bytes())
+        except FileNotFoundError:
+            return ()
+        except ValueError:
+            names = None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            return (UNSIGNED,)  # a damaged note clears nobody
+        return tuple(names)
+
+    def _require_verdict(
+        self, entries: Sequence[Decision], digest: str, language: str, overridden: Collection[str]
+    ) -> Verdict:
+        now = champion_in_force(entries)
+        return require_passed(
+            self.verdicts,
+            digest,
+            language=language,
+            settings=self.gates if self.compare_champion else None,
+            champion_digest=(now.digest if now else None) if self.compare_champion else UNCHECKED,
+            overridden=overridden,
+        )
+
+    def _require_fresh(self, verdict: Verdict, name: str) -> None:
+        if self.expires_days is None:
+            return
+        judged = instant(verdict.judged_at)
+        if judged is None or datetime.now(UTC) - judged > timedelta(days=self.expires_days):
+            when = f"on {judged:%Y-%m-%d}" if judged else "at an unknown time"
+            raise PromotionRefused(
+                f"{name} expired: it was judged {when}, and a verdict holds for {self.expires_days} days; "
+                "evaluate and judge it again, then register it again"
+            )
+
+
+def require_language(version: ModelVersion, language: str) -> ModelVersion:
+    """The same version, if it is for that language."""
+    found = version.tags.get("language", "")
+    if found != language:
+        raise PromotionRefused(
+            f"{version.name} version {version.version} is for language '{found}', not for '{language}'"
+        )
+    return version
+
+
+def about(entry: Decision, version: ModelVersion) -> bool:
+    """Whether a decision is about a version."""
+    return (entry.model, entry.version) == (version.name, version.version)
+
+
+def closed_sentence(closed: Decision) -> str:
+    """Why a closed version cannot be approved, and what would have to happen first."""
+    what = f"{closed.model} version {closed.version}"
+    when = f"on {closed.time[:10]}: {closed.reason}"
+    if closed.action == "reject":
+        return f"{what} was rejected by {closed.approver} {when}; that is final for this bundle, so train another"
+    if closed.action == "expire":
+        return f"{what} expired {when}"
+    return (
+        f"{closed.approver} asked for changes to {what} {when}; make them, then evaluate, judge and register it again"
+    )
+
+
+def instant(text: str) -> datetime | None:
+    """A point in time from ISO 8601; None if it is none."""
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return None
+
+
+def points(interval: Interval | None) -> str:
+    """A difference of WER in points, with its interval."""
+    if interval is None:
+        return ""
+    return f"{interval.estimate * 100:+.2f} ({interval.low * 100:+.2f} to {interval.high * 100:+.2f})"

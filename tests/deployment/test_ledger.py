@@ -1,0 +1,138 @@
+"""Append-only and tamper-evident: an edit shows, a killed writer loses nothing, two writers do not collide."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from deployment.ledger import GENESIS, Ledger, LedgerError
+from tests.deployment.conftest import make_decision, rewrite
+
+
+def _ledger_of(folder: Path, count: int) -> Ledger:
+    ledger = Ledger(folder, "en")
+    with ledger.locked():
+        for number in range(1, count + 1):
+            entries = ledger.entries()
+            ledger.append(make_decision(number, entries[-1].hash if entries else GENESIS))
+    return ledger
+
+
+@pytest.mark.parametrize(
+    ("change", "broken"),
+    [
+        (lambda lines: [lines[0], lines[1].replace(b"good", b"fine"), *lines[2:]], 2),
+        (lambda lines: [lines[0], lines[1].replace(b'"Ada"', b'"Eve"'), *lines[2:]], 2),
+        (lambda lines: [lines[0], *lines[2:]], 2),
+        (lambda lines: lines[1:], 1),
+        (lambda lines: [lines[0], lines[0], *lines[1:]], 2),
+        (lambda lines: [lines[0], lines[2], lines[1], *lines[3:]], 2),
+        (lambda lines: [*lines[:2], b"\n", *lines[2:]], 3),
+        (lambda lines: [*lines[:3], b"{}\n"], 4),
+        (lambda lines: [*lines[:3], lines[3][:40] + b"\n"], 4),
+        (lambda lines: [*lines[:3], b"\xff\xfe\n"], 4),
+        (lambda lines: [*lines[:3], b"[]\n"], 4),
+        (lambda lines: [*lines[:3], lines[3].replace(b'"schema":2', b'"schema":3')], 4),
+    ],
+    ids="reason approver removed first-removed doubled swapped blank empty cut bytes list schema".split(),
+)
+def test_tampered_ledger_names_its_first_broken_entry(tmp_path, change, broken):
+    ledger = _ledger_of(tmp_path, 4)
+    assert ledger.verify() is None
+    rewrite(ledger.path, change)
+    assert f"entry {broken} " in ledger.verify()
+    with pytest.raises(LedgerError, match=f"entry {broken} "):
+        ledger.append(make_decision(5, GENESIS))
+
+
+def test_rehashed_edit_breaks_the_chain_at_the_next_entry(tmp_path):
+    """Whoever edits an entry and computes its hash anew would have to rewrite all that follow."""
+    ledger = _ledger_of(tmp_path, 3)
+    entries = ledger.entries()
+    forged = make_decision(2, entries[0].hash, "bribed").sealed()
+    line = json.dumps(forged.__dict__, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+    rewrite(ledger.path, lambda lines: [lines[0], line, lines[2]])
+    assert "entry 3 does not follow" in ledger.verify()
+
+
+@pytest.mark.parametrize("kept", [1, 60, -1])
+def test_unfinished_last_line_is_set_aside_and_not_amake_decision(tmp_path, kept):
+    ledger = _ledger_of(tmp_path, 2)
+    whole = ledger.path.read_bytes()
+    cut = whole.splitlines(keepends=True)[1][:kept]
+    ledger.path.write_bytes(whole.splitlines(keepends=True)[0] + cut)
+    assert len(ledger.entries()) == 1
+    assert ledger.verify() is None
+    ledger.append(make_decision(2, ledger.entries()[0].hash, "again"))
+    assert [entry.reason for entry in ledger.entries()] == ["good", "again"]
+    assert ledger.path.with_suffix(".torn").read_bytes() == cut + b"\n"
+
+
+def test_a_ledger_of_the_first_schema_is_read_and_continued(tmp_path):
+    """Entries are never rewritten, so those of earlier versions stay as they were hashed."""
+    content = {k: v for k, v in make_decision(1, GENESIS).__dict__.items() if k not in ("overridden", "launched_by")}
+    content |= {"schema": 1, "hash": ""}
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    content["hash"] = hashlib.sha256(canonical.encode()).hexdigest()
+    path = tmp_path / "en.jsonl"
+    path.write_text(json.dumps(content, sort_keys=True, separators=(",", ":")) + "\n")
+    ledger = Ledger(tmp_path, "en")
+    (first,) = ledger.entries()
+    assert (first.schema, first.approver, first.overridden) == (1, "Ada", ())
+    with ledger.locked():
+        ledger.append(make_decision(2, first.hash))
+    assert [entry.schema for entry in ledger.entries()] == [1, 2]
+    path.write_text(path.read_text().replace("good", "fine", 1))
+    assert "entry 1 was changed" in ledger.verify()
+
+
+def test_killed_writers_leave_a_whole_chain(tmp_path):
+    """kill -9 at random moments while decisions are appended: confirmed entries are all there, in an intact chain."""
+    for trial in range(12):
+        told, tell = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            ledger = Ledger(tmp_path, "en")
+            while True:
+                with ledger.locked():
+                    entries = ledger.entries()
+                    number = len(entries) + 1
+                    ledger.append(make_decision(number, entries[-1].hash if entries else GENESIS))
+                os.write(tell, f"{number}\n".encode())
+        time.sleep(random.Random(trial).uniform(0.01, 0.12))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(tell)
+        with os.fdopen(told) as reader:
+            confirmed = [int(line) for line in reader]
+        ledger = Ledger(tmp_path, "en")
+        assert ledger.verify() is None
+        assert len(ledger.entries()) >= (confirmed[-1] if confirmed else 0)
+    assert len(ledger.entries()) > 12
+
+
+def test_two_writers_never_take_the_same_number(tmp_path):
+    pids = []
+    for _ in range(2):
+        pid = os.fork()
+        if pid == 0:
+            ledger = Ledger(tmp_path, "en")
+            for _ in range(20):
+                with ledger.locked():
+                    entries = ledger.entries()
+                    ledger.append(make_decision(len(entries) + 1, entries[-1].hash if entries else GENESIS))
+            os._exit(0)
+        pids.append(pid)
+    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0, 0]
+    assert [entry.sequence for entry in Ledger(tmp_path, "en").entries()] == list(range(1, 41))
+
+
+@pytest.mark.parametrize("language", ["../en", "", "a/b", ".hidden"])
+def test_ledger_stays_in_its_folder(tmp_path, language):
+    with pytest.raises(LedgerError):
+        Ledger(tmp_path, language)

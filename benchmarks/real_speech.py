@@ -115,10 +115,9 @@ def materialize(home: Path, bar: float | None) -> int:
     """Materialise the assets one after the other and print what came out; without a bar, a refusal is the success."""
     import dagster as dg
 
-    from evaluation.scoring import Evaluation
+    from evaluation.scoring import EVALUATION_NAME, Evaluation
     from speech.store import DataStore
     from speech_assets.definitions import build
-    from speech_assets.defs.evaluation import EVALUATION
 
     definitions = build()
     took: dict[str, float] = {}
@@ -145,7 +144,8 @@ def materialize(home: Path, bar: float | None) -> int:
                     print(f"  {str(described)[:400]}")
                 if asset not in ("verdict", "registered_model"):
                     return 1
-    evaluation = Evaluation.load(DataStore(home / "store").current("evaluation", QUARTER, LANGUAGE).path / EVALUATION)
+    published = DataStore(home / "store").current("evaluation", QUARTER, LANGUAGE)
+    evaluation = Evaluation.load(published.path / EVALUATION_NAME)
     result_set = evaluation.sets["benchmark"]
     score = result_set.score
     training_s = took["base_model"] + took["finetuned_model"]

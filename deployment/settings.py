@@ -240,7 +240,7 @@ class Alerts(Section):
 
 
 class Pages(Section):
-    """Evaluation reports and Data Docs, served as static pages."""
+    """The index of all quarters, evaluation reports and Data Docs."""
 
     url: str = Field("http://127.0.0.1:5001", description="Where people open the pages; links point there.")
 

@@ -49,6 +49,7 @@ SPLITS = ("train", "dev", "test")
 STRETCH_ROWS = 100
 TELEPHONE_BANDWIDTH_HZ = 4_200.0
 VOCABULARY_WORDS = 5_000
+VALIDATION_NAME = "validation.json"  # beside a partition's utterances: whether they passed, and which checks failed
 # Fixed edges, so that quarters can be compared without keeping their data.
 DURATION_EDGES_S = (0.0, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 30.0)
 SNR_EDGES_DB = (-10.0, 0.0, 5.0, 10.0, 15.0, 20.0, 25.0, 30.0, 40.0)

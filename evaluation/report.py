@@ -40,6 +40,7 @@ from speech.manifest import quarter_title
 from speech.store import write_atomically
 
 if TYPE_CHECKING:
+    from jinja2 import Template
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -331,7 +332,7 @@ def gates_png(verdict: Verdict, *, dark: bool = False) -> bytes:
     blue = CANDIDATE_ON_DARK if dark else CANDIDATE
     axes.barh(np.arange(len(chosen)), shares, color=[blue if gate.passed else LIMIT for gate in chosen], height=0.6)
     axes.axvline(1.0, color=LIMIT, linestyle="--", linewidth=1.2)
-    axes.set_yticks(np.arange(len(chosen)), [_label(_gate_title(gate)) for gate in chosen])
+    axes.set_yticks(np.arange(len(chosen)), [_label(gate_title(gate)) for gate in chosen])
     axes.set_ylim(len(chosen) - 0.4, -0.6)
     _percent_axis(axes, "x")
     _style(axes, dark, title)
@@ -469,6 +470,29 @@ def render_report(
     worst: int = WORST_UTTERANCES,
 ) -> str:
     """The report as text; see `write_report`."""
+    sounds = _Sounds(audio, audio_budget_bytes)
+    order = [name for name in (QUARTER, BENCHMARK) if name in evaluation.sets]
+    order += sorted(set(evaluation.sets) - set(order))
+    slice_limit = verdict.settings.get("slice_wer") if verdict else None
+    return template("report.html.j2").render(
+        csp=CSP,
+        evaluation=evaluation,
+        verdict=verdict,
+        title=_title(evaluation),
+        set_titles={QUARTER: "The quarter's test set", BENCHMARK: "Frozen benchmark"},
+        sets=[
+            _set_context(evaluation, name, verdict, sounds, slice_limit, worst if name == QUARTER else worst // 2)
+            for name in order
+        ],
+        gate_title=gate_title,
+        overview={
+            "champion": _both(champion_png, evaluation) if evaluation.champion_digest else None,
+        },
+    )
+
+
+def template(name: str) -> "Template":
+    """One of this package's pages, with the filters that show figures; whatever is put into it is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -481,25 +505,7 @@ def render_report(
     environment.filters.update(
         percent=_percent, points=_points, span=_span, number=_number, label=_label, anchor=_anchor, measured=_measured
     )
-    sounds = _Sounds(audio, audio_budget_bytes)
-    order = [name for name in (QUARTER, BENCHMARK) if name in evaluation.sets]
-    order += sorted(set(evaluation.sets) - set(order))
-    slice_limit = verdict.settings.get("slice_wer") if verdict else None
-    return environment.get_template("report.html.j2").render(
-        csp=CSP,
-        evaluation=evaluation,
-        verdict=verdict,
-        title=_title(evaluation),
-        set_titles={QUARTER: "The quarter's test set", BENCHMARK: "Frozen benchmark"},
-        sets=[
-            _set_context(evaluation, name, verdict, sounds, slice_limit, worst if name == QUARTER else worst // 2)
-            for name in order
-        ],
-        gate_title=_gate_title,
-        overview={
-            "champion": _both(champion_png, evaluation) if evaluation.champion_digest else None,
-        },
-    )
+    return environment.get_template(name)
 
 
 def _set_context(
@@ -612,7 +618,8 @@ def _title(evaluation: Evaluation) -> str:
     return f"{quarter_title(found[0])}, {evaluation.language}" if found else evaluation.partition
 
 
-def _gate_title(gate: GateResult) -> str:
+def gate_title(gate: GateResult) -> str:
+    """A gate as people read it: "WER (benchmark)"."""
     name = {
         "wer": "WER",
         "cer": "CER",

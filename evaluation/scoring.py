@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from speech.transcript import Word
 
 EVALUATION_SCHEMA = 1
+EVALUATION_NAME = "evaluation.json"
 CONFIDENCE_LEVEL = 0.95
 QUARTER = "quarter"  # the name of the quarter's own test set
 BENCHMARK = "benchmark"  # the name of the language's frozen test set

@@ -122,11 +122,12 @@ class Demo:
         """The corpus checks for which a partition was refused; empty when it passed or is not there yet."""
         import json
 
-        from speech_assets.defs.corpus import VALIDATION
+        from evaluation.expectations import VALIDATION_NAME
 
         if not self.store.exists("utterances", quarter, language):
             return []
-        validation = json.loads((self.store.current("utterances", quarter, language).path / VALIDATION).read_text())
+        folder = self.store.current("utterances", quarter, language).path
+        validation = json.loads((folder / VALIDATION_NAME).read_text())
         return [] if validation["passed"] else list(validation["failed"])
 
     def _failed_gates(self, quarter: str, language: str) -> list[str]:

@@ -95,10 +95,10 @@ def services(settings: Settings, code_port: int = 0) -> list[Service]:
         Service("Daemon", (python, "-m", "dagster._daemon", "run", *workspace)),
         Service(
             "Pages",
-            (python, "-m", "http.server", str(urlsplit(pages).port), "--bind", str(urlsplit(pages).hostname)),
+            (python, "-m", "deployment.pages", "--home", str(settings.home), "--url", pages),
             pages,
             "/",
-            "evaluation reports and Data Docs",
+            "all quarters, evaluation reports, Data Docs",
             "pages.url",
         ),
         Service(
@@ -184,7 +184,7 @@ def _start(service: Service, settings: Settings, log: Path) -> "subprocess.Popen
     with log.open("ab") as out:
         return subprocess.Popen(
             service.command,
-            cwd=settings.home / "pages" if service.name == "Pages" else ROOT,
+            cwd=ROOT,
             env=environment(settings),
             stdout=out,
             stderr=subprocess.STDOUT,

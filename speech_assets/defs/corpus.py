@@ -11,7 +11,14 @@ from pathlib import Path
 import dagster as dg
 
 from deployment.settings import Source
-from evaluation.expectations import CorpusProfile, ExpectationOutcome, ProfileError, catalogue, validate
+from evaluation.expectations import (
+    VALIDATION_NAME,
+    CorpusProfile,
+    ExpectationOutcome,
+    ProfileError,
+    catalogue,
+    validate,
+)
 from speech.corpus import (
     MANIFEST,
     Quarantined,
@@ -52,7 +59,6 @@ from speech_assets.defs.retries import retried_when_unreachable
 
 TRAINING_DATA = dg.AssetKey("training_data")
 COUNTS = "counts.json"
-VALIDATION = "validation.json"
 PROFILE = "profile.json"
 
 
@@ -269,7 +275,7 @@ def utterances(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
         )
         passed = all(o.passed for o in validation.outcomes if o.blocking)
         write_json(
-            staging.path / VALIDATION,
+            staging.path / VALIDATION_NAME,
             {"passed": passed, "failed": [o.name for o in validation.outcomes if not o.passed]},
         )
         write_atomically(staging.path / PROFILE, validation.profile.to_json())
@@ -393,7 +399,7 @@ def validated_utterances(workspace: Workspace, quarter: str, language: str) -> P
     """
     try:
         folder = workspace.store.current("utterances", quarter, language).path
-        validation = json.loads((folder / VALIDATION).read_text())
+        validation = json.loads((folder / VALIDATION_NAME).read_text())
     except (StoreError, OSError, ValueError) as error:
         raise dg.Failure(f"utterances of {quarter}, {language} cannot be used: {error}", allow_retries=False) from error
     if validation.get("passed") is not True:
@@ -410,7 +416,7 @@ def corpus_refused(workspace: Workspace, partition: str) -> bool:
     language, quarter = partition.split("|")
     try:
         folder = workspace.store.current("utterances", quarter, language).path
-        return json.loads((folder / VALIDATION).read_text()).get("passed") is not True
+        return json.loads((folder / VALIDATION_NAME).read_text()).get("passed") is not True
     except (StoreError, OSError, ValueError):
         return False
 

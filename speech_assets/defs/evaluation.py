@@ -5,7 +5,7 @@ import dagster as dg
 from deployment.ledger import LedgerError
 from deployment.registry import RegistryError
 from evaluation.gates import GateResult, judge, save_verdict
-from evaluation.scoring import Contestant, Evaluation, evaluate
+from evaluation.scoring import EVALUATION_NAME, Contestant, Evaluation, evaluate
 from speech.bundle import BundleError
 from speech.corpus import MANIFEST
 from speech.manifest import read_manifest
@@ -23,7 +23,6 @@ from speech_assets.defs.partitions import (
 from speech_assets.defs.resources import Workspace, version_of
 from speech_assets.defs.retries import retried_when_unreachable, unreachable
 
-EVALUATION = "evaluation.json"
 REPORT = "report.html"
 
 
@@ -65,7 +64,7 @@ def evaluation(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
         progress=lambda p: context.log.debug(f"{p.set_name}: {p.model_name} {p.done}/{p.total}"),
     )
     with store.replace("evaluation", quarter, language) as staging:
-        result.save(staging.path / EVALUATION)
+        result.save(staging.path / EVALUATION_NAME)
         sounds = {(key, row.id): row.audio for key, rows in sets.items() for row in rows}
         write_report(
             staging.path,
@@ -97,7 +96,7 @@ def evaluation(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
             "slices": _slice_table(result),
             "plot": inline_plot(wer_by_slice_png(result), "WER by slice"),
             "report": dg.MetadataValue.url(f"{workspace.settings.pages.url}/reports/{quarter}/{language}/"),
-            "evaluation": dg.MetadataValue.path(str(published.path / EVALUATION)),
+            "evaluation": dg.MetadataValue.path(str(published.path / EVALUATION_NAME)),
         },
         data_version=dg.DataVersion(result.digest),
     )
@@ -150,7 +149,7 @@ def verdict(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Works
 
 def load_evaluation(workspace: Workspace, quarter: str, language: str) -> Evaluation:
     """The stored evaluation of a partition."""
-    return Evaluation.load(workspace.store.current("evaluation", quarter, language).path / EVALUATION)
+    return Evaluation.load(workspace.store.current("evaluation", quarter, language).path / EVALUATION_NAME)
 
 
 def gate_table(gates: tuple[GateResult, ...]) -> dg.MarkdownMetadataValue:

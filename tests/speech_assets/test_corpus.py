@@ -87,9 +87,9 @@ def test_shifted_transcripts_are_refused_and_nothing_trains_on_them(deployment, 
 
 
 def test_the_stored_validation_names_what_failed(deployment, first_quarter) -> None:  # type: ignore[no-untyped-def]
+    from evaluation.expectations import VALIDATION_NAME
     from speech.store import DataStore
-    from speech_assets.defs.corpus import VALIDATION
 
     folder: Path = DataStore(deployment.home).current("utterances", "2024-01", "en").path
-    validation = json.loads((folder / VALIDATION).read_text())
+    validation = json.loads((folder / VALIDATION_NAME).read_text())
     assert validation["passed"] is True

@@ -9,7 +9,8 @@ not done again.
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ CANDIDATE = (*MODELS, *JUDGEMENT)
 QUARTERS, OTHERS = 3, 1  # quarters of the demo, from the first: of the first language, and of each other
 RELEASE_TIMEOUT_S = 180.0
 POLL_S = 1.0
+LINE_EVERY_S = 30.0  # where no terminal shows the bars
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,23 @@ class Step:
     title: str
     assets: tuple[str, ...]
     partition: str
+
+
+@dataclass
+class ProgressLines:
+    """What the bars show, as lines of a log: one when an asset begins, and one every half minute after it."""
+
+    console: Console
+    _said: dict[str, tuple[str, float]] = field(default_factory=dict)  # by title: asset and seconds of the last line
+
+    def tell(self, title: str, asset: str, shown: str, elapsed_s: float) -> None:
+        """Say what a run does, unless it was said just now; `asset` is empty while the run waits or is between two."""
+        before, said_s = self._said.get(title, ("", 0.0))
+        if asset in ("", before) and elapsed_s - said_s < LINE_EVERY_S:
+            return
+        self._said[title] = (asset or before, elapsed_s)
+        took = timedelta(seconds=round(elapsed_s))
+        self.console.print(f"  {title}: {shown} ({took})", highlight=False, markup=False, soft_wrap=True)
 
 
 class Demo:
@@ -62,7 +81,7 @@ class Demo:
             refresh_per_second=2,
         ) as progress:
             launched: dict[str, tuple[Step, TaskID]] = {}
-            told: dict[str, str] = {}  # where no terminal shows the bars, a line for each asset that begins
+            lines = None if self.console.is_terminal else ProgressLines(self.console)
             for step in steps:
                 task = progress.add_task(step.title, total=len(step.assets), now="")
                 todo = self._to_do(step)
@@ -80,9 +99,8 @@ class Demo:
                     training = self._training_progress(step, now)
                     shown = training or (now[0] if now else run["status"].lower().replace("_", " "))
                     progress.update(task, completed=len(done), now=shown)
-                    if now and told.get(run_id) != now[0] and not self.console.is_terminal:
-                        told[run_id] = now[0]
-                        self.console.print(f"  {step.title}: {now[0]}", highlight=False)
+                    if lines and run["status"] not in ENDED:
+                        lines.tell(step.title, now[0] if now else "", shown, progress.tasks[task].elapsed or 0.0)
                     if run["status"] in ENDED:
                         self._ended(run_id, run, step, progress, task)
                         del launched[run_id]
@@ -332,15 +350,20 @@ def _demonstrate(settings: Settings, console: Console) -> None:
     first = first_quarters(1)[0]
 
     console.rule("1. the first quarter of each language: ingest, normalise, validate")
-    demo.run_all([Step(quarter_heading(first, language), CORPUS, f"{language}|{first}") for language in languages])
-    demo.run_all([Step(quarter_heading(first, language), BASE_CORPUS, f"{language}|{first}") for language in languages])
+    for what, assets in (("corpus", CORPUS), ("base corpus", BASE_CORPUS)):
+        demo.run_all(
+            [
+                Step(f"{what} of {quarter_heading(first, language)}", assets, f"{language}|{first}")
+                for language in languages
+            ]
+        )
     console.rule("2. a base model for each language, from scratch")
     demo.run_all([Step(f"base model, {language}", LANGUAGE_BASE, language) for language in languages])
     console.rule("3. every quarter: fine-tune, evaluate, judge, register")
     demo.run_all(
         [
             Step(
-                quarter_heading(quarter, language),
+                f"model of {quarter_heading(quarter, language)}",
                 CANDIDATE if quarter == first else CORPUS + CANDIDATE,
                 f"{language}|{quarter}",
             )

@@ -21,6 +21,7 @@ from evaluation.expectations import (
 )
 from speech.corpus import (
     MANIFEST,
+    SOURCE_DIGEST,
     Quarantined,
     Sorted,
     digest_sources,
@@ -28,9 +29,8 @@ from speech.corpus import (
     read_quarantine,
     select_utterances,
 )
+from speech.importers import IMPORTERS, Defaults
 from speech.manifest import (
-    IMPORTERS,
-    Defaults,
     ManifestError,
     RejectedRow,
     Utterance,
@@ -40,7 +40,7 @@ from speech.manifest import (
     quarter_title,
     read_manifest,
 )
-from speech.store import StoreError, digest_file, write_atomically, write_json
+from speech.store import DataStore, StoreError, digest_file, write_atomically, write_json
 from speech_assets.defs.metadata import counts_table, markdown_table, quarter_heading
 from speech_assets.defs.partitions import (
     CPU_POOL,
@@ -357,6 +357,14 @@ def base_corpus(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[W
     code_version="1",
     pool=CPU_POOL,
     deps=[dg.AssetDep(base_corpus, partition_mapping=same_language)],
+    check_specs=[
+        dg.AssetCheckSpec(
+            "of_the_sources",
+            asset="benchmark_set",
+            partitions_def=languages,
+            description="Own sources are not measured on speech that the embedded corpus left in the same data store.",
+        )
+    ],
 )
 @retried_when_unreachable
 def benchmark_set(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
@@ -380,6 +388,8 @@ def benchmark_set(context: dg.AssetExecutionContext, workspace: dg.ResourceParam
             Sorted(tuple(sorted(rows, key=lambda row: row.id)), ()).write(staging.path)
     published = store.current("benchmark_set", language)
     frozen = list(read_manifest(published.path / MANIFEST))
+    own = all(source.kind != "synthetic" for source in workspace.settings.sources)
+    synthetic = _synthesised(store, language, frozen) if own else 0
     return dg.MaterializeResult(
         metadata={
             "utterances": len(frozen),
@@ -388,6 +398,18 @@ def benchmark_set(context: dg.AssetExecutionContext, workspace: dg.ResourceParam
             "manifest": dg.MetadataValue.path(str(published.path / MANIFEST)),
         },
         data_version=dg.DataVersion(published.digest),
+        check_results=[
+            dg.AssetCheckResult(
+                check_name="of_the_sources",
+                passed=not synthetic,
+                severity=dg.AssetCheckSeverity.WARN,
+                description=f"{synthetic} of {len(frozen)} utterances were synthesised by the embedded corpus, and "
+                f"`sources` names it no longer: candidates of '{language}' are judged on them, against a champion "
+                "that learnt such speech. Name another `home` in soundstage.toml, or begin anew with `make forget`"
+                if synthetic
+                else None,
+            )
+        ],
     )
 
 
@@ -437,6 +459,14 @@ def _copied_audio(row: Utterance, manifest: Path, folder: Path, identity: str) -
     copy.parent.mkdir(exist_ok=True)
     shutil.copyfile(source, copy)
     return replace(row, id=identity, audio=copy.relative_to(folder).as_posix())
+
+
+def _synthesised(store: DataStore, language: str, rows: Sequence[Utterance]) -> int:
+    """How many rows are recordings that the embedded corpus wrote into this data store."""
+    written = store.path("sources", "synthetic", language)
+    quarters = {quarter_of(row.recorded_at) for row in rows}
+    digests = {digest_file(file) for quarter in quarters for file in (written / quarter).glob("audio/*")}
+    return sum(row.attributes.get(SOURCE_DIGEST) in digests for row in rows)
 
 
 def _outside(row: Utterance, workspace: Workspace) -> str | None:

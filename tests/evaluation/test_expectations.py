@@ -20,7 +20,8 @@ from evaluation.expectations import (
 )
 from speech.audio import Waveform, encode_flac
 from speech.conditioning import Quality
-from speech.manifest import Defaults, Utterance, assign_splits, import_kaldi
+from speech.importers import Defaults, import_kaldi
+from speech.manifest import Utterance, assign_splits
 
 WORDS = [
     "please",

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from speech.audio import AudioError, decode
-from speech.manifest import Defaults, Utterance, assign_splits, import_table, quarter_of
+from speech.importers import Defaults, import_table
+from speech.manifest import Utterance, assign_splits, quarter_of
 from speech.text import normalize, unexpected_characters
 from training.synthetic import (
     BROKEN_KINDS,

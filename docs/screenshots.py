@@ -1,13 +1,17 @@
 """Draw the pictures under docs/images again from the running UIs: `make screenshots`, after `make demo`.
 
 The demo launches single runs, so this launches one backfill, where the history has none, and waits for it. Needs
-Chromium on the machine (Debian: `apt-get install chromium`); Playwright drives it.
+Chromium on the machine (Debian: `apt-get install chromium`); Playwright drives it. Names of pictures as arguments draw
+those alone.
 """
 
+import json
 import shutil
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from playwright.sync_api import Page, sync_playwright
@@ -18,8 +22,10 @@ from speech_assets import local
 from speech_assets.chain import CORPUS, JUDGEMENT, MODELS
 from speech_assets.graphql import LOCATION, DagsterClient
 
+if TYPE_CHECKING:
+    from speech_assets.defs.resources import Workspace
+
 IMAGES = Path(__file__).parent / "images"
-SIZE = {"width": 1500, "height": 950}
 SETTLE_MS = 4_000  # the UIs load their figures after the page
 BACKFILLS = "query { partitionBackfillsOrError { ... on PartitionBackfills { results { id } } } }"
 
@@ -30,8 +36,24 @@ class Picture:
 
     name: str
     url: str
-    clicks: tuple[str, ...] = ()
+    clicks: tuple[str, ...] = ()  # Playwright's selectors
     keys: str = ""
+    width: int = 1500  # of the window, in pixels; a page of the documentation shows it about 900 wide
+    height: int = 950
+    stored: Mapping[str, object] = field(default_factory=dict)  # what the UI remembers in a browser, by its key
+
+
+def compared(workspace: "Workspace", language: str) -> str:
+    """The newest quarter whose candidate was evaluated beside another model; the second where none was."""
+    from speech_assets.defs.evaluation import load_evaluation
+    from speech_assets.defs.partitions import first_quarters, quarters
+
+    for quarter in reversed(quarters.get_partition_keys()):
+        if workspace.store.exists("evaluation", quarter, language):
+            evaluation = load_evaluation(workspace, quarter, language)
+            if evaluation.champion_digest not in (None, evaluation.bundle_digest):
+                return quarter
+    return first_quarters(2)[-1]
 
 
 def pictures(settings: Settings, backfill: str) -> list[Picture]:
@@ -45,20 +67,44 @@ def pictures(settings: Settings, backfill: str) -> list[Picture]:
     newest = workspace.registry().versions(model)[0]
     first, second = first_quarters(2)
     return [
-        Picture("graph", f"{dagster}/asset-groups", keys="Alt+e"),  # expands all groups
+        Picture(
+            "graph",
+            f"{dagster}/asset-groups",
+            ("[aria-label=panel_show_right]",),  # hides the list of assets
+            keys="Alt+e",  # expands all groups, and fits them into the window's width
+            width=900,
+            height=1000,
+            stored={
+                "asset-graph-direction": "vertical",
+                "asset-node-facets": ["kind-tag"],  # boxes that are low: names stay legible
+                "dagster-nav-collapsed": True,
+            },
+        ),
         Picture("backfill", f"{dagster}/runs/b/{backfill}"),
-        Picture("partition_matrix", f"{dagster}/locations/{LOCATION}/jobs/retrain/partitions", ("per-asset status",)),
+        Picture(
+            "partition_matrix", f"{dagster}/locations/{LOCATION}/jobs/retrain/partitions", ("text=per-asset status",)
+        ),
         Picture(
             "partitions", f"{dagster}/assets/finetuned_model?view=partitions&partition={quote(f'{language}|{second}')}"
         ),
         Picture("evaluation", f"{dagster}/assets/evaluation?view=partitions&partition={quote(f'{language}|{second}')}"),
-        Picture("evaluation_over_quarters", f"{dagster}/assets/evaluation?view=overview", ("Plots",)),
+        Picture("evaluation_over_quarters", f"{dagster}/assets/evaluation?view=overview", ("text=Plots",)),
         Picture("utterances_checks", f"{dagster}/assets/utterances?view=checks&checkDetail=text_audio_correlation"),
         Picture("challenger", f"{dagster}/assets/champion?view=checks&checkDetail=challenger_waits"),
         Picture("promote", launchpad(workspace, newest)),
         Picture("release", f"{dagster}/assets/serving_release?view=partitions&partition={language}"),
-        Picture("mlflow", f"{settings.registry.ui_url}/#/models/{model}/versions/{newest.version}"),
-        Picture("report", f"{settings.pages.url}/reports/{second}/{language}/"),
+        Picture(
+            "mlflow",
+            f"{settings.registry.ui_url}/#/models/{model}/versions/{newest.version}",
+            ("[aria-label=Close]",),  # the assistant
+            width=1100,
+        ),
+        Picture(
+            "report",
+            f"{settings.pages.url}/reports/{compared(workspace, language)}/{language}/",
+            width=1200,
+            height=1690,
+        ),
         Picture("data_docs", f"{settings.pages.url}/data-docs/{first}/{language}/"),
     ]
 
@@ -79,10 +125,12 @@ def backfilled(settings: Settings, console: Console) -> str:
 
 def draw(page: Page, picture: Picture) -> None:
     """Open a page, let it settle, and keep what it shows."""
+    for key, value in picture.stored.items():
+        page.add_init_script(f"localStorage.setItem({json.dumps(key)}, JSON.stringify({json.dumps(value)}))")
     page.goto(picture.url, wait_until="load")
     page.wait_for_timeout(SETTLE_MS)
-    for text in picture.clicks:
-        page.get_by_text(text).first.click()
+    for selector in picture.clicks:
+        page.locator(selector).first.click()
         page.wait_for_timeout(SETTLE_MS)
     if picture.keys:
         page.keyboard.press(picture.keys)
@@ -91,22 +139,24 @@ def draw(page: Page, picture: Picture) -> None:
 
 
 def main() -> int:
-    """Start the services, draw every page, stop them."""
+    """Start the services, draw every page or those named, stop them."""
     console = Console()
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         console.print("Chromium is not installed: apt-get install chromium")
         return 1
-    settings = Settings.load()
+    settings, names = Settings.load(), sys.argv[1:]
     IMAGES.mkdir(exist_ok=True)
     with local.running(settings, console), sync_playwright() as playwright:
-        backfill = backfilled(settings, console)
+        every = pictures(settings, backfilled(settings, console))
+        wanted = [picture for picture in every if not names or picture.name in names]
         browser = playwright.chromium.launch(
             executable_path=chromium,
             args=["--no-sandbox", "--disable-background-networking", "--disable-component-update"],
         )
-        for picture in pictures(settings, backfill):
-            page = browser.new_page(viewport=SIZE)  # a single-page UI would keep what was clicked before
+        for picture in wanted:
+            # A page of its own: a single-page UI would keep what was clicked before.
+            page = browser.new_page(viewport={"width": picture.width, "height": picture.height})
             draw(page, picture)
             page.close()
             console.print(f"{picture.name}: {picture.url}")

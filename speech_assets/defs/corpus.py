@@ -403,9 +403,9 @@ def benchmark_set(context: dg.AssetExecutionContext, workspace: dg.ResourceParam
                 check_name="of_the_sources",
                 passed=not synthetic,
                 severity=dg.AssetCheckSeverity.WARN,
-                description=f"{synthetic} of {len(frozen)} utterances were synthesised by the embedded corpus, and "
-                f"`sources` names it no longer: candidates of '{language}' are judged on them, against a champion "
-                "that learnt such speech. Name another `home` in soundstage.toml, or begin anew with `make forget`"
+                description=f"{synthetic} of {len(frozen)} utterances were synthesised by the embedded corpus, which "
+                f"`sources` names no longer: models of '{language}' are judged on synthetic speech, and the champion "
+                "may have learnt it. Name another `home` in soundstage.toml, or begin anew with `make forget`"
                 if synthetic
                 else None,
             )

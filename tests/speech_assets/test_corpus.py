@@ -86,6 +86,31 @@ def test_shifted_transcripts_are_refused_and_nothing_trains_on_them(deployment, 
     assert "did not pass" in failures[0].step_failure_data.user_failure_data.description
 
 
+def test_own_sources_over_the_embedded_corpus_s_benchmark_are_warned_of(deployment, first_quarter) -> None:  # type: ignore[no-untyped-def]
+    """Whoever adds recordings to the demo's data store would have real models judged on synthetic speech."""
+    import dagster as dg
+
+    from deployment.settings import Settings, Source
+    from speech_assets.definitions import build
+    from speech_assets.defs.resources import Workspace
+
+    def warned(**changes: object) -> list[dg.AssetCheckEvaluation]:
+        workspace = Workspace(Settings.load().model_copy(update=changes))
+        result = (
+            build({"workspace": workspace})
+            .resolve_implicit_global_asset_job_def()
+            .execute_in_process(
+                asset_selection=[dg.AssetKey("benchmark_set")], partition_key="en", instance=deployment.instance
+            )
+        )
+        return [e for e in result.get_asset_check_evaluations() if not e.passed]
+
+    assert warned() == []
+    [warning] = warned(sources=(Source(kind="kaldi", path="calls"),))
+    assert warning.severity is dg.AssetCheckSeverity.WARN
+    assert "make forget" in (warning.description or "")
+
+
 def test_the_stored_validation_names_what_failed(deployment, first_quarter) -> None:  # type: ignore[no-untyped-def]
     from evaluation.expectations import VALIDATION_NAME
     from speech.store import DataStore

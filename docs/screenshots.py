@@ -150,6 +150,9 @@ def main() -> int:
     with local.running(settings, console), sync_playwright() as playwright:
         every = pictures(settings, backfilled(settings, console))
         wanted = [picture for picture in every if not names or picture.name in names]
+        if unknown := set(names) - {picture.name for picture in every}:
+            console.print(f"no picture is called {', '.join(unknown)}; there are {', '.join(p.name for p in every)}")
+            return 2
         browser = playwright.chromium.launch(
             executable_path=chromium,
             args=["--no-sandbox", "--disable-background-networking", "--disable-component-update"],

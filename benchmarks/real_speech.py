@@ -115,7 +115,7 @@ def materialize(home: Path, bar: float | None) -> int:
     """Materialise the assets one after the other and print what came out; without a bar, a refusal is the success."""
     import dagster as dg
 
-    from evaluation.scoring import EVALUATION_NAME, Evaluation
+    from evaluation.results import EVALUATION_NAME, Evaluation
     from speech.store import DataStore
     from speech_assets.definitions import build
 

@@ -25,7 +25,7 @@ from deployment.settings import Settings, SettingsError
 from evaluation.expectations import VALIDATION_NAME
 from evaluation.gates import GateRefused, load_verdict
 from evaluation.index import Champion, Entry, render_index
-from evaluation.scoring import EVALUATION_NAME, Evaluation, EvaluationError, Score
+from evaluation.results import EVALUATION_NAME, Evaluation, EvaluationError, Score
 from speech.store import POINTER, DataStore, StoreError
 
 INDEX = ("/", "/index.html")

@@ -36,7 +36,7 @@ from deployment.recovery import Recovery
 from deployment.registry import ModelVersion, Registry
 from deployment.rules import PromotionRefused, Rules, about, closed_sentence, instant, points, require_language
 from evaluation.gates import GateRefused, load_verdict
-from evaluation.scoring import BENCHMARK, Interval
+from evaluation.results import BENCHMARK, Interval
 from speech.bundle import ModelBundle
 
 SYSTEM = "soundstage"  # who closes what waited too long

@@ -21,7 +21,7 @@ from pathlib import Path
 from deployment.ledger import BETTER, CLOSING, Decision, accepted_gates, champion_in_force
 from deployment.registry import LAUNCHED_BY_TAG, ModelVersion
 from evaluation.gates import UNCHECKED, GateRefused, GateSettings, Verdict, load_verdict, require_passed
-from evaluation.scoring import Interval
+from evaluation.results import Interval
 from speech.store import write_json
 
 UNSIGNED = "unknown"  # stands among a version's launchers for a training whose run named nobody

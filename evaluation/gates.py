@@ -24,7 +24,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from evaluation.scoring import BENCHMARK, QUARTER, Evaluation, Interval, Number, SetResult
+from evaluation.results import BENCHMARK, QUARTER, Evaluation, Interval, Number, SetResult
 from speech.store import write_json
 
 VERDICT_SCHEMA = 1

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from evaluation.gates import Verdict
 from evaluation.report import CSP, gate_title, template
-from evaluation.scoring import BENCHMARK, QUARTER, Score
+from evaluation.results import BENCHMARK, QUARTER, Score
 from speech.manifest import quarter_title
 
 GATES_NAMED = 3  # of those that failed, in a row

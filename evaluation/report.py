@@ -23,19 +23,8 @@ import numpy as np
 
 from evaluation.calibration import Reliability
 from evaluation.gates import AT_MOST, GateResult, Verdict
-from evaluation.scoring import (
-    BENCHMARK,
-    QUARTER,
-    Edit,
-    Evaluation,
-    Interval,
-    Score,
-    Scored,
-    SetResult,
-    align,
-    score,
-    slice_order,
-)
+from evaluation.results import BENCHMARK, QUARTER, Evaluation, Interval, Score, Scored, SetResult
+from evaluation.scoring import Edit, align, score, slice_order
 from speech.manifest import quarter_title
 from speech.store import write_atomically
 

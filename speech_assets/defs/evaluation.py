@@ -4,8 +4,9 @@ import dagster as dg
 
 from deployment.ledger import LedgerError
 from deployment.registry import RegistryError
+from evaluation.evaluate import Contestant, evaluate
 from evaluation.gates import GateResult, judge, save_verdict
-from evaluation.scoring import EVALUATION_NAME, Contestant, Evaluation, evaluate
+from evaluation.results import EVALUATION_NAME, Evaluation
 from speech.bundle import BundleError
 from speech.corpus import MANIFEST
 from speech.manifest import read_manifest

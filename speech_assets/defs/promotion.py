@@ -17,7 +17,7 @@ from deployment.registry import LAUNCHED_BY_TAG, ModelVersion
 from deployment.rules import UNSIGNED
 from deployment.tag_requests import APPROVER_TAG, CHOICES, DECISION_TAG, OUTCOME_TAG, REASON_TAG
 from evaluation.gates import GateRefused, Verdict, require_passed
-from evaluation.scoring import Evaluation
+from evaluation.results import Evaluation
 from speech.bundle import BundleError, ModelBundle
 from speech.store import StoreError
 from speech_assets.defs.evaluation import REPORT, load_evaluation, verdict

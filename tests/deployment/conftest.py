@@ -13,7 +13,7 @@ from deployment.promotion import Promotions
 from deployment.registry import ModelVersion, Registry
 from deployment.rules import Rules
 from evaluation.gates import AT_LEAST, AT_MOST, REQUIRED_GATES, GateResult, GateSettings, Verdict, save_verdict
-from evaluation.scoring import BENCHMARK, QUARTER
+from evaluation.results import BENCHMARK, QUARTER
 from speech.bundle import ModelBundle
 from tests.toy_bundle import write_toy_bundle
 

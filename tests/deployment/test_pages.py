@@ -12,7 +12,7 @@ import pytest
 from deployment.pages import server
 from evaluation.expectations import VALIDATION_NAME
 from evaluation.gates import judge, save_verdict
-from evaluation.scoring import EVALUATION_NAME, Evaluation, NonSpeech, Scored
+from evaluation.results import EVALUATION_NAME, Evaluation, NonSpeech, Scored
 from speech.bundle import ModelBundle
 from speech.store import DataStore, write_json
 from tests.evaluation.conftest import result_of, rows_with

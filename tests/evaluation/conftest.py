@@ -5,16 +5,8 @@ from collections.abc import Callable
 import pytest
 
 from evaluation.calibration import reliability
-from evaluation.scoring import (
-    ChampionResult,
-    Evaluation,
-    NonSpeech,
-    Scored,
-    SetResult,
-    paired_difference,
-    score,
-    slice_scores,
-)
+from evaluation.results import ChampionResult, Evaluation, NonSpeech, Scored, SetResult
+from evaluation.scoring import paired_difference, score, slice_scores
 
 BUNDLE = "a" * 64
 CHAMPION = "c" * 64

@@ -18,7 +18,7 @@ from evaluation.gates import (
     require_passed,
     save_verdict,
 )
-from evaluation.scoring import Difference, NonSpeech, Score, SetResult
+from evaluation.results import Difference, NonSpeech, Score, SetResult
 from tests.evaluation.conftest import BUNDLE, CHAMPION, result_of, rows_with
 
 
@@ -147,7 +147,7 @@ def test_an_empty_evaluation_fails_everything_it_can(make_evaluation):
 
 
 def test_utterances_that_could_not_be_decoded_are_missing_evidence(make_evaluation):
-    from evaluation.scoring import Unreadable
+    from evaluation.results import Unreadable
 
     verdict = judge(with_set(make_evaluation(), "quarter", unreadable=(Unreadable("x", "the file is empty"),)))
     assert failed(verdict) == {"evidence"}

@@ -23,7 +23,7 @@ from evaluation.report import (
     wer_by_speaker_png,
     write_report,
 )
-from evaluation.scoring import SetResult
+from evaluation.results import SetResult
 from tests.evaluation.conftest import result_of, rows_with
 
 HOSTILE = (
@@ -67,7 +67,7 @@ def hostile(row):
 
 @pytest.fixture(scope="module")
 def hostile_report():
-    from evaluation.scoring import Evaluation, NonSpeech, Unreadable
+    from evaluation.results import Evaluation, NonSpeech, Unreadable
 
     rows = [hostile(rows_with(3)[0]), *rows_with(3)[1:]]
     result = replace(result_of(rows, rows), unreadable=(Unreadable(HOSTILE, HOSTILE),))

@@ -7,30 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from evaluation.scoring import (
-    Contestant,
-    Evaluation,
-    EvaluationError,
-    Progress,
-    Scored,
-    align,
-    evaluate,
-    insertions_on_nonspeech,
-    nonspeech_probes,
-    paired_difference,
-    score,
-    slice_order,
-    slice_scores,
-    slices_of,
-    word_outcomes,
-)
-from speech.audio import Waveform, encode_flac
-from speech.bundle import ModelBundle
+from evaluation.results import EvaluationError, Scored
+from evaluation.scoring import align, paired_difference, score, slice_order, slice_scores, slices_of, word_outcomes
 from speech.conditioning import Quality
 from speech.manifest import Utterance
-from speech.recognition import Recognizer
 from speech.transcript import Word
-from tests.toy_bundle import tones, write_toy_bundle
 
 
 def scored(identity, reference, hypothesis, speaker="s1", **slices):
@@ -214,125 +195,3 @@ def test_unknown_attributes_make_no_slice():
     assert known["gender"] == "female"
     assert "34" not in known["age_band"]
     assert (known["snr"], known["bandwidth"]) == ("under 10 dB", "telephone")
-
-
-def test_probes_without_speech_are_the_same_every_time_and_never_clip():
-    first, again = dict(nonspeech_probes()), dict(nonspeech_probes())
-    assert all(np.array_equal(first[name], again[name]) for name in first)
-    assert all(np.abs(samples).max() <= 1.0 and samples.dtype == np.float32 for samples in first.values())
-    loudness = 20 * np.log10(np.sqrt(np.mean(first["pink noise at -40 dBFS"] ** 2)))
-    assert loudness == pytest.approx(-40, abs=0.5)
-
-
-def test_words_made_up_on_noise_are_counted_per_minute():
-    """One word on each probe of ten seconds is six a minute; silence alone gives less."""
-    assert insertions_on_nonspeech(lambda samples: "uh", "en").words_per_minute == pytest.approx(6.0)
-    loud = insertions_on_nonspeech(lambda samples: "uh huh" if np.abs(samples).max() > 0 else "", "en")
-    assert loud.by_probe["silence"] == 0.0
-    assert loud.words_per_minute == pytest.approx(12 * 12 / 13)
-
-
-@pytest.fixture(scope="module")
-def tone_corpus(tmp_path_factory):
-    """Recordings that a toy bundle hears exactly, one reference that is wrong, and one file that is not audio."""
-    folder = tmp_path_factory.mktemp("tones")
-    bundle = write_toy_bundle(folder / "bundle")
-    rows = []
-    for number, words in enumerate((["one", "two"], ["three"], ["four", "five", "six"], ["seven", "eight"])):
-        samples = tones(words)
-        path = folder / f"{number}.flac"
-        encode_flac(Waveform(samples), path)
-        rows.append(
-            utterance(
-                f"u{number}",
-                audio=str(path),
-                text=" ".join(words),
-                duration_s=len(samples) / 16_000,
-                speaker=f"s{number % 2}",
-            )
-        )
-    rows[3] = replace(rows[3], text="seven nine")
-    broken = folder / "broken.flac"
-    broken.write_bytes(b"not audio at all")
-    return bundle, rows, utterance("broken", audio=str(broken))
-
-
-def run(bundle, sets, champion=None, progress=None):
-    contestant = Contestant(bundle.name, bundle.digest, Recognizer(bundle), dict(bundle.parity))
-    return evaluate(
-        contestant,
-        sets,
-        lambda row: row.audio,
-        language="en",
-        partition="2024-04|en",
-        champion=champion,
-        dataset_digests={"quarter": "0" * 64},
-        bootstrap=100,
-        progress=progress,
-    )
-
-
-def test_an_evaluation_transcribes_each_utterance_once_and_counts_what_it_cannot_read(tone_corpus):
-    """In = scored + unreadable; one wrong reference word of eight gives 12.5 %."""
-    bundle, rows, broken = tone_corpus
-    seen: list[Progress] = []
-    found = run(bundle, {"quarter": [*rows, broken]}, progress=seen.append)
-    quarter = found.sets["quarter"]
-    assert [row.id for row in quarter.rows] == [row.id for row in rows]
-    assert quarter.score.wer == pytest.approx(1 / 8)
-    assert [unread.id for unread in quarter.unreadable] == ["broken"]
-    assert quarter.unreadable[0].reason
-    assert quarter.reliability.words == 8
-    assert seen[-1].done == seen[-1].total == 5
-    assert found.rtfx > 0
-
-
-def test_an_evaluation_survives_writing_and_reading_and_has_a_stable_digest(tone_corpus, tmp_path):
-    """The speed of the machine is not part of what was found out about the model."""
-    bundle, rows, _ = tone_corpus
-    found = run(bundle, {"quarter": rows})
-    assert Evaluation.load(found.save(tmp_path / "evaluation.json")) == found
-    assert run(bundle, {"quarter": rows}).digest == found.digest
-    assert replace(found, rtfx=1.0).digest == found.digest
-    assert replace(found, language="de").digest != found.digest
-
-
-def test_the_champion_is_scored_on_the_same_utterances(tone_corpus):
-    bundle, rows, _ = tone_corpus
-    other = Contestant("champion", "f" * 64, Recognizer(ModelBundle.load(bundle.path)))
-    found = run(bundle, {"benchmark": rows}, champion=other)
-    rival = found.sets["benchmark"].champion
-    assert [row.id for row in rival.rows] == [row.id for row in rows]
-    assert rival.difference.estimate == 0.0
-    assert found.champion_digest == "f" * 64
-
-
-def test_segments_of_one_long_file_are_cut_out_of_it(tone_corpus, tmp_path):
-    bundle, _, _ = tone_corpus
-    first, second = tones(["one", "two"]), tones(["five"])
-    path = tmp_path / "long.flac"
-    encode_flac(Waveform(np.concatenate([first, second])), path)
-    cut = len(first) / 16_000
-    rows = [
-        utterance("a", audio=str(path), text="one two", duration_s=cut),
-        utterance("b", audio=str(path), text="five", duration_s=len(second) / 16_000, offset_s=cut),
-        utterance("c", audio=str(path), text="nothing", duration_s=1.0, offset_s=500.0),
-    ]
-    quarter = run(bundle, {"quarter": rows}).sets["quarter"]
-    assert [row.hypothesis for row in quarter.rows] == ["one two", "five"]
-    assert [unread.id for unread in quarter.unreadable] == ["c"]
-
-
-def test_another_schema_or_a_torn_file_is_an_error_that_says_so(tone_corpus, tmp_path):
-    bundle, rows, _ = tone_corpus
-    content = run(bundle, {"quarter": rows}).to_dict()
-    with pytest.raises(EvaluationError, match="schema version 0"):
-        Evaluation.from_dict({**content, "schema_version": 0})
-    with pytest.raises(EvaluationError, match="sets"):
-        Evaluation.from_dict({**content, "sets": 3})
-    torn = tmp_path / "torn.json"
-    torn.write_text("{")
-    with pytest.raises(EvaluationError, match="not JSON"):
-        Evaluation.load(torn)
-    with pytest.raises(EvaluationError, match="no evaluation"):
-        Evaluation.load(tmp_path / "absent.json")

@@ -21,7 +21,7 @@ from urllib.parse import parse_qsl, unquote, urlparse
 import pytest
 
 from evaluation.gates import GateSettings, judge, load_verdict, save_verdict
-from evaluation.scoring import Evaluation, NonSpeech
+from evaluation.results import Evaluation, NonSpeech
 from speech.audio import Waveform, encode_wav
 from speech.bundle import ModelBundle
 from speech.corpus import MANIFEST, Sorted

@@ -1,0 +1,288 @@
+"""Have a candidate and the champion transcribe the same test sets, and measure both.
+
+Besides speech both sets hold, the candidate hears recordings in which nobody speaks: what it writes then is made up.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from evaluation.calibration import reliability
+from evaluation.results import ChampionResult, Evaluation, EvaluationError, NonSpeech, Scored, SetResult, Unreadable
+from evaluation.scoring import count_edits, difference_of, score_of, slice_scores_of, slices_of, word_outcomes, words_of
+
+if TYPE_CHECKING:
+    from speech.manifest import Utterance
+    from speech.recognition import Recognition
+
+BATCH_AUDIO_S = 240.0  # padded seconds a batch may hold: bounds memory whatever the utterances' length
+BATCH_UTTERANCES = 32
+PROBE_S = 10.0
+PROBE_LEVELS_DBFS = (-60.0, -40.0, -20.0)
+
+
+def nonspeech_probes(seed: int = 0, sample_rate: int = 16_000) -> Iterator[tuple[str, np.ndarray]]:
+    """Recordings in which nobody says a word: name and float32 samples, the same for the same seed.
+
+    Silence; white and pink noise; mains hum with its harmonics; and noise with the long-term spectrum and the 4 Hz
+    swell of many people talking at once (as ICRA noise, Dreschler et al. 2001), the kind that tempts a recogniser most.
+    """
+    size = int(PROBE_S * sample_rate)
+    yield "silence", np.zeros(size, dtype=np.float32)
+    generator = np.random.default_rng(seed)
+    times = np.arange(size) / sample_rate
+    frequencies = np.fft.rfftfreq(size, 1 / sample_rate)
+
+    def shaped(gain: np.ndarray) -> np.ndarray:
+        return np.fft.irfft(np.fft.rfft(generator.standard_normal(size)) * gain, size)
+
+    pink = 1 / np.sqrt(np.maximum(frequencies, 20.0))
+    speech_spectrum = np.where(frequencies < 100, 0.1, 1.0) / (1 + (frequencies / 500.0) ** 2) ** 0.75
+    hum = sum(np.sin(2 * np.pi * 50 * harmonic * times + harmonic) / harmonic for harmonic in range(1, 9))
+    swell = np.fft.rfft(generator.standard_normal(size)) * (np.abs(frequencies - 4.0) < 2.5)
+    envelope = np.abs(np.fft.irfft(swell, size))
+    kinds = {
+        "white noise": generator.standard_normal(size),
+        "pink noise": shaped(pink),
+        "mains hum": np.asarray(hum),
+        "babble-like noise": shaped(speech_spectrum) * (0.3 + envelope / envelope.max()),
+    }
+    for kind, signal in kinds.items():
+        unit = signal / np.sqrt(np.mean(signal**2))
+        for level in PROBE_LEVELS_DBFS:
+            loud = np.clip(unit * 10 ** (level / 20), -1.0, 1.0)
+            yield f"{kind} at {level:g} dBFS", loud.astype(np.float32)
+
+
+def insertions_on_nonspeech(transcribe: Callable[[np.ndarray], str], language: str, seed: int = 0) -> NonSpeech:
+    """Words per minute that `transcribe` (float32 16 kHz samples -> text) makes up on silence and noise."""
+    by_probe = {
+        name: len(words_of(transcribe(samples), language)) * 60 / PROBE_S for name, samples in nonspeech_probes(seed)
+    }
+    return NonSpeech(
+        words_per_minute=float(np.mean(list(by_probe.values()))),
+        minutes=len(by_probe) * PROBE_S / 60,
+        by_probe=by_probe,
+    )
+
+
+class Transcriber(Protocol):
+    """What an evaluation needs of a recogniser."""
+
+    def transcribe_batch(self, batch: list[np.ndarray]) -> Sequence["Recognition"]:
+        """Recognise several recordings: float32 mono 16 kHz each."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Contestant:
+    """A model that takes part in an evaluation."""
+
+    name: str
+    bundle_digest: str
+    recognizer: Transcriber
+    parity: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, folder: Path, expected_digest: str | None = None, threads: int = 1) -> "Contestant":
+        """From a bundle's folder, its digests verified. Raises BundleError."""
+        from speech.bundle import ModelBundle
+        from speech.recognition import Recognizer
+
+        bundle = ModelBundle.load(folder, expected_digest)
+        return cls(bundle.name, bundle.digest, Recognizer(bundle, threads=threads), dict(bundle.parity))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an evaluation is."""
+
+    set_name: str
+    model_name: str
+    done: int
+    total: int
+    audio_s: float
+    elapsed_s: float
+
+
+def evaluate(
+    candidate: Contestant,
+    sets: Mapping[str, Sequence["Utterance"]],
+    resolve_audio: Callable[["Utterance"], str | os.PathLike[str] | bytes],
+    *,
+    language: str,
+    partition: str,
+    champion: Contestant | None,
+    dataset_digests: Mapping[str, str],
+    bootstrap: int = 1000,
+    seed: int = 0,
+    progress: Callable[[Progress], None] | None = None,
+) -> Evaluation:
+    """Transcribe every set with the candidate and the champion, and measure both.
+
+    `sets` is {"quarter": ..., "benchmark": ...}. `champion` has no default: None is the statement that the language has
+    none yet, and must not happen by forgetting. Utterances whose audio cannot be decoded are listed in the result,
+    and the evidence gate refuses them. Deterministic but for `rtfx`.
+    """
+    results = {}
+    audio_s = computing_s = 0.0
+    for set_name, utterances in sets.items():
+        run = _transcribe(candidate, set_name, utterances, resolve_audio, language, progress)
+        audio_s, computing_s = audio_s + run.audio_s, computing_s + run.computing_s
+        counts = count_edits(run.rows, language)
+        rival = None
+        if champion is not None:
+            same = champion.bundle_digest == candidate.bundle_digest
+            other = run if same else _transcribe(champion, set_name, utterances, resolve_audio, language, progress)
+            theirs = count_edits(other.rows, language)
+            rival = ChampionResult(
+                score=score_of(theirs, bootstrap, seed),
+                slices=slice_scores_of(other.rows, theirs, bootstrap, seed),
+                rows=tuple(other.rows),
+                difference=difference_of(counts, theirs, bootstrap, seed),
+            )
+        results[set_name] = SetResult(
+            score=score_of(counts, bootstrap, seed),
+            slices=slice_scores_of(run.rows, counts, bootstrap, seed),
+            rows=tuple(run.rows),
+            reliability=reliability(
+                [confidence for confidence, _ in run.outcomes], [correct for _, correct in run.outcomes]
+            ),
+            champion=rival,
+            unreadable=tuple(run.unreadable),
+        )
+    return Evaluation(
+        bundle_digest=candidate.bundle_digest,
+        model_name=candidate.name,
+        language=language,
+        partition=partition,
+        dataset_digests=dict(dataset_digests),
+        sets=results,
+        champion_digest=champion.bundle_digest if champion else None,
+        champion_name=champion.name if champion else None,
+        nonspeech=insertions_on_nonspeech(
+            lambda samples: candidate.recognizer.transcribe_batch([samples])[0].text, language, seed
+        ),
+        parity=json.loads(json.dumps(dict(candidate.parity))),
+        rtfx=audio_s / computing_s if computing_s > 0 else math.nan,
+    )
+
+
+@dataclass(eq=False)
+class _Run:
+    """What one model made of one set."""
+
+    rows: list[Scored]
+    outcomes: list[tuple[float, bool]]
+    unreadable: list[Unreadable]
+    audio_s: float = 0.0
+    computing_s: float = 0.0
+
+
+def _transcribe(
+    contestant: Contestant,
+    set_name: str,
+    utterances: Sequence["Utterance"],
+    resolve_audio: Callable[["Utterance"], str | os.PathLike[str] | bytes],
+    language: str,
+    progress: Callable[[Progress], None] | None,
+) -> _Run:
+    identities = {utterance.id for utterance in utterances}
+    if len(identities) != len(utterances):
+        raise EvaluationError(f"Test set {set_name!r} holds an utterance id twice: rebuild its manifest.")
+    run = _Run([], [], [])
+    rows: dict[str, Scored] = {}
+    outcomes: dict[str, list[tuple[float, bool]]] = {}
+    started, done = time.monotonic(), 0
+    for batch in _batches(utterances):
+        audio: list[tuple[Utterance, np.ndarray]] = []
+        for utterance, samples in _decoded(batch, resolve_audio):
+            if isinstance(samples, str):
+                run.unreadable.append(Unreadable(utterance.id, samples))
+            else:
+                audio.append((utterance, samples))
+        if audio:
+            before = time.perf_counter()
+            recognitions = contestant.recognizer.transcribe_batch([samples for _, samples in audio])
+            run.computing_s += time.perf_counter() - before
+            for (utterance, samples), recognition in zip(audio, recognitions, strict=True):
+                duration_s = len(samples) / 16_000
+                run.audio_s += duration_s
+                rows[utterance.id] = Scored(
+                    id=utterance.id,
+                    reference=utterance.text,
+                    hypothesis=recognition.text,
+                    confidence=float(recognition.confidence),
+                    duration_s=duration_s,
+                    speaker=utterance.speaker,
+                    domain=utterance.domain,
+                    slices=slices_of(utterance),
+                    snr_db=utterance.quality.snr_db if utterance.quality else math.nan,
+                )
+                outcomes[utterance.id] = word_outcomes(utterance.text, recognition.words, language)
+        done += len(batch)
+        if progress is not None:
+            elapsed_s = time.monotonic() - started
+            progress(Progress(set_name, contestant.name, done, len(utterances), run.audio_s, elapsed_s))
+    run.rows.extend(rows[utterance.id] for utterance in utterances if utterance.id in rows)
+    for row in run.rows:
+        run.outcomes.extend(outcomes[row.id])
+    run.unreadable.sort(key=lambda unread: unread.id)
+    return run
+
+
+def _batches(utterances: Iterable["Utterance"]) -> Iterator[list["Utterance"]]:
+    """Utterances of like length together, so little is padded; segments of one file stay together."""
+    shared: dict[str, int] = {}
+    rows = list(utterances)
+    for utterance in rows:
+        shared[utterance.audio] = shared.get(utterance.audio, 0) + 1
+    rows.sort(
+        key=lambda utterance: (
+            utterance.audio if shared[utterance.audio] > 1 else "",
+            utterance.duration_s or 0.0,
+            utterance.id,
+        )
+    )
+    batch: list[Utterance] = []
+    longest = 0.0
+    for utterance in rows:
+        longest = max(longest, utterance.duration_s or 0.0)
+        if batch and (len(batch) == BATCH_UTTERANCES or longest * (len(batch) + 1) > BATCH_AUDIO_S):
+            yield batch
+            batch, longest = [], utterance.duration_s or 0.0
+        batch.append(utterance)
+    if batch:
+        yield batch
+
+
+def _decoded(
+    batch: Iterable["Utterance"], resolve_audio: Callable[["Utterance"], str | os.PathLike[str] | bytes]
+) -> Iterator[tuple["Utterance", np.ndarray | str]]:
+    """Each utterance with its own stretch of samples, or with the reason why there are none."""
+    from speech.audio import SAMPLE_RATE, AudioError, decode
+
+    last: tuple[str, np.ndarray | str] | None = None
+    for utterance in batch:
+        if last is None or last[0] != utterance.audio:
+            try:
+                last = (utterance.audio, decode(resolve_audio(utterance)).samples)
+            except AudioError as error:
+                last = (utterance.audio, error.reason)
+            except FileNotFoundError:
+                last = (utterance.audio, "the audio file does not exist")
+        samples = last[1]
+        if not isinstance(samples, str):
+            start = round(utterance.offset_s * SAMPLE_RATE)
+            end = None if utterance.duration_s is None else start + round(utterance.duration_s * SAMPLE_RATE)
+            samples = samples[start:end]
+            if len(samples) == 0:
+                samples = f"the segment at {utterance.offset_s:g} s lies behind the end of the file"
+        yield utterance, samples

@@ -14,9 +14,6 @@ Expectations, whose Data Docs say what was expected, found, and why it matters.
   1/sqrt(n). The limit lies between. One shifted delivery in a good quarter shows in the stretches of 100 rows, whose
   own lowest was 0.45 when matching and -0.15 when shifted. Where all utterances are about equally long (single
   commands), correlation cannot tell and says so; the speech rate is then the only guard.
-- Data Docs come from the library as pages that load styles, scripts and images from a dozen servers. They are rewritten
-  to need none and to run no script: transcripts are private, and are strangers' text. Their index, which lists nothing
-  without scripts, gives way to one of our own with every outcome.
 
 Not covered: whether a transcript is right word by word. Training and evaluation show that.
 """
@@ -25,7 +22,6 @@ import datetime as dt
 import json
 import math
 import os
-import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -34,31 +30,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from evaluation.data_docs import seal_docs, write_index
+from evaluation.profile import CorpusProfile, profile_corpus, stability_index
+from speech.audio import SAMPLE_RATE
 from speech.corpus import MAX_DURATION_S, MIN_DURATION_S
-from speech.manifest import Utterance, quarter_of, quarter_title
+from speech.manifest import SPLITS, Utterance, quarter_of, quarter_title
 from speech.text import normalize, speech_rate, unexpected_characters
 
 if TYPE_CHECKING:
     import pandas
 
-PROFILE_SCHEMA = 1
-SAMPLE_RATE_HZ = 16_000
-SPLITS = ("train", "dev", "test")
 STRETCH_ROWS = 100
-TELEPHONE_BANDWIDTH_HZ = 4_200.0
-VOCABULARY_WORDS = 5_000
 VALIDATION_NAME = "validation.json"  # beside a partition's utterances: whether they passed, and which checks failed
-# Fixed edges, so that quarters can be compared without keeping their data.
-DURATION_EDGES_S = (0.0, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 30.0)
-SNR_EDGES_DB = (-10.0, 0.0, 5.0, 10.0, 15.0, 20.0, 25.0, 30.0, 40.0)
 
 Locate = Callable[[Utterance], str | os.PathLike[str]]
-
-
-class ProfileError(Exception):
-    """A stored corpus profile cannot be read; the message says what to do."""
 
 
 class CorpusSettings(BaseModel):
@@ -126,46 +113,6 @@ class CorpusSettings(BaseModel):
 
 
 @dataclass(frozen=True)
-class CorpusProfile:
-    """What the next quarter is compared with. Counts have one bin a stretch between edges, and one beyond the last."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid", ser_json_inf_nan="null")
-
-    language: str
-    quarter: str
-    utterances: int
-    speakers: int
-    hours: float
-    mean_duration_s: float | None
-    mean_snr_db: float | None
-    telephone_share: float | None
-    duration_counts: tuple[int, ...]
-    snr_counts: tuple[int, ...]
-    vocabulary: tuple[str, ...]  # the commonest words, most frequent first
-    schema_version: int = PROFILE_SCHEMA
-
-    def to_json(self) -> str:
-        """As JSON text."""
-        return TypeAdapter(CorpusProfile).dump_json(self).decode()
-
-    @classmethod
-    def from_json(cls, text: str) -> "CorpusProfile":
-        """Read what `to_json` gave. Raises ProfileError."""
-        try:
-            profile = TypeAdapter(CorpusProfile).validate_json(text)
-        except ValidationError as error:
-            raise ProfileError(
-                f"The corpus profile is not readable ({error.errors()[0]['msg']}): validate the earlier quarter again."
-            ) from None
-        if profile.schema_version != PROFILE_SCHEMA:
-            raise ProfileError(
-                f"The corpus profile has schema version {profile.schema_version}, not {PROFILE_SCHEMA}: "
-                "validate the earlier quarter again."
-            )
-        return profile
-
-
-@dataclass(frozen=True)
 class ExpectationOutcome:
     """One expectation held against the partition."""
 
@@ -203,52 +150,6 @@ class _Expectation:
     explanation: str
     observed: str = ""  # field of GX's result that is worth showing
     blocking: bool = True
-
-
-# ------------------------------------------------------------------------------------------------------------ profile
-
-
-def profile_corpus(utterances: Sequence[Utterance], *, language: str, quarter: str) -> CorpusProfile:
-    """Measure what is compared from quarter to quarter."""
-    durations = np.array([u.duration_s for u in utterances if u.duration_s is not None], dtype=float)
-    qualities = [u.quality for u in utterances if u.quality is not None]
-    ratios = np.array([q.snr_db for q in qualities if math.isfinite(q.snr_db)], dtype=float)
-    words = Counter(word for u in utterances for word in normalize(u.text, language).split())
-    common = sorted(words, key=lambda word: (-words[word], word))[:VOCABULARY_WORDS]
-    telephone = [q.bandwidth_hz < TELEPHONE_BANDWIDTH_HZ for q in qualities]
-    return CorpusProfile(
-        language=language,
-        quarter=quarter,
-        utterances=len(utterances),
-        speakers=len({u.speaker for u in utterances}),
-        hours=float(durations.sum()) / 3600,
-        mean_duration_s=float(durations.mean()) if len(durations) else None,
-        mean_snr_db=float(ratios.mean()) if len(ratios) else None,
-        telephone_share=float(np.mean(telephone)) if telephone else None,
-        duration_counts=_histogram(durations, DURATION_EDGES_S),
-        snr_counts=_histogram(ratios, SNR_EDGES_DB),
-        vocabulary=tuple(common),
-    )
-
-
-def _histogram(values: np.ndarray, edges: Sequence[float]) -> tuple[int, ...]:
-    """Counts per bin; what lies outside the edges falls into the first or the last bin."""
-    bins = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 1)
-    return tuple(int(count) for count in np.bincount(bins, minlength=len(edges)))
-
-
-def stability_index(now: Sequence[int], before: Sequence[int]) -> float:
-    """Population stability index of two histograms, 0 for equal shapes; NaN when one of them is empty.
-
-    The sum of (p - q) ln(p / q) over bins, each bin half a count fuller, less what chance alone gives with so few
-    utterances: (bins - 1) (1/n + 1/m). Usual reading: 0.1 a shift worth noting, 0.25 a large one.
-    """
-    if not sum(now) or not sum(before):
-        return math.nan
-    current, earlier = np.asarray(now, float) + 0.5, np.asarray(before, float) + 0.5
-    p, q = current / current.sum(), earlier / earlier.sum()
-    chance = (len(p) - 1) * (1 / sum(now) + 1 / sum(before))
-    return max(0.0, float(((p - q) * np.log(p / q)).sum()) - chance)
 
 
 # ----------------------------------------------------------------------------------------------------------- measures
@@ -436,9 +337,9 @@ def _about_utterances(language: str, quarter: str, settings: CorpusSettings) -> 
             column="audio_present", value_set=[True],
         ),
         every(
-            "sample_rate", "ExpectColumnValuesToBeInSet", f"{SAMPLE_RATE_HZ} Hz in every opened file",
+            "sample_rate", "ExpectColumnValuesToBeInSet", f"{SAMPLE_RATE} Hz in every opened file",
             "Features are computed at 16 kHz: normalise this partition again.",
-            column="sample_rate_hz", value_set=[float(SAMPLE_RATE_HZ)],
+            column="sample_rate_hz", value_set=[float(SAMPLE_RATE)],
         ),
         every(
             "language", "ExpectColumnValuesToBeInSet", f"{language} in every row",
@@ -611,7 +512,7 @@ def validate(
                 explanation=expectation.explanation,
             )
         )
-    _write_index(docs_dir, title, outcomes, profile)
+    write_index(docs_dir, title, outcomes, profile)
     return CorpusValidation(tuple(outcomes), docs_dir / "index.html", profile)
 
 
@@ -698,7 +599,7 @@ def _run_suites(
             expectation = wanted[result.expectation_config.meta["name"]]
             results[expectation.name] = bool(result.success), _observed(result.result, expectation)
     context.build_data_docs(site_names=["corpus"])
-    _seal_docs(docs_dir)
+    seal_docs(docs_dir)
     return results
 
 
@@ -713,71 +614,3 @@ def _observed(result: Mapping[str, Any], expectation: _Expectation) -> float | s
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value) if math.isfinite(value) else None
     return None if value is None else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _write_index(docs_dir: Path, title: str, outcomes: Sequence[ExpectationOutcome], profile: CorpusProfile) -> None:
-    """The page that opens first: every outcome at a glance, with links to the library's pages."""
-    from urllib.parse import quote
-
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined
-    )
-    pages = sorted(page for folder in ("validations", "expectations") for page in (docs_dir / folder).rglob("*.html"))
-    links = []
-    for page in pages:
-        parts = page.relative_to(docs_dir).parts
-        kind = "Results" if parts[0] == "validations" else "Suite"
-        links.append((f"{kind}: {parts[1].removesuffix('.html')}", quote("/".join(parts))))
-    index = environment.get_template("corpus.html.j2").render(
-        csp=_DOCS_CSP,
-        style=_DOCS_STYLE,
-        title=title,
-        outcomes=outcomes,
-        profile=profile,
-        pages=links,
-        blocked=sum(outcome.blocking and not outcome.passed for outcome in outcomes),
-        warned=sum(not outcome.blocking and not outcome.passed for outcome in outcomes),
-    )
-    (docs_dir / "index.html").write_text(index, encoding="utf-8")
-
-
-_DOCS_STYLE = """
-:root { color-scheme: light dark; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 0 auto; padding: 24px; }
-a { color: #0072b2; } h1, h2, h3, h4, h5 { line-height: 1.25; overflow-wrap: anywhere; }
-table { border-collapse: collapse; width: 100%; margin: 8px 0 20px; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: 6px 12px 6px 0; border-bottom: 1px solid #8884; vertical-align: top; }
-td, th, li, p { overflow-wrap: anywhere; } .name { white-space: nowrap; }
-ul { padding-left: 18px; } .row { display: block; }
-.badge { border: 1px solid #8886; border-radius: 4px; padding: 0 6px; }
-nav.navbar, .modal, footer, .row > .col-lg-2:first-child { display: none; }
-.text-danger, .fa-times { color: #c4470a; } .text-success, .fa-check-circle { color: #00805c; }
-.fa-times::before { content: "✗ "; } .fa-check-circle::before { content: "✓ "; }
-.fa-exclamation-triangle::before { content: "! "; }
-"""
-_DOCS_CSP = (
-    "default-src 'none'; style-src 'unsafe-inline' 'self'; img-src 'self' data:; font-src 'self'; "
-    "base-uri 'none'; form-action 'none'"
-)
-
-
-def _seal_docs(docs_dir: Path) -> None:
-    """Rewrite the pages so that they load nothing from elsewhere and run no script."""
-    head = (
-        f'<meta http-equiv="Content-Security-Policy" content="{_DOCS_CSP}">'
-        f'<meta name="referrer" content="no-referrer"><style>{_DOCS_STYLE}</style>'
-    )
-    for page in docs_dir.rglob("*.html"):
-        html = page.read_text(encoding="utf-8")
-        html = re.sub(r"<script\b.*?</script\s*>", "", html, flags=re.DOTALL | re.IGNORECASE)
-        html = re.sub(r"<link\b[^>]*https?://[^>]*>", "", html, flags=re.IGNORECASE)
-        html = re.sub(r"<img\b[^>]*https?://[^>]*>", "", html, flags=re.IGNORECASE)
-        html = re.sub(r"<iframe\b.*?</iframe\s*>", "", html, flags=re.DOTALL | re.IGNORECASE)
-        html = re.sub(r"url\(\s*['\"]?https?://[^)]*\)", "none", html, flags=re.IGNORECASE)
-        html = re.sub(r"<a\b[^>]*href=['\"]https?://[^>]*>(.*?)</a\s*>", r"\1", html, flags=re.DOTALL | re.IGNORECASE)
-        html = re.sub(r"(<head\b[^>]*>)", lambda found: found[1] + head, html, count=1, flags=re.IGNORECASE)
-        page.write_text(html, encoding="utf-8")
-    for picture in (docs_dir / "static" / "images").glob("*.gif"):
-        picture.unlink()  # megabytes of a tutorial that the pages do not show

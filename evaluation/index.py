@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from evaluation.gates import Verdict
-from evaluation.report import CSP, gate_title, template
+from evaluation.presentation import CSP, gate_title, template
 from evaluation.results import BENCHMARK, QUARTER, Score
 from speech.manifest import quarter_title
 

@@ -42,7 +42,6 @@ UNSPACED_LANGUAGES = frozenset({"ja", "zh", "yue", "th", "lo", "my", "km"})
 
 DURATION_BANDS_S = (2.0, 5.0, 15.0)
 SNR_BANDS_DB = (10.0, 20.0)
-TELEPHONE_BANDWIDTH_HZ = 4_200.0  # 8 kHz recordings end at 4 kHz; the rest is the filter's slope
 
 RESAMPLES_AT_ONCE = 128  # bounds the weight matrix to RESAMPLES_AT_ONCE x speakers
 
@@ -254,6 +253,14 @@ def slice_scores(items: Sequence[Scored], language: str, bootstrap: int = 1000, 
     return slice_scores_of(items, count_edits(items, language), bootstrap, seed)
 
 
+def score_by_speaker(items: Sequence[Scored], language: str) -> dict[str, Score]:
+    """Each speaker's score, by name; an interval within one speaker resamples utterances."""
+    rows: dict[str, list[Scored]] = {}
+    for item in items:
+        rows.setdefault(item.speaker, []).append(item)
+    return {speaker: score(rows[speaker], language, bootstrap=200) for speaker in sorted(rows)}
+
+
 def slice_scores_of(items: Sequence[Scored], counts: Counts, bootstrap: int, seed: int) -> dict[str, Score]:
     """The score of each slice, from the counts of the same items; see `slice_scores`."""
     members: dict[str, list[int]] = {}
@@ -349,6 +356,5 @@ def slices_of(utterance: "Utterance") -> dict[str, str]:
     if utterance.quality is not None:
         if math.isfinite(utterance.quality.snr_db):
             slices["snr"] = _band(utterance.quality.snr_db, SNR_BANDS_DB, "dB")
-        telephone = utterance.quality.bandwidth_hz < TELEPHONE_BANDWIDTH_HZ
-        slices["bandwidth"] = "telephone" if telephone else "wide"
+        slices["bandwidth"] = "telephone" if utterance.quality.narrow_band else "wide"
     return slices

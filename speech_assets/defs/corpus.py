@@ -11,14 +11,8 @@ from pathlib import Path
 import dagster as dg
 
 from deployment.settings import Source
-from evaluation.expectations import (
-    VALIDATION_NAME,
-    CorpusProfile,
-    ExpectationOutcome,
-    ProfileError,
-    catalogue,
-    validate,
-)
+from evaluation.expectations import VALIDATION_NAME, ExpectationOutcome, catalogue, validate
+from evaluation.profile import CorpusProfile, ProfileError
 from speech.corpus import (
     MANIFEST,
     SOURCE_DIGEST,

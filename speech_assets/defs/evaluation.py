@@ -41,7 +41,8 @@ def evaluation(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
 
     Figures come with intervals by speaker and per slice; the report has the worst utterances, aligned and audible.
     """
-    from evaluation.report import wer_by_slice_png, write_report
+    from evaluation.plots import wer_by_slice_png
+    from evaluation.report import write_report
 
     quarter, language = quarter_and_language(context)
     store = workspace.store

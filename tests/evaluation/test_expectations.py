@@ -11,13 +11,10 @@ import numpy as np
 import pytest
 
 from evaluation.expectations import (
-    CorpusProfile,
     CorpusSettings,
-    ProfileError,
-    profile_corpus,
-    stability_index,
     validate,
 )
+from evaluation.profile import CorpusProfile, ProfileError, profile_corpus, stability_index
 from speech.audio import Waveform, encode_flac
 from speech.conditioning import Quality
 from speech.importers import Defaults, import_kaldi

@@ -11,18 +11,15 @@ import pytest
 
 from evaluation.calibration import reliability
 from evaluation.gates import judge
-from evaluation.report import (
-    CSP,
+from evaluation.plots import (
     champion_png,
-    frequent_errors,
-    gates_png,
     reliability_png,
-    render_report,
     wer_by_condition_png,
     wer_by_slice_png,
     wer_by_speaker_png,
-    write_report,
 )
+from evaluation.presentation import CSP
+from evaluation.report import frequent_errors, render_report, write_report
 from evaluation.results import SetResult
 from tests.evaluation.conftest import result_of, rows_with
 
@@ -194,7 +191,6 @@ def test_every_plot_is_a_png_whatever_is_in_it(make_evaluation, dark):
     for evaluation in (full, empty):
         for plot in (wer_by_slice_png, wer_by_condition_png, wer_by_speaker_png, champion_png):
             assert is_png(plot(evaluation, dark=dark))
-        assert is_png(gates_png(judge(evaluation), dark=dark))
     assert is_png(reliability_png(reliability([], []), dark=dark))
 
 

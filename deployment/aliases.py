@@ -85,11 +85,11 @@ class Aliases:
         def differs(why: str) -> AliasState:
             return AliasState(False, expected, found, why)
 
-        if wrong := self.astray(entries, language, model):
+        if wrong := self.why_astray(entries, language, model):
             return differs(wrong)
         if expected != found:
             aside = f"the alias '{CHAMPION}' of {model} points to {_named(found)}, but the ledger says "
-            if expected and self.deleted(model, expected):
+            if expected and self.registry.deleted(model, expected):
                 return differs(
                     f"{aside}version {expected}, which was deleted in MLflow: the decision stands, but nothing can be "
                     "released from it; approve another version, or roll back to an earlier champion"
@@ -103,11 +103,11 @@ class Aliases:
             )
         return AliasState(True, expected, found, f"the alias '{CHAMPION}' of {model} is {_named(found)}, as decided")
 
-    def astray(self, entries: Sequence[Decision], language: str, model: str) -> str | None:
+    def why_astray(self, entries: Sequence[Decision], language: str, model: str) -> str | None:
         """A sentence when entries are missing at the ledger's end, or one is there that no decision has finished."""
-        return self.cut_off(entries, language, model) or self.unfinished(entries)
+        return self.why_cut_off(entries, language, model) or self.why_unfinished(entries)
 
-    def cut_off(self, entries: Sequence[Decision], language: str, model: str) -> str | None:
+    def why_cut_off(self, entries: Sequence[Decision], language: str, model: str) -> str | None:
         """A sentence when the registry remembers a decision that the ledger no longer has."""
         noted = self._noted(model, language)
         if noted is None or not _HEAD.fullmatch(noted) or noted in {entry.head for entry in entries}:
@@ -117,12 +117,12 @@ class Aliases:
             "does not have: entries were removed from its end; restore the ledger from its backup"
         )
 
-    def unfinished(self, entries: Sequence[Decision]) -> str | None:
+    def why_unfinished(self, entries: Sequence[Decision]) -> str | None:
         """A sentence when the registry does not know the last entry: no decision finished it, or the note is wrong."""
         if not entries or not self.interrupted(entries[-1]):
             return None
         last = entries[-1]
-        if damaged := self.damaged(entries):
+        if damaged := self.why_damaged(entries):
             return damaged
         return (
             f"decision {last.sequence} of '{last.language}' ({last.action} by {last.approver}) was interrupted or "
@@ -130,7 +130,7 @@ class Aliases:
             "entry if nobody took it, or have it examined and accepted with the job `reconcile`"
         )
 
-    def damaged(self, entries: Sequence[Decision]) -> str | None:
+    def why_damaged(self, entries: Sequence[Decision]) -> str | None:
         """A sentence when the note was edited or removed in MLflow; before the first decision ends there is none."""
         last = entries[-1]
         noted = self._noted(last.model, last.language)
@@ -157,18 +157,10 @@ class Aliases:
         """Nothing rests on a ledger that was cut off, nor on an entry that may have been added by hand.
 
         Raises:
-            LedgerError: the sentence of `astray`.
+            LedgerError: the sentence of `why_astray`.
         """
-        if wrong := self.astray(entries, language, model):
+        if wrong := self.why_astray(entries, language, model):
             raise LedgerError(wrong)
-
-    def deleted(self, model: str, version: str) -> bool:
-        """Whether someone deleted a version."""
-        try:
-            self.registry.version(model, version)
-        except RegistryError:
-            return True
-        return False
 
     def supersede(self, entries: Sequence[Decision], newer: ModelVersion) -> None:
         """Say at versions that nobody decided about that they wait no longer: only the newest is the challenger."""

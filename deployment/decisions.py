@@ -24,7 +24,7 @@ def print_decisions(settings: Settings, languages: Sequence[str]) -> int:
 
     console, broken = Console(markup=False, width=None if sys.stdout.isatty() else WIDE), 0
     ledger, registry = settings.home / "ledger", Registry(settings.tracking_uri, cache=settings.home / "bundles")
-    promotions = Promotions(registry, ledger, Rules(settings.home / "verdicts"))
+    promotions = Promotions(registry, ledger, Rules(verdicts=settings.home / "verdicts"))
     for language in languages:
         try:
             entries = Ledger(ledger, language).entries()

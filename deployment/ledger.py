@@ -12,6 +12,7 @@ registry's note as well; the folder's permissions keep them out.
 """
 
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -21,6 +22,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 LEDGER_SCHEMA = 2
 ADDED_IN_SCHEMA_2 = ("overridden", "launched_by")  # entries of schema 1 stay as they were written
@@ -88,6 +91,11 @@ class Decision:
     def content(self) -> dict[str, Any]:
         """The fields of the entry's own schema."""
         return {k: v for k, v in asdict(self).items() if self.schema > 1 or k not in ADDED_IN_SCHEMA_2}
+
+
+@functools.cache
+def _adapter() -> TypeAdapter[Decision]:
+    return TypeAdapter(Decision)
 
 
 class Ledger:
@@ -175,15 +183,15 @@ class Ledger:
     def _entry(self, line: bytes, number: int) -> Decision:
         broken = f"{self.path}: entry {number}"
         try:
-            values: dict[str, Any] = json.loads(line)
+            given = set(json.loads(line))
+            entry = _adapter().validate_json(line, strict=True)
             known = {item.name for item in fields(Decision)}
-            if values.get("schema") == 1:
-                known -= set(ADDED_IN_SCHEMA_2)
-            if set(values) != known:
+            if given != (known - set(ADDED_IN_SCHEMA_2) if entry.schema == 1 else known):
                 raise ValueError("fields are missing or unknown")
-            entry = Decision(**{**values, "overridden": tuple(values.get("overridden", ()))})
-        except (ValueError, TypeError, AttributeError) as error:
-            raise LedgerError(f"{broken} cannot be read ({error}); restore the file from its backup") from error
+        except (ValueError, TypeError, RecursionError) as error:
+            wrong = error.errors()[0] if isinstance(error, ValidationError) else None
+            why = f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}" if wrong else error
+            raise LedgerError(f"{broken} cannot be read ({why}); restore the file from its backup") from error
         if entry.schema not in (1, LEDGER_SCHEMA):
             raise LedgerError(f"{broken} has schema {entry.schema}, this version reads {LEDGER_SCHEMA}: upgrade")
         if entry.hash != entry.expected_hash():

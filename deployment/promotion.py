@@ -5,6 +5,9 @@ a decision is first written to the ledger of its language (`deployment.ledger`),
 (`deployment.rules`), and only then are the registry's aliases moved (`deployment.aliases`). A process killed in between
 leaves an alias that the next decision, or `reconcile`, repairs from the ledger (`deployment.recovery`).
 
+Every step forward, roll-back included, reads the persisted verdict for exactly the bundle in question again, and
+compares the registry's bytes with its digest. An entry names the very bytes of the verdict that were judged for it.
+
 What a person can decide about a version that waits: `approve`, `reject` (final for that bundle), `request_changes`
 (closed until it is judged again). The system closes what waited too long (`expire`). Under the two-person rule an
 approval by the person who launched the training is one `voice`, and another approver has to approve.
@@ -34,7 +37,17 @@ from deployment.ledger import (
 )
 from deployment.recovery import Recovery
 from deployment.registry import ModelVersion, Registry
-from deployment.rules import PromotionRefused, Rules, about, closed_sentence, instant, points, require_language
+from deployment.rules import (
+    PromotionRefused,
+    Rules,
+    about,
+    closed_sentence,
+    instant,
+    labels,
+    points,
+    require_language,
+    require_still_passed,
+)
 from evaluation.gates import GateRefused, load_verdict
 from evaluation.results import BENCHMARK, Interval
 from speech.bundle import ModelBundle
@@ -132,11 +145,12 @@ class Promotions:
                     f"{model} version {candidate.version} is the champion of '{language}' since {now.time}, decided by "
                     f"{now.approver}: there is nothing to approve"
                 )
-            overridden = self.rules.require_eligible(entries, candidate, override_gates)
+            verdict, overridden = self.rules.require_eligible(entries, candidate, override_gates)
+            sha = verdict.file_sha256
             action: Action = "approve"
-            if not self.rules.enough(entries, candidate, approver):
+            if not self.rules.suffices(entries, candidate, sha, approver):
                 action = "voice"
-                before = self.rules.voices(entries, candidate).get(approver)
+                before = self.rules.voices(entries, candidate, sha).get(approver)
                 if before and before.reason == reason:
                     self._recovery.finish(entries, language)
                     return before
@@ -145,7 +159,7 @@ class Promotions:
                         f"'{approver}' has approved {model} version {candidate.version} on {before.time[:10]}: two "
                         f"people are asked for, so another approver has to decide ({self.rules.allowed})"
                     )
-            return self._decide(ledger, entries, action, candidate, approver, reason, overridden)
+            return self._decide(ledger, entries, action, candidate, sha, approver, reason, overridden)
 
     def reject(self, language: str, model: str, version: str, approver: str, reason: str) -> Decision:
         """Record that a version shall not go to production, for good; it stops being the challenger.
@@ -172,21 +186,23 @@ class Promotions:
         """
         ledger = self.ledger(language)
         with ledger.locked():
-            candidate = self.overdue(model)
+            candidate = self.registry.challenger(model)
             if candidate is None:
+                return None
+            sha = self.rules.verdict_sha256(candidate.digest)  # before its age is read: of no newer verdict
+            if not self.rules.overdue(candidate):
                 return None
             entries = ledger.entries()
             if closed := self.rules.closed(entries, candidate):
                 self._recovery.finish(entries, language)  # the process that closed it died before it moved the alias
                 return closed
             reason = f"waited longer than {self.rules.expires_days} days for a decision: evaluate and judge it again"
-            return self._decide(ledger, entries, "expire", candidate, SYSTEM, reason)
+            return self._decide(ledger, entries, "expire", candidate, sha, SYSTEM, reason)
 
     def overdue(self, model: str) -> ModelVersion | None:
         """The challenger, if it waited too long."""
         candidate = self.registry.challenger(model)
-        deadline = self.rules.expires_at(candidate) if candidate else None
-        return candidate if deadline and datetime.now(UTC) > deadline else None
+        return candidate if candidate and self.rules.overdue(candidate) else None
 
     def override(self, language: str, model: str, bundle: Path, digest: str, approver: str, reason: str) -> Decision:
         """Accept the failed gates of exactly this bundle and verdict, so that it can be registered and approved.
@@ -204,14 +220,15 @@ class Promotions:
         ledger = self.ledger(language)
         with ledger.locked():
             entries = ledger.entries()
-            failed = self.rules.require_overridable(entries, digest, language)
+            verdict = self.rules.require_overridable(entries, digest, language)
+            sha = verdict.file_sha256
             last = entries[-1] if entries else None
-            if last and (last.action, last.digest) == ("override", digest) and self._repeats(last, approver, reason):
+            if last and (last.action, last.digest) == ("override", digest) and _repeats(last, sha, approver, reason):
                 self._recovery.finish(entries, language)
                 return last
             self.registry.ensure_model(model, language)
             unregistered = ModelVersion(model, "", digest)
-            return self._decide(ledger, entries, "override", unregistered, approver, reason, failed)
+            return self._decide(ledger, entries, "override", unregistered, sha, approver, reason, labels(verdict))
 
     def overridden(self, language: str, digest: str) -> tuple[str, ...]:
         """Labels of the gates that people accepted for exactly this bundle and its present verdict.
@@ -221,7 +238,8 @@ class Promotions:
         """
         if not self.rules.allow_override:
             return ()
-        return self.rules.overridden(self.ledger(language).entries(), digest)
+        sha = self.rules.verdict_sha256(digest)
+        return self.rules.overridden(self.ledger(language).entries(), digest, sha)
 
     def offer(self, language: str, version: ModelVersion) -> Waiting | None:
         """Note in the registry what a registered version waits for; one judged anew after it was closed waits again.
@@ -276,7 +294,7 @@ class Promotions:
             self.rules.who_may_approve(challenger),
             self.rules.expires_at(challenger),
             obstacle,
-            self.rules.launched_by(challenger),
+            self.rules.launchers.of(challenger),
         )
 
     def rollback(
@@ -330,9 +348,9 @@ class Promotions:
             closed = self.rules.closed(entries, target)
             if closed and closed.action == "reject":
                 raise PromotionRefused(closed_sentence(closed))
-            self.rules.require_still(entries, back)
+            sha = require_still_passed(self.rules.verdicts, entries, back).file_sha256
             accepted = accepted_gates(entries, back)
-            return self._decide(ledger, entries, "rollback", target, approver, reason, accepted)
+            return self._decide(ledger, entries, "rollback", target, sha, approver, reason, accepted)
 
     def releasable(self, language: str) -> Decision:
         """The decision in force, if what it put into production may be served: its verdict is read again.
@@ -350,7 +368,7 @@ class Promotions:
         if now is None:
             raise PromotionRefused(f"'{language}' has no champion yet: approve a version with the job `promote`")
         self._aliases.require_whole(entries, language, now.model)
-        self.rules.require_still(entries, now)
+        require_still_passed(self.rules.verdicts, entries, now)
         return now
 
     def current(self, language: str) -> Decision | None:
@@ -370,7 +388,7 @@ class Promotions:
         ledger = self.ledger(language)
         if broken := ledger.verify():
             return broken
-        return self._aliases.astray(ledger.entries(), language, model) if model else None
+        return self._aliases.why_astray(ledger.entries(), language, model) if model else None
 
     def check_alias(self, language: str, model: str) -> AliasState:
         """Whether the registry's alias and its note of the ledger's head agree with the ledger.
@@ -410,11 +428,12 @@ class Promotions:
         entries: tuple[Decision, ...],
         action: Action,
         target: ModelVersion,
+        verdict_sha256: str,
         approver: str,
         reason: str,
         overridden: tuple[str, ...] = (),
     ) -> Decision:
-        """Record a decision that the rules allow, then have the registry follow it."""
+        """Record a decision that the rules allow on that verdict, then have the registry follow it."""
         self._aliases.require_whole(entries, ledger.language, target.name)
         now = champion_in_force(entries)
         recorded = ledger.append(
@@ -426,14 +445,14 @@ class Promotions:
                 model=target.name,
                 version=target.version,
                 digest=target.digest,
-                verdict_sha256=self.rules.verdict_sha256(target.digest),
+                verdict_sha256=verdict_sha256,
                 approver=approver,
                 reason=reason,
                 previous_champion=f"{now.model}/{now.version}" if now else "",
                 previous_digest=now.digest if now else "",
                 previous_hash=entries[-1].hash if entries else GENESIS,
                 overridden=overridden,
-                launched_by=", ".join(self.rules.launched_by(target)),
+                launched_by=", ".join(self.rules.launchers.of(target)),
             )
         )
         self._aliases.follow((*entries, recorded), ledger.language)
@@ -446,21 +465,21 @@ class Promotions:
             entries = ledger.entries()
             now = champion_in_force(entries)
             candidate = require_language(self.registry.version(model, version), language)
+            sha = self.rules.verdict_sha256(candidate.digest)
             if now and about(now, candidate):
                 raise PromotionRefused(
                     f"{model} version {candidate.version} is the champion of '{language}': roll back instead"
                 )
             last = next((entry for entry in reversed(entries) if about(entry, candidate)), None)
-            if last and last.action == action and self._repeats(last, approver, reason):
+            if last and last.action == action and _repeats(last, sha, approver, reason):
                 self._recovery.finish(entries, language)
                 return last
-            return self._decide(ledger, entries, action, candidate, approver, reason)
+            return self._decide(ledger, entries, action, candidate, sha, approver, reason)
 
-    def _repeats(self, last: Decision, approver: str, reason: str) -> bool:
-        """Whether a decision is the same again, about the same verdict: its process died after recording it."""
-        return (last.approver, last.reason) == (approver, reason) and last.verdict_sha256 == self.rules.verdict_sha256(
-            last.digest
-        )
+
+def _repeats(last: Decision, verdict_sha256: str, approver: str, reason: str) -> bool:
+    """Whether a decision of one kind is the same again: its process died after recording it."""
+    return (last.verdict_sha256, last.approver, last.reason) == (verdict_sha256, approver, reason)
 
 
 def _made_since(entry: Decision, since: datetime | None) -> bool:

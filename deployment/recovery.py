@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from deployment.aliases import Aliases
 from deployment.ledger import Decision, LedgerError, champion_in_force, every_champion
 from deployment.registry import ModelVersion, Registry
-from deployment.rules import PromotionRefused, Rules, about, closed_sentence, require_language
+from deployment.rules import PromotionRefused, Rules, about, closed_sentence, require_language, require_still_passed
 from evaluation.gates import GateRefused
 from speech.bundle import BundleError
 
@@ -31,7 +31,7 @@ class Recovery:
             PromotionRefused, GateRefused, BundleError, RegistryError: what the last entry needs does not hold.
         """
         for name in sorted({entry.model for entry in entries} | ({model} if model else set())):
-            if cut := self.aliases.cut_off(entries, language, name):
+            if cut := self.aliases.why_cut_off(entries, language, name):
                 raise LedgerError(cut)
         if entries and self.aliases.interrupted(entries[-1]):
             last = entries[-1]
@@ -52,7 +52,7 @@ class Recovery:
         """
         last = entries[-1]
         known = self.aliases.known(entries)
-        if self.aliases.damaged(entries):
+        if self.aliases.why_damaged(entries):
             if now := champion_in_force(entries):
                 self._require_servable(entries, now)
             return
@@ -73,18 +73,18 @@ class Recovery:
 
     def _require_approval(self, earlier: Sequence[Decision], entry: Decision) -> None:
         """What an approval, or one voice of it, asked for before it was written."""
-        self.rules.require_still((*earlier, entry), entry)
+        require_still_passed(self.rules.verdicts, (*earlier, entry), entry)
         version = self._require_bytes(entry)
         if entry.overridden:
             self.rules.require_override_allowed()
-        used = self.rules.require_eligible(earlier, version, override=bool(entry.overridden))
-        rejudged = self.rules.verdict_sha256(entry.digest) != entry.verdict_sha256
+        verdict, used = self.rules.require_eligible(earlier, version, override=bool(entry.overridden))
+        rejudged = verdict.file_sha256 != entry.verdict_sha256
         if not set(used) <= set(entry.overridden) or (entry.overridden and rejudged):
             raise PromotionRefused(
                 "it rests on another verdict, or accepts other gates, than the ones there are; remove the entry, and "
                 "approve the version again if somebody took it"
             )
-        if entry.action == "approve" and not self.rules.enough(earlier, version, entry.approver):
+        if entry.action == "approve" and not self.rules.suffices(earlier, version, verdict.file_sha256, entry.approver):
             raise PromotionRefused(
                 f"'{entry.approver}' may have launched the training, and two people are asked for; remove the entry, "
                 f"and have another approver decide ({self.rules.allowed})"
@@ -107,8 +107,8 @@ class Recovery:
         there = ModelVersion(entry.model, entry.version, entry.digest)
         if rejected := next((e for e in entries if e.action == "reject" and about(e, there)), None):
             raise PromotionRefused(closed_sentence(rejected))
-        self.rules.require_still(entries, entry)
-        if self.registry.cached(entry.digest) is None or not self.aliases.deleted(entry.model, entry.version):
+        require_still_passed(self.rules.verdicts, entries, entry)
+        if self.registry.cached(entry.digest) is None or not self.registry.deleted(entry.model, entry.version):
             self._require_bytes(entry)
 
     def _require_bytes(self, entry: Decision) -> ModelVersion:

@@ -233,6 +233,14 @@ class Registry:
         aliases = self._aliases(model_name)
         return tuple(self._described(entity, aliases) for entity in self._search(f"name = '{_quoted(model_name)}'"))
 
+    def deleted(self, model_name: str, version: str) -> bool:
+        """Whether a version that was there is gone."""
+        try:
+            self.version(model_name, version)
+        except RegistryError:
+            return True
+        return False
+
     def set_alias(self, model_name: str, alias: str, version: str) -> None:
         """Point an alias at a version. For the promotion ledger, which decides; nothing else should call this.
 

@@ -4,44 +4,37 @@ Every step forward, roll-back included, re-reads the persisted verdict for exact
 missing is a refusal: a missing, altered, stale or foreign verdict, a closed or expired version, too few people.
 
 Under the two-person rule an approval by the person who launched the training is one voice, and another approver has
-to approve. Who launched a training is kept beside the ledger as well as in a tag, since a tag can be edited by anyone.
+to approve (`deployment.launchers` says who that was).
 
 Not covered: names are taken as given, from the launchpad and from tags alike; whoever can reach Dagster or MLflow can
 write another's, unless a proxy in front of them signs people in.
 """
 
 import hashlib
-import json
-import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from deployment.launchers import UNSIGNED, Launchers
 from deployment.ledger import BETTER, CLOSING, Decision, accepted_gates, champion_in_force
-from deployment.registry import LAUNCHED_BY_TAG, ModelVersion
-from evaluation.gates import UNCHECKED, GateRefused, GateSettings, Verdict, load_verdict, require_passed
+from deployment.registry import ModelVersion
+from evaluation.gates import UNCHECKED, GateRefused, GateSettings, Verdict, load_verdict
 from evaluation.results import Interval
-from speech.store import write_json
-
-UNSIGNED = "unknown"  # stands among a version's launchers for a training whose run named nobody
-
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class PromotionRefused(Exception):
     """A decision that may not be taken: no such approver, no reason, or nothing to go back to."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rules:
     """What a team asks of a decision about production.
 
     Attributes:
         verdicts: folder of the persisted verdicts.
         approvers: who may decide. An empty list means nobody; None means that no list is kept.
-        launchers: folder where `note_launchers` keeps who launched a bundle's training. None: the version's tag alone
-            says so, which anyone with MLflow open can edit.
+        launchers: who launched a bundle's training.
         gates: the thresholds in force; a verdict judged by others is stale. None: not compared.
         compare_champion: an approval needs a verdict that compared with today's champion.
         require_better: an approval needs a paired interval that shows improvement over the champion.
@@ -52,7 +45,7 @@ class Rules:
 
     verdicts: Path
     approvers: Collection[str] | None = None
-    launchers: Path | None = None
+    launchers: Launchers = field(default_factory=Launchers)
     gates: GateSettings | None = None
     compare_champion: bool = True
     require_better: bool = False
@@ -89,8 +82,10 @@ class Rules:
                 "overriding gates is switched off: a team that wants it sets promotion.allow_override in its settings"
             )
 
-    def require_eligible(self, entries: Sequence[Decision], candidate: ModelVersion, override: bool) -> tuple[str, ...]:
-        """What an approval needs, whoever gives it; returns the labels of the gates that it overrides.
+    def require_eligible(
+        self, entries: Sequence[Decision], candidate: ModelVersion, override: bool
+    ) -> tuple[Verdict, tuple[str, ...]]:
+        """What an approval needs, whoever gives it; returns the verdict and the labels of its gates to be overridden.
 
         Raises:
             PromotionRefused: the version was closed, expired or is no better than the champion.
@@ -99,12 +94,12 @@ class Rules:
         if closed := self.closed(entries, candidate):
             raise PromotionRefused(closed_sentence(closed))
         now = champion_in_force(entries)
-        accepted = self.overridden(entries, candidate.digest) if override else ()
-        language = candidate.tags.get("language", "")
-        verdict = self._require_verdict(entries, candidate.digest, language, accepted)
+        verdict = load_verdict(self.verdicts, candidate.digest)
+        accepted = self.overridden(entries, candidate.digest, verdict.file_sha256) if override else ()
+        self._require_passed(entries, verdict, candidate.tags.get("language", ""), accepted)
         name = f"{candidate.name} version {candidate.version}"
         self._require_fresh(verdict, name)
-        used = tuple(dict.fromkeys(gate.label for gate in verdict.failures))
+        used = labels(verdict)
         if self.require_better and now and not verdict.improves:
             found = f"{points(verdict.comparison)} points of WER" if verdict.comparison else "no paired comparison"
             if not override:
@@ -113,7 +108,7 @@ class Rules:
                     "benchmark; the whole interval must lie below zero): keep the champion, or train on more"
                 )
             used += (BETTER,)
-        return used
+        return verdict, used
 
     def obstacle(self, entries: Sequence[Decision], candidate: ModelVersion) -> str | None:
         """Why an approval would be refused as things stand, and whether an override would help."""
@@ -127,36 +122,25 @@ class Rules:
             return f"{refused} `promote` approves it all the same with `override_gates`."
         return None
 
-    def require_overridable(self, entries: Sequence[Decision], digest: str, language: str) -> tuple[str, ...]:
-        """The labels of the gates that a bundle failed, if that is all that stands in its way.
+    def require_overridable(self, entries: Sequence[Decision], digest: str, language: str) -> Verdict:
+        """The verdict of a bundle, if that it failed gates is all that stands in its way.
 
         Raises:
             PromotionRefused: its verdict expired, or every gate was passed.
             GateRefused: the verdict is missing, altered, stale or foreign, which nobody can override.
         """
         verdict = load_verdict(self.verdicts, digest)
-        failed = tuple(dict.fromkeys(gate.label for gate in verdict.failures))
-        self._require_verdict(entries, digest, language, failed)
+        self._require_passed(entries, verdict, language, labels(verdict))
         self._require_fresh(verdict, verdict.model_name)
-        if not failed:
+        if not verdict.failures:
             raise PromotionRefused(f"{verdict.model_name} ({digest[:12]}) passed every gate: nothing to override")
-        return failed
+        return verdict
 
-    def overridden(self, entries: Sequence[Decision], digest: str) -> tuple[str, ...]:
-        """Labels of the gates that people accepted for exactly this bundle and its present verdict."""
+    def overridden(self, entries: Sequence[Decision], digest: str, verdict_sha256: str) -> tuple[str, ...]:
+        """Labels of the gates that people accepted for exactly this bundle and verdict."""
         made = (e for e in reversed(entries) if (e.action, e.digest) == ("override", digest))
         last = next(made, None)
-        return last.overridden if last and last.verdict_sha256 == self.verdict_sha256(digest) else ()
-
-    def require_still(self, entries: Sequence[Decision], entry: Decision) -> None:
-        """A decided bundle's verdict must still open the way, or that very decision accepted its failures.
-
-        Raises:
-            GateRefused: no passing verdict for exactly this bundle.
-        """
-        unchanged = self.verdict_sha256(entry.digest) == entry.verdict_sha256
-        accepted = accepted_gates(entries, entry) if unchanged else ()
-        require_passed(self.verdicts, entry.digest, language=entry.language, overridden=accepted)
+        return last.overridden if last and last.verdict_sha256 == verdict_sha256 else ()
 
     def closed(self, entries: Sequence[Decision], version: ModelVersion) -> Decision | None:
         """The decision that keeps a version from being approved: a rejection for good, others until it is rejudged."""
@@ -179,48 +163,39 @@ class Rules:
         since = judged or version.created_at
         return since + timedelta(days=self.expires_days) if since else None
 
-    def voices(self, entries: Sequence[Decision], version: ModelVersion) -> dict[str, Decision]:
-        """Approvals of a version that were not enough by themselves, by approver, on its present verdict.
+    def overdue(self, version: ModelVersion) -> bool:
+        """Whether a version waited longer than the rules allow."""
+        deadline = self.expires_at(version)
+        return deadline is not None and datetime.now(UTC) > deadline
+
+    def voices(self, entries: Sequence[Decision], version: ModelVersion, verdict_sha256: str) -> dict[str, Decision]:
+        """Approvals of a version on that verdict that were not enough by themselves, by approver.
 
         Only of people who may still decide: whoever left the list has no say in what goes into production now.
         """
-        sha = self.verdict_sha256(version.digest)
         return {
             e.approver: e
             for e in entries
             if e.action == "voice"
             and about(e, version)
-            and e.verdict_sha256 == sha
+            and e.verdict_sha256 == verdict_sha256
             and (self.approvers is None or e.approver in self.approvers)
         }
 
-    def enough(self, entries: Sequence[Decision], version: ModelVersion, approver: str) -> bool:
+    def suffices(self, entries: Sequence[Decision], version: ModelVersion, verdict_sha256: str, approver: str) -> bool:
         """Whether an approval by this person is enough: by another than the launcher, or as the second voice."""
-        launchers = {name.casefold() for name in self.launched_by(version)} or {UNSIGNED}
+        launchers = {name.casefold() for name in self.launchers.of(version)} or {UNSIGNED}
         if not self.two_person or (UNSIGNED not in launchers and approver.casefold() not in launchers):
             return True
-        return any(name.casefold() != approver.casefold() for name in self.voices(entries, version))
+        voices = self.voices(entries, version, verdict_sha256)
+        return any(name.casefold() != approver.casefold() for name in voices)
 
     def who_may_approve(self, version: ModelVersion) -> tuple[str, ...] | None:
         """Whose approval would be enough, or would be one of two; None: anyone with a name."""
         if self.approvers is None:
             return None
-        alone = {name.casefold() for name in self.launched_by(version)} if self.two_person else set()
+        alone = {name.casefold() for name in self.launchers.of(version)} if self.two_person else set()
         return tuple(sorted(name for name in self.approvers if name.casefold() not in alone))
-
-    def launched_by(self, version: ModelVersion) -> tuple[str, ...]:
-        """Who launched a version's training, by its tag or by what was noted beside the ledger."""
-        tagged = [name.strip() for name in version.tags.get(LAUNCHED_BY_TAG, "").split(",")]
-        return tuple(sorted({name for name in (*tagged, *self._noted_launchers(version.digest)) if name}))
-
-    def note_launchers(self, digest: str, names: Collection[str]) -> None:
-        """Keep who launched the training of a bundle, beside those noted before; no edit in MLflow takes one away."""
-        if self.launchers is None:
-            return
-        if not _DIGEST.fullmatch(digest):
-            raise PromotionRefused(f"{digest[:80]!r} is not the digest of a bundle: 64 hexadecimal digits are expected")
-        noted = sorted({*self._noted_launchers(digest), *(name.strip() for name in names if name.strip())})
-        write_json(self.launchers / f"{digest}.json", noted)
 
     def verdict_sha256(self, digest: str) -> str:
         """SHA-256 of a bundle's verdict as it is now; empty without one."""
@@ -229,26 +204,11 @@ class Rules:
         except OSError:
             return ""
 
-    def _noted_launchers(self, digest: str) -> tuple[str, ...]:
-        if self.launchers is None or not _DIGEST.fullmatch(digest):
-            return ()
-        try:
-            names = json.loads((self.launchers / f"{digest}.json").read_bytes())
-        except FileNotFoundError:
-            return ()
-        except ValueError:
-            names = None
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            return (UNSIGNED,)  # a damaged note clears nobody
-        return tuple(names)
-
-    def _require_verdict(
-        self, entries: Sequence[Decision], digest: str, language: str, overridden: Collection[str]
-    ) -> Verdict:
+    def _require_passed(
+        self, entries: Sequence[Decision], verdict: Verdict, language: str, overridden: Collection[str]
+    ) -> None:
         now = champion_in_force(entries)
-        return require_passed(
-            self.verdicts,
-            digest,
+        verdict.require_passed(
             language=language,
             settings=self.gates if self.compare_champion else None,
             champion_digest=(now.digest if now else None) if self.compare_champion else UNCHECKED,
@@ -265,6 +225,25 @@ class Rules:
                 f"{name} expired: it was judged {when}, and a verdict holds for {self.expires_days} days; "
                 "evaluate and judge it again, then register it again"
             )
+
+
+def require_still_passed(verdicts: Path, entries: Sequence[Decision], entry: Decision) -> Verdict:
+    """The verdict of a decided bundle must still open the way, or that very decision accepted its failures.
+
+    They are accepted as far as an override before the decision covers them, and only on the verdict it was taken on.
+
+    Raises:
+        GateRefused: no passing verdict for exactly this bundle.
+    """
+    verdict = load_verdict(verdicts, entry.digest)
+    accepted = accepted_gates(entries, entry) if verdict.file_sha256 == entry.verdict_sha256 else ()
+    verdict.require_passed(language=entry.language, overridden=accepted)
+    return verdict
+
+
+def labels(verdict: Verdict) -> tuple[str, ...]:
+    """The gates that a verdict failed, as decisions name them."""
+    return tuple(dict.fromkeys(gate.label for gate in verdict.failures))
 
 
 def require_language(version: ModelVersion, language: str) -> ModelVersion:

@@ -12,6 +12,7 @@ A failed gate can be overridden by people, who do so in the promotion ledger; th
 gates that were (`overridden`). A verdict that is missing, altered, stale or foreign cannot be overridden by anyone.
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -20,7 +21,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -124,11 +125,19 @@ class GateResult:
         )
 
 
+class _Unchecked:
+    """Stands for a question that the caller did not ask."""
+
+
+UNCHECKED = _Unchecked()
+
+
 @dataclass(frozen=True)
 class Verdict:
     """The judgement over one bundle on given test data with given thresholds.
 
     `judged_at` (UTC, ISO 8601) is the age of the evidence; empty in verdicts of times that did not note it.
+    `file_sha256` is of the file that it was read from, and empty before that; it is no part of the verdict.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", ser_json_inf_nan="null")
@@ -145,6 +154,7 @@ class Verdict:
     settings: Mapping[str, Any] = field(default_factory=dict)  # the thresholds used
     schema_version: int = VERDICT_SCHEMA
     judged_at: str = ""
+    file_sha256: Annotated[str, Field(exclude=True)] = field(default="", compare=False)
 
     @property
     def failures(self) -> tuple[GateResult, ...]:
@@ -165,8 +175,47 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values; NaN becomes null."""
-        content: dict[str, Any] = json.loads(TypeAdapter(Verdict).dump_json(self))
+        content: dict[str, Any] = json.loads(_adapter().dump_json(self))
         return content
+
+    def require_passed(
+        self,
+        *,
+        language: str | None = None,
+        settings: GateSettings | None = None,
+        champion_digest: str | _Unchecked | None = UNCHECKED,
+        overridden: Collection[str] = (),
+    ) -> None:
+        """Raise GateRefused unless this verdict opens the way.
+
+        With `language`, a verdict on another language is refused; with `settings`, one judged by other thresholds; with
+        `champion_digest` (None: there is none), one that compared with another champion than today's. `overridden` are
+        the labels of gates whose failure people have decided to accept; any other failure is still a refusal.
+        """
+        name = f"{self.model_name} ({self.bundle_digest[:12]})"
+        if language is not None and self.language != language:
+            raise GateRefused(f"The verdict of {name} is foreign: it is on {self.language}, not on {language}.")
+        if settings is not None and dict(self.settings) != settings.model_dump(mode="json"):
+            raise GateRefused(f"The verdict of {name} is stale: it was judged by other thresholds, so judge again.")
+        if not isinstance(champion_digest, _Unchecked) and self.champion_digest != champion_digest:
+            compared = (self.champion_digest or "none")[:12]
+            today = (champion_digest or "none")[:12]
+            raise GateRefused(
+                f"The verdict of {name} is stale: it compared with champion {compared}, today's is {today}; "
+                "evaluate again."
+            )
+        refused = [gate for gate in self.failures if gate.label not in overridden]
+        if refused:
+            first, more = refused[0], len(refused) - 1
+            raise GateRefused(
+                f"{name} did not pass gate {first.name}: {first.explanation}"
+                + (f" ({more} more failed.)" if more else "")
+            )
+
+
+@functools.cache
+def _adapter() -> TypeAdapter[Verdict]:
+    return TypeAdapter(Verdict)  # building one takes longer than reading a verdict with it
 
 
 # ----------------------------------------------------------------------------------------------------------- judging
@@ -447,10 +496,11 @@ def load_verdict(folder: Path, bundle_digest: str) -> Verdict:
     path = _place(folder, bundle_digest)
     short = bundle_digest[:12]
     try:
-        content = json.loads(path.read_bytes())
+        data = path.read_bytes()
+        content = json.loads(data)
     except FileNotFoundError:
         raise GateRefused(f"Bundle {short} has no verdict: evaluate and judge it first.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise GateRefused(f"The verdict of bundle {short} is not readable ({type(error).__name__}).") from None
     if not isinstance(content, dict):
         raise GateRefused(f"The verdict of bundle {short} is not readable (no JSON object).")
@@ -467,7 +517,7 @@ def load_verdict(folder: Path, bundle_digest: str) -> Verdict:
     if not intact:
         raise GateRefused(f"The verdict of bundle {short} was altered after judging: its checksum does not match.")
     try:
-        verdict = TypeAdapter(Verdict).validate_python(content)
+        verdict = _adapter().validate_python({**content, "file_sha256": hashlib.sha256(data).hexdigest()})
     except ValidationError as error:
         place = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise GateRefused(f"The verdict of bundle {short} is malformed at {place}: judge again.") from None
@@ -496,13 +546,6 @@ def _require_consistent(verdict: Verdict, short: str) -> None:
         raise GateRefused(f"The verdict of bundle {short} contradicts itself: passed does not follow from its gates.")
 
 
-class _Unchecked:
-    """Stands for a question that the caller did not ask."""
-
-
-UNCHECKED = _Unchecked()
-
-
 def require_passed(
     folder: Path,
     bundle_digest: str,
@@ -512,28 +555,10 @@ def require_passed(
     champion_digest: str | _Unchecked | None = UNCHECKED,
     overridden: Collection[str] = (),
 ) -> Verdict:
-    """The verdict of exactly this bundle, or GateRefused when it is missing, not valid or not passed.
+    """The verdict of exactly this bundle, or GateRefused when it is missing, not valid or does not open the way.
 
-    With `language`, a verdict on another language is refused; with `settings`, one judged by other thresholds; with
-    `champion_digest` (None: there is none), one that compared with another champion than today's. `overridden` are the
-    labels of gates whose failure people have decided to accept; any other failure is still a refusal.
+    What else is asked of it is explained at `Verdict.require_passed`.
     """
     verdict = load_verdict(folder, bundle_digest)
-    name = f"{verdict.model_name} ({bundle_digest[:12]})"
-    if language is not None and verdict.language != language:
-        raise GateRefused(f"The verdict of {name} is foreign: it is on {verdict.language}, not on {language}.")
-    if settings is not None and dict(verdict.settings) != settings.model_dump(mode="json"):
-        raise GateRefused(f"The verdict of {name} is stale: it was judged by other thresholds, so judge again.")
-    if not isinstance(champion_digest, _Unchecked) and verdict.champion_digest != champion_digest:
-        compared = (verdict.champion_digest or "none")[:12]
-        today = (champion_digest or "none")[:12]
-        raise GateRefused(
-            f"The verdict of {name} is stale: it compared with champion {compared}, today's is {today}; evaluate again."
-        )
-    refused = [gate for gate in verdict.failures if gate.label not in overridden]
-    if refused:
-        first, more = refused[0], len(refused) - 1
-        raise GateRefused(
-            f"{name} did not pass gate {first.name}: {first.explanation}" + (f" ({more} more failed.)" if more else "")
-        )
+    verdict.require_passed(language=language, settings=settings, champion_digest=champion_digest, overridden=overridden)
     return verdict

@@ -8,12 +8,11 @@ Not covered: the registry's note of the ledger's end, which only a release compa
 someone who forges ledger and verdict consistently; the folder's permissions keep them out.
 """
 
-import hashlib
-from contextlib import suppress
 from pathlib import Path
 
-from deployment.ledger import PRODUCTION, Ledger, LedgerError, accepted_gates, champion_in_force
-from evaluation.gates import GateRefused, require_passed
+from deployment.ledger import PRODUCTION, Ledger, LedgerError, champion_in_force
+from deployment.rules import require_still_passed
+from evaluation.gates import GateRefused
 
 
 class NotApproved(Exception):
@@ -34,7 +33,6 @@ def require_approved(home: Path, language: str, digest: str) -> None:
             that is missing, altered, foreign or not passed.
     """
     refused = f"bundle {digest[:12]} is not served for '{language}'"
-    verdicts = home / "verdicts"
     try:
         ledger = Ledger(home / "ledger", language)
         entries = ledger.entries()
@@ -48,10 +46,6 @@ def require_approved(home: Path, language: str, digest: str) -> None:
                 else "approve a version with the job `promote`, which releases it"
             )
             raise NotApproved(f"{refused}: {why}; {remedy}")
-        sha256 = ""
-        with suppress(FileNotFoundError):  # named by require_passed
-            sha256 = hashlib.sha256((verdicts / f"{digest}.json").read_bytes()).hexdigest()
-        accepted = accepted_gates(entries, decision) if sha256 == decision.verdict_sha256 else ()
-        require_passed(verdicts, digest, language=language, overridden=accepted)
+        require_still_passed(home / "verdicts", entries, decision)
     except (LedgerError, GateRefused, OSError) as error:
         raise NotApproved(f"{refused}: {error}") from error

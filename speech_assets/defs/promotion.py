@@ -11,10 +11,10 @@ from urllib.parse import quote
 import dagster as dg
 
 from deployment.aliases import STATUS_TAG
+from deployment.launchers import UNSIGNED
 from deployment.ledger import LedgerError
 from deployment.promotion import Promotions, Waiting
 from deployment.registry import LAUNCHED_BY_TAG, ModelVersion
-from deployment.rules import UNSIGNED
 from deployment.tag_requests import APPROVER_TAG, CHOICES, DECISION_TAG, OUTCOME_TAG, REASON_TAG
 from evaluation.gates import GateRefused, Verdict, require_passed
 from evaluation.results import Evaluation
@@ -67,7 +67,7 @@ def registered_model(context: dg.AssetExecutionContext, workspace: dg.ResourcePa
         raise dg.Failure(str(refused), allow_retries=False) from refused
     record = training_record(model)
     launched_by = _launched_by(context)
-    promotions.rules.note_launchers(bundle.digest, launched_by)
+    promotions.rules.launchers.note(bundle.digest, launched_by)
     version = promotions.registry.register(
         workspace.model_name(language),
         bundle.path,

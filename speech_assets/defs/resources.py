@@ -65,15 +65,16 @@ class Workspace:
 
     def promotions(self) -> "Promotions":
         """Decisions about champions, with the approvers, rules and thresholds of the settings."""
+        from deployment.launchers import Launchers
         from deployment.promotion import Promotions
         from deployment.rules import Rules
 
         asked = self.settings.promotion
         rules = Rules(
-            self.verdicts,
-            asked.approvers,
-            self.store.path("launchers"),
-            self.settings.gates,
+            verdicts=self.verdicts,
+            approvers=asked.approvers,
+            launchers=Launchers(self.store.path("launchers")),
+            gates=self.settings.gates,
             require_better=asked.require_better,
             two_person=asked.two_person,
             expires_days=asked.challenger_expires_days,

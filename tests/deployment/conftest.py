@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from deployment.launchers import Launchers
 from deployment.ledger import GENESIS, Decision
 from deployment.promotion import Promotions
 from deployment.registry import ModelVersion, Registry
@@ -136,12 +137,12 @@ class House:
 
     def restarted(self, **changes: object) -> Promotions:
         """The promotions of a new process, or with other rules."""
-        rules: dict = {"approvers": ("Ada",), "launchers": self.home / "launchers", **changes}
+        rules: dict = {"approvers": ("Ada",), "launchers": Launchers(self.home / "launchers"), **changes}
         return self.promotions_over(Registry(self.registry.tracking_uri), **rules)
 
     def promotions_over(self, registry: Registry, **rules: object) -> Promotions:
         """Promotions under some rules, with another registry."""
-        return Promotions(registry, self.home / "ledger", Rules(self.home / "verdicts", **rules))
+        return Promotions(registry, self.home / "ledger", Rules(verdicts=self.home / "verdicts", **rules))
 
 
 @pytest.fixture(scope="session")
@@ -157,7 +158,7 @@ def house(tmp_path: Path, empty_database: Path) -> House:
     (tmp_path / "mlflow").mkdir()
     shutil.copy(empty_database, tmp_path / "mlflow" / "mlflow.db")
     registry = Registry(f"sqlite:///{tmp_path / 'mlflow' / 'mlflow.db'}")
-    promotions = Promotions(registry, tmp_path / "ledger", Rules(tmp_path / "verdicts", ("Ada",)))
+    promotions = Promotions(registry, tmp_path / "ledger", Rules(verdicts=tmp_path / "verdicts", approvers=("Ada",)))
     return House(tmp_path, registry, promotions)
 
 

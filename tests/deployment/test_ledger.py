@@ -23,6 +23,13 @@ def _ledger_of(folder: Path, count: int) -> Ledger:
     return ledger
 
 
+def _resealed(line: bytes, **fields: object) -> bytes:
+    """The entry with other fields and the hash that they call for."""
+    content = {**json.loads(line), **fields, "hash": ""}
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return json.dumps({**content, "hash": hashlib.sha256(canonical.encode()).hexdigest()}).encode() + b"\n"
+
+
 @pytest.mark.parametrize(
     ("change", "broken"),
     [
@@ -37,9 +44,17 @@ def _ledger_of(folder: Path, count: int) -> Ledger:
         (lambda lines: [*lines[:3], lines[3][:40] + b"\n"], 4),
         (lambda lines: [*lines[:3], b"\xff\xfe\n"], 4),
         (lambda lines: [*lines[:3], b"[]\n"], 4),
+        (lambda lines: [*lines[:3], b"[" * 100_000 + b"\n"], 4),
+        (lambda lines: [*lines[:3], _resealed(lines[3], action="crown")], 4),
+        (lambda lines: [*lines[:3], _resealed(lines[3], version=4)], 4),
+        (lambda lines: [*lines[:3], _resealed(lines[3], time=5)], 4),
+        (lambda lines: [*lines[:3], _resealed(lines[3], sequence=4.0)], 4),
         (lambda lines: [*lines[:3], lines[3].replace(b'"schema":2', b'"schema":3')], 4),
     ],
-    ids="reason approver removed first-removed doubled swapped blank empty cut bytes list schema".split(),
+    ids=(
+        "reason approver removed first-removed doubled swapped blank empty cut bytes list deep action version time "
+        "number schema"
+    ).split(),
 )
 def test_tampered_ledger_names_its_first_broken_entry(tmp_path, change, broken):
     ledger = _ledger_of(tmp_path, 4)

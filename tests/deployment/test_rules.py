@@ -1,5 +1,6 @@
 """What a decision needs: a named person with a reason, and a whole, current verdict for exactly that bundle."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -122,7 +123,7 @@ def test_a_rejection_is_final_even_after_other_wishes(house):
 def test_editing_the_tag_does_not_hide_who_launched_the_training(house):
     version = house.register(1, launched_by="Ada")
     strict = house.restarted(approvers=("Ada", "Bob", "Cleo"), two_person=True)
-    strict.rules.note_launchers(version.digest, ("Ada",))
+    strict.rules.launchers.note(version.digest, ("Ada",))
     house.registry.set_version_tag(MODEL, "1", "launched_by", "Bob")
     waiting = strict.waiting("en", MODEL)
     assert (waiting.launchers, waiting.approvers) == (("Ada", "Bob"), ("Cleo",))
@@ -136,7 +137,7 @@ def test_editing_the_tag_does_not_hide_who_launched_the_training(house):
 def test_a_damaged_note_of_launchers_clears_nobody(house, content):
     version = house.register(1, launched_by="Ada")
     strict = house.restarted(approvers=("Ada", "Bob"), two_person=True)
-    strict.rules.note_launchers(version.digest, ("Ada",))
+    strict.rules.launchers.note(version.digest, ("Ada",))
     (house.home / "launchers" / f"{version.digest}.json").write_text(content)
     assert strict.approve("en", MODEL, "1", "Bob", "good").action == "voice"
 
@@ -148,3 +149,35 @@ def test_the_voice_of_someone_who_left_does_not_count(house):
     later = house.restarted(approvers=("Ada", "Cleo"), two_person=True)
     assert later.approve("en", MODEL, "1", "Ada", "good").action == "voice"
     assert later.approve("en", MODEL, "1", "Cleo", "good").action == "approve"
+
+
+def test_a_verdict_replaced_while_an_override_is_recorded_is_not_the_one_accepted(house, verdict_of, monkeypatch):
+    """People accepted what they saw: a failure of 16 %, not of 90 %."""
+    folder, bundle = house.home / "verdicts", house.bundle(1)
+    save_verdict(verdict_of(bundle, wer=0.16), folder)
+    promotions = house.restarted(allow_override=True)
+    ensure = promotions.registry.ensure_model
+
+    def meanwhile(*arguments: object) -> None:
+        ensure(*arguments)
+        save_verdict(verdict_of(bundle, wer=0.9), folder)
+
+    monkeypatch.setattr(promotions.registry, "ensure_model", meanwhile)
+    promotions.override("en", MODEL, bundle.path, bundle.digest, "Ada", "a pilot for ten callers")
+    assert promotions.overridden("en", bundle.digest) == ()
+
+
+def test_a_voice_is_for_the_verdict_that_it_was_given_on(house, verdict_of, monkeypatch):
+    version = house.register(1, launched_by="Ada")
+    promotions = house.restarted(approvers=("Ada", "Bob"), two_person=True)
+    before = (house.home / "verdicts" / f"{version.digest}.json").read_bytes()
+    verify = promotions.registry.model_tag
+
+    def meanwhile(*arguments: str) -> str | None:
+        save_verdict(verdict_of(house.bundle(1), wer=0.1), house.home / "verdicts")
+        return verify(*arguments)
+
+    monkeypatch.setattr(promotions.registry, "model_tag", meanwhile)  # asked for between the check and the record
+    voice = promotions.approve("en", MODEL, "1", "Ada", "mine is good")
+    assert (voice.action, voice.verdict_sha256) == ("voice", hashlib.sha256(before).hexdigest())
+    assert promotions.rules.voices((voice,), version, promotions.rules.verdict_sha256(version.digest)) == {}

@@ -60,7 +60,7 @@ def test_a_version_travels_from_the_machine_that_trained_to_the_one_that_serves(
 ) -> None:
     url, kept = server
     registry = Registry(url, cache=tmp_path / "trainer")
-    rules = Rules(tmp_path / "verdicts", ("Ada",))
+    rules = Rules(verdicts=tmp_path / "verdicts", approvers=("Ada",))
     house = House(tmp_path, registry, Promotions(registry, tmp_path / "ledger", rules))
     version = house.register(1)
     assert house.register(1).version == version.version, "the same bundle is one version"

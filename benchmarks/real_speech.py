@@ -115,7 +115,7 @@ def materialize(home: Path, bar: float | None) -> int:
     """Materialise the assets one after the other and print what came out; without a bar, a refusal is the success."""
     import dagster as dg
 
-    from evaluation.results import EVALUATION_NAME, Evaluation
+    from evaluation.results import Evaluation
     from speech.store import DataStore
     from speech_assets.definitions import build
 
@@ -145,7 +145,7 @@ def materialize(home: Path, bar: float | None) -> int:
                 if asset not in ("verdict", "registered_model"):
                     return 1
     published = DataStore(home / "store").current("evaluation", QUARTER, LANGUAGE)
-    evaluation = Evaluation.load(published.path / EVALUATION_NAME)
+    evaluation = Evaluation.load(published.path)
     result_set = evaluation.sets["benchmark"]
     score = result_set.score
     training_s = took["base_model"] + took["finetuned_model"]

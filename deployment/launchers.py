@@ -1,13 +1,12 @@
 """Who launched a bundle's training, kept beside the ledger: a tag in MLflow alone could be edited by anyone."""
 
-import json
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from deployment.registry import LAUNCHED_BY_TAG, ModelVersion
-from speech.store import write_json
+from speech.store import parse_json, write_json
 
 UNSIGNED = "unknown"  # stands among a version's launchers for a training whose run named nobody
 
@@ -38,10 +37,10 @@ class Launchers:
         if self.folder is None or not _DIGEST.fullmatch(digest):
             return ()
         try:
-            names = json.loads((self.folder / f"{digest}.json").read_bytes())
+            names = parse_json((self.folder / f"{digest}.json").read_bytes())
         except FileNotFoundError:
             return ()
-        except (ValueError, RecursionError):
+        except ValueError:
             names = None
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             return (UNSIGNED,)  # a damaged note clears nobody

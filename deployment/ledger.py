@@ -25,6 +25,8 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from speech.store import parse_json
+
 LEDGER_SCHEMA = 2
 ADDED_IN_SCHEMA_2 = ("overridden", "launched_by")  # entries of schema 1 stay as they were written
 GENESIS = "0" * 64  # what stands for the entry before the first
@@ -183,12 +185,12 @@ class Ledger:
     def _entry(self, line: bytes, number: int) -> Decision:
         broken = f"{self.path}: entry {number}"
         try:
-            given = set(json.loads(line))
+            given = set(parse_json(line))
             entry = _adapter().validate_json(line, strict=True)
             known = {item.name for item in fields(Decision)}
             if given != (known - set(ADDED_IN_SCHEMA_2) if entry.schema == 1 else known):
                 raise ValueError("fields are missing or unknown")
-        except (ValueError, TypeError, RecursionError) as error:
+        except (ValueError, TypeError) as error:
             wrong = error.errors()[0] if isinstance(error, ValidationError) else None
             why = f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}" if wrong else error
             raise LedgerError(f"{broken} cannot be read ({why}); restore the file from its backup") from error

@@ -4,35 +4,36 @@
 on disk then, so that it needs neither Dagster nor MLflow to be up. A file that is broken or gone costs its row what the
 file would have said, and nothing else.
 
-Not covered: the number of a version that nobody decided about. MLflow alone knows it; the ledger names the others.
+Not covered: what MLflow alone knows, which is the number of a version that nobody decided about, and its note of the
+ledger's end, without which an unfinished or hand-written last entry looks like any other (Dagster's check
+`ledger_intact` compares). Nor whether an approval would be refused for another reason than a failed gate: that the
+verdict is too old, or on other thresholds or another champion than today's (`challenger_waits` says so).
 """
 
 import argparse
 import io
-import json
-import re
 import sys
 from collections.abc import Mapping
-from functools import lru_cache, partial
+from functools import partial
 from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
-from deployment.ledger import Decision, Ledger, LedgerError, champion_in_force
+from deployment.ledger import CLOSING, Decision, Ledger, LedgerError, champion_in_force
 from deployment.settings import Settings, SettingsError
-from evaluation.expectations import VALIDATION_NAME
-from evaluation.gates import GateRefused, load_verdict
+from evaluation.expectations import ValidationUnknown, failed_checks
+from evaluation.gates import GateRefused, Verdict, load_verdict
 from evaluation.index import Champion, Entry, render_index
-from evaluation.results import EVALUATION_NAME, Evaluation, EvaluationError, Score
+from evaluation.results import EvaluationError, Summary
+from speech.manifest import LANGUAGE_TAG, QUARTER_KEY
 from speech.store import POINTER, DataStore, StoreError
 
-INDEX = ("/", "/index.html")
-MADE_IN_ORDER = ("recordings", "utterances", "evaluation")  # a quarter that has one of these has a row
-_QUARTER, _LANGUAGE = re.compile(r"\d{4}-(01|04|07|10)"), re.compile(r"[a-z]{2,3}")
-
-DECIDED = {
+HEALTH = "/healthz"
+_INDEX = ("/", "/index.html")
+_ASSETS = ("recordings", "utterances", "evaluation")  # a quarter that has one of these has a row
+_DECIDED = {
     "approve": "was champion",
     "rollback": "was champion",
     "voice": "one of two approvals",
@@ -47,11 +48,12 @@ def index(store: DataStore, links: Mapping[str, str] | None = None) -> str:
     """The index of what the data store holds at this moment."""
     partitions = {
         (folder.parent.name, folder.name)
-        for asset in MADE_IN_ORDER
+        for asset in _ASSETS
         for folder in store.path(asset).glob("*/*")
-        if _QUARTER.fullmatch(folder.parent.name) and _LANGUAGE.fullmatch(folder.name)
+        if QUARTER_KEY.fullmatch(folder.parent.name) and LANGUAGE_TAG.fullmatch(folder.name)
     }
-    languages = sorted({language for _, language in partitions})
+    decided = {path.stem for path in store.path("ledger").glob("*.jsonl") if LANGUAGE_TAG.fullmatch(path.stem)}
+    languages = sorted(decided | {language for _, language in partitions})
     decisions: dict[str, tuple[Decision, ...]] = {}
     unreadable = []
     for language in languages:
@@ -80,66 +82,58 @@ def _entry(store: DataStore, quarter: str, language: str, decisions: tuple[Decis
     found: dict[str, Any] = {}
     unreadable: list[str] = []
     try:
-        found["corpus_failed"] = _corpus_failed(store, quarter, language)
-    except (StoreError, OSError, ValueError, KeyError, TypeError) as broken:
-        unreadable.append(f"{VALIDATION_NAME} of the utterances cannot be read ({broken}): materialise them again")
-    try:
-        bundle, evaluation, found["scores"] = _last_evaluation(store, quarter, language)
-    except (StoreError, EvaluationError, OSError) as broken:
+        if _made(store, "utterances", quarter, language):
+            found["corpus_failed"] = failed_checks(store.current("utterances", quarter, language).path)
+    except (StoreError, ValidationUnknown, OSError) as broken:
         unreadable.append(str(broken))
-        bundle = evaluation = ""
-    if bundle:
-        try:
-            verdict = load_verdict(store.path("verdicts"), bundle)
-            found |= {"verdict": verdict, "stale": verdict.evaluation_digest != evaluation}
-        except (GateRefused, OSError) as refused:
-            unreadable.append(str(refused))
-        found |= {"decision": None} if decisions is None else _decided(bundle, decisions)
+    try:
+        if _made(store, "evaluation", quarter, language):
+            summary = Summary.load(store.current("evaluation", quarter, language).path)
+            found["scores"] = summary.scores
+            found |= _judged(store.path("verdicts"), summary, decisions)
+    except (StoreError, EvaluationError, GateRefused, OSError) as broken:
+        unreadable.append(str(broken))
     for page, folder in (("report", "reports"), ("data_docs", "data-docs")):
         if (store.path("pages", folder, quarter, language) / "index.html").is_file():
             found[page] = f"/{folder}/{quarter}/{language}/"
     return Entry(quarter, language, unreadable=tuple(unreadable), **found)
 
 
-def _corpus_failed(store: DataStore, quarter: str, language: str) -> tuple[str, ...]:
-    """The checks for which a quarter's utterances were refused; none where they passed or are not there yet."""
-    if not (store.path("utterances", quarter, language) / POINTER).exists():
-        return ()
-    validation = json.loads((store.current("utterances", quarter, language).path / VALIDATION_NAME).read_text())
-    return () if validation["passed"] is True else tuple(map(str, validation["failed"])) or ("not passed",)
+def _made(store: DataStore, asset: str, quarter: str, language: str) -> bool:
+    return (store.path(asset, quarter, language) / POINTER).exists()
 
 
-def _last_evaluation(store: DataStore, quarter: str, language: str) -> tuple[str, str, Mapping[str, Score]]:
-    """Digests of the bundle and of its evaluation, and the scores; empty where nothing was evaluated yet."""
-    if not (store.path("evaluation", quarter, language) / POINTER).exists():
-        return "", "", {}
-    path = store.current("evaluation", quarter, language).path / EVALUATION_NAME
-    return _measured(path, path.stat().st_mtime_ns)
+def _judged(verdicts: Path, summary: Summary, decisions: tuple[Decision, ...] | None) -> dict[str, Any]:
+    """What the verdict says, and what people decided about the model."""
+    if not (verdicts / f"{summary.bundle_digest}.json").exists():
+        return {}
+    verdict = load_verdict(verdicts, summary.bundle_digest)
+    return {
+        "verdict": verdict,
+        "stale": verdict.evaluation_digest != summary.evaluation_digest,
+        **({"decision": None} if decisions is None else _decided(verdict, decisions)),
+    }
 
 
-@lru_cache(maxsize=1_000)
-def _measured(path: Path, modified_ns: int) -> tuple[str, str, Mapping[str, Score]]:
-    """What the index shows of an evaluation, which is read once: it holds every utterance, and never changes."""
-    evaluation = Evaluation.load(path)
-    scores = {name: result.score for name, result in evaluation.sets.items()}
-    return evaluation.bundle_digest, evaluation.digest, scores
-
-
-def _decided(bundle: str, decisions: tuple[Decision, ...]) -> dict[str, Any]:
+def _decided(verdict: Verdict, decisions: tuple[Decision, ...]) -> dict[str, Any]:
     """What the last decision about a bundle was, and whether it is the champion."""
-    about = [decision for decision in decisions if decision.digest == bundle]
+    about = [decision for decision in decisions if decision.digest == verdict.bundle_digest]
     if not about:
         return {"decision": ""}
     last, champion = about[-1], champion_in_force(decisions)
     version = f"version {last.version}" if last.version else ""
-    if champion and champion.digest == bundle:
+    if champion and champion.digest == verdict.bundle_digest:
         return {"decision": version, "is_champion": True}
-    said = f"{DECIDED[last.action]}: {last.reason}" if last.action == "reject" else DECIDED[last.action]
+    said = _DECIDED[last.action]
+    if last.action == "reject":
+        said = f"{said}: {last.reason}"
+    elif last.action in (*CLOSING, "voice", "override") and last.verdict_sha256 != verdict.file_sha256:
+        said = f"{said}, judged again since"
     return {"decision": ", ".join(filter(None, (version, said)))}
 
 
 class Pages(SimpleHTTPRequestHandler):
-    """Files of one folder, and the index at its root."""
+    """Files of one folder, and the index at its root; HEALTH answers without reading anything."""
 
     def __init__(self, *arguments: Any, store: DataStore, links: Mapping[str, str], **options: Any) -> None:
         self.store = store
@@ -148,15 +142,26 @@ class Pages(SimpleHTTPRequestHandler):
 
     def send_head(self) -> io.BytesIO | BinaryIO | None:
         """Answer GET and HEAD up to the body."""
-        if urlsplit(self.path).path not in INDEX:
+        path = urlsplit(self.path).path
+        if path == HEALTH:
+            return self._answer("ok", "text/plain")
+        if path not in _INDEX:
             return super().send_head()
-        page = index(self.store, self.links).encode()
+        try:
+            return self._answer(index(self.store, self.links), "text/html")
+        except Exception as error:
+            self.log_error("the index could not be made: %r", error)
+            self.send_error(HTTPStatus.INTERNAL_SERVER_ERROR, explain=f"The index could not be made: {error!r}")
+            return None
+
+    def _answer(self, text: str, kind: str) -> io.BytesIO:
+        body = text.encode()
         self.send_response(HTTPStatus.OK)
-        self.send_header("Content-Type", "text/html; charset=utf-8")
-        self.send_header("Content-Length", str(len(page)))
+        self.send_header("Content-Type", f"{kind}; charset=utf-8")
+        self.send_header("Content-Length", str(len(body)))
         self.send_header("Cache-Control", "no-store")
         self.end_headers()
-        return io.BytesIO(page)
+        return io.BytesIO(body)
 
 
 def server(home: Path, host: str, port: int, links: Mapping[str, str] | None = None) -> ThreadingHTTPServer:

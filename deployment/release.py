@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deployment.canary import Figures
-from speech.store import write_json
+from speech.store import parse_json, write_json
 
 RELEASE_SCHEMA = 1
 BUNDLE_HEADER = "X-Soundstage-Bundle"  # asks a replica for a loaded bundle by its digest, and names it in the answer
@@ -266,7 +266,7 @@ class ReleaseFolder:
             ReleaseDocumentError: it cannot be read.
         """
         try:
-            values = json.loads(self.document.read_bytes())
+            values = parse_json(self.document.read_bytes())
         except FileNotFoundError:
             if expected:
                 raise ReleaseDocumentError(
@@ -341,7 +341,7 @@ class ReleaseFolder:
         for path in sorted(self.replicas.glob("*.json")):
             # a report that is being removed, or of another version, says nothing about what runs
             with suppress(OSError, ValueError, ReleaseDocumentError):
-                found.append(ReplicaReport.from_dict(json.loads(path.read_bytes())))
+                found.append(ReplicaReport.from_dict(parse_json(path.read_bytes())))
         return tuple(found)
 
     def live(self) -> tuple[ReplicaReport, ...]:
@@ -415,7 +415,7 @@ class ReleaseFolder:
         with suppress(FileNotFoundError):
             for line in self._history(language).read_text().splitlines():
                 with suppress(ValueError, TypeError):
-                    values = json.loads(line)
+                    values = parse_json(line)
                     steps.append(Transition(**{**values, "replicas": tuple(values["replicas"])}))
         return tuple(steps)
 
@@ -449,7 +449,7 @@ class ReleaseFolder:
     def waiting(self, language: str) -> str | None:
         """Digest of a release of the language that waits for the one under way, if any."""
         with suppress(OSError, ValueError, KeyError, TypeError):
-            note = json.loads(self._waiting(language).read_bytes())
+            note = parse_json(self._waiting(language).read_bytes())
             if time.time() - float(note["at"]) <= WAITING_FRESH_S:
                 return str(note["digest"])
         return None

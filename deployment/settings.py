@@ -6,7 +6,6 @@ declared beside the code that applies them, in `evaluation`, and gathered here.
 """
 
 import os
-import re
 from datetime import date
 from pathlib import Path
 from typing import Literal, Self
@@ -22,6 +21,7 @@ from pydantic_settings import SettingsError as SourceError
 
 from evaluation.expectations import CorpusSettings
 from evaluation.gates import GateSettings
+from speech.manifest import LANGUAGE_TAG, QUARTER_KEY
 
 CONFIG_VARIABLE = "SOUNDSTAGE_CONFIG"
 DEFAULT_CONFIG = "soundstage.toml"
@@ -297,7 +297,7 @@ class Settings(BaseSettings):
     @field_validator("languages")
     @classmethod
     def _language_tags(cls, languages: tuple[str, ...]) -> tuple[str, ...]:
-        bad = [tag for tag in languages if not re.fullmatch(r"[a-z]{2,3}", tag)]
+        bad = [tag for tag in languages if not LANGUAGE_TAG.fullmatch(tag)]
         if bad or len(set(languages)) != len(languages):
             raise ValueError(f"must be distinct lower-case BCP-47 primary tags such as 'en'; got {list(languages)}")
         return languages
@@ -305,7 +305,7 @@ class Settings(BaseSettings):
     @field_validator("first_quarter")
     @classmethod
     def _quarter_start(cls, quarter: str) -> str:
-        if not re.fullmatch(r"\d{4}-(01|04|07|10)", quarter):
+        if not QUARTER_KEY.fullmatch(quarter):
             raise ValueError(f"must be the first month of a quarter, such as 2024-01 or 2024-04; got '{quarter}'")
         return quarter
 

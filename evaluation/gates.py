@@ -26,7 +26,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from evaluation.results import BENCHMARK, QUARTER, Evaluation, Interval, Number, SetResult
-from speech.store import write_json
+from speech.store import parse_json, write_json
 
 VERDICT_SCHEMA = 1
 
@@ -497,10 +497,10 @@ def load_verdict(folder: Path, bundle_digest: str) -> Verdict:
     short = bundle_digest[:12]
     try:
         data = path.read_bytes()
-        content = json.loads(data)
+        content = parse_json(data)
     except FileNotFoundError:
         raise GateRefused(f"Bundle {short} has no verdict: evaluate and judge it first.") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise GateRefused(f"The verdict of bundle {short} is not readable ({type(error).__name__}).") from None
     if not isinstance(content, dict):
         raise GateRefused(f"The verdict of bundle {short} is not readable (no JSON object).")

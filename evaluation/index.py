@@ -58,7 +58,7 @@ def render_index(
         champions=champions,
         unreadable=unreadable,
         links=links or {},
-        evaluated=any(entry.scores for entry in entries),
+        evaluated=any(entry.scores or entry.unreadable for entry in entries),
         sets=((QUARTER, "WER, quarter"), (BENCHMARK, "WER, benchmark")),
         why=_why,
         quarter_title=quarter_title,
@@ -76,8 +76,8 @@ def _why(entry: Entry) -> list[str]:
         failed = list(dict.fromkeys(gate_title(gate) for gate in entry.verdict.failures))
         more = [f"{len(failed) - GATES_NAMED} more"] if len(failed) > GATES_NAMED else []
         why += ["; ".join([*failed[:GATES_NAMED], *more])] if failed else []
-    elif not entry.scores and not entry.unreadable:
-        why.append("not evaluated yet")
+    elif not entry.unreadable:
+        why.append("not judged yet" if entry.scores else "not evaluated yet")
     if entry.stale:
         why.append("judged before the last evaluation: materialise `verdict`")
     return [*why, *entry.unreadable]

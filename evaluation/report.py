@@ -9,7 +9,6 @@ Sounds are MP3 at about 30 kbit/s: good enough to hear what was said, a tenth of
 import base64
 import io
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from evaluation.plots import champion_png, reliability_png, wer_by_condition_png
 from evaluation.presentation import CSP, gate_title, template
 from evaluation.results import BENCHMARK, QUARTER, Evaluation, Scored, SetResult
 from evaluation.scoring import Edit, align, score_by_speaker, slice_order
-from speech.manifest import quarter_title
+from speech.manifest import QUARTER_KEY, quarter_title
 from speech.store import write_atomically
 
 REPORT_NAME = "report.html"
@@ -280,5 +279,5 @@ def _both(plot: Callable[..., bytes], *arguments: Any, **options: Any) -> dict[s
 
 
 def _title(evaluation: Evaluation) -> str:
-    found = re.search(r"\d{4}-(01|04|07|10)", evaluation.partition)
+    found = QUARTER_KEY.search(evaluation.partition)
     return f"{quarter_title(found[0])}, {evaluation.language}" if found else evaluation.partition

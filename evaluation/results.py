@@ -14,10 +14,11 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
 from evaluation.calibration import Reliability
-from speech.store import write_json
+from speech.store import parse_json, write_json
 
 EVALUATION_SCHEMA = 1
 EVALUATION_NAME = "evaluation.json"
+SUMMARY_NAME = "summary.json"
 QUARTER = "quarter"  # the name of the quarter's own test set
 BENCHMARK = "benchmark"  # the name of the language's frozen test set
 
@@ -187,20 +188,45 @@ class Evaluation:
                 f"This evaluation is not readable at {place} ({first['msg']}): evaluate again."
             ) from None
 
-    def save(self, path: Path) -> Path:
-        """Write as JSON, atomically."""
-        write_json(path, self.to_dict())
-        return path
+    def save(self, folder: Path) -> None:
+        """Write it into a folder as JSON, and its summary beside it, each atomically."""
+        write_json(folder / EVALUATION_NAME, self.to_dict())
+        summary = Summary(self.bundle_digest, self.digest, {name: found.score for name, found in self.sets.items()})
+        write_json(folder / SUMMARY_NAME, json.loads(TypeAdapter(Summary).dump_json(summary)))
 
     @classmethod
-    def load(cls, path: Path) -> "Evaluation":
-        """Read a saved evaluation. Raises EvaluationError when it is missing or not one."""
+    def load(cls, folder: Path) -> "Evaluation":
+        """Read what was saved into a folder. Raises EvaluationError when it is missing or not one."""
+        return cls.from_dict(_json_object(folder / EVALUATION_NAME))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a list of evaluations shows of one: reading every utterance of each would take too long."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", ser_json_inf_nan="null")
+
+    bundle_digest: str
+    evaluation_digest: str
+    scores: Mapping[str, Score]  # by test set
+
+    @classmethod
+    def load(cls, folder: Path) -> "Summary":
+        """Read the summary of the evaluation in a folder. Raises EvaluationError when it is missing or not one."""
+        path = folder / SUMMARY_NAME
         try:
-            content = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            raise EvaluationError(f"There is no evaluation at {path}: evaluate the bundle first.") from None
-        except ValueError:
-            raise EvaluationError(f"{path} is not JSON: evaluate again.") from None
-        if not isinstance(content, dict):
-            raise EvaluationError(f"{path} is not an evaluation: evaluate again.")
-        return cls.from_dict(content)
+            return TypeAdapter(Summary).validate_python(_json_object(path))
+        except ValidationError:
+            raise EvaluationError(f"{path} is not a summary: evaluate again.") from None
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        content = parse_json(path.read_bytes())
+    except FileNotFoundError:
+        raise EvaluationError(f"There is no evaluation at {path}: evaluate the bundle first.") from None
+    except ValueError:
+        raise EvaluationError(f"{path} is not JSON: evaluate again.") from None
+    if not isinstance(content, dict):
+        raise EvaluationError(f"{path} is not an evaluation: evaluate again.")
+    return content

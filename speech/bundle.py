@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from speech.features import MelConfig
+from speech.store import parse_json
 
 BUNDLE_SCHEMA = 1
 MANIFEST = "bundle.json"
@@ -315,8 +316,8 @@ def _read_manifest(folder: Path) -> bytes:
 def _parse_manifest(data: bytes, folder: Path) -> dict[str, Any]:
     manifest = folder / MANIFEST
     try:
-        record = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        record = parse_json(data)
+    except ValueError as error:
         raise BundleError(f"{manifest}: not complete JSON ({error}); fetch the bundle again") from error
     if not isinstance(record, dict):
         raise BundleError(f"{manifest}: not a JSON object; fetch the bundle again")

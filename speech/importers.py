@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-from speech.manifest import UNKNOWN_DOMAIN, ManifestError, RejectedRow, Utterance, age_band
+from speech.manifest import UNKNOWN_DOMAIN, RejectedRow, Utterance, age_band
 from speech.rows import (
     BadLine,
+    ManifestError,
     PathLike,
     as_optional_seconds,
     as_quality,

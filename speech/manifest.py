@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from speech.conditioning import Quality
 
 UNKNOWN_DOMAIN = "unknown"
+QUARTER_KEY = re.compile(r"([0-9]{4})-(01|04|07|10)")  # its first month
+LANGUAGE_TAG = re.compile(r"[a-z]{2,3}")  # BCP-47 primary
 AGE_BANDS = ((0, 12), (13, 17), (18, 29), (30, 44), (45, 59), (60, None))  # years, inclusive
 
 
@@ -179,7 +181,7 @@ def quarter_of(date: dt.date) -> str:
 
 def quarter_title(quarter: str) -> str:
     """A quarter's key as people read it: "2024-04" is "2024 Q2". Raises ValueError for any other month."""
-    found = re.fullmatch(r"(\d{4})-(01|04|07|10)", quarter)
+    found = QUARTER_KEY.fullmatch(quarter)
     if not found:
         raise ValueError(f"{quarter!r} is not a quarter; write its first month, such as 2024-04")
     return f"{found[1]} Q{(int(found[2]) + 2) // 3}"
@@ -263,7 +265,7 @@ def age_band(years: float) -> str:
 
 
 __all__: Sequence[str] = (
-    "AGE_BANDS", "SPLITS", "UNKNOWN_DOMAIN", "ManifestError", "RejectedRow", "Utterance", "age_band",
-    "assign_splits", "audio_location", "parse_date", "quarter_of", "quarter_title", "read_manifest", "split_of_speaker",
-    "write_manifest",
+    "AGE_BANDS", "LANGUAGE_TAG", "QUARTER_KEY", "SPLITS", "UNKNOWN_DOMAIN", "ManifestError", "RejectedRow", "Utterance",
+    "age_band", "assign_splits", "audio_location", "parse_date", "quarter_of", "quarter_title", "read_manifest",
+    "split_of_speaker", "write_manifest",
 )  # fmt: skip

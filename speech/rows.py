@@ -2,7 +2,6 @@
 
 import datetime as dt
 import gzip
-import json
 import math
 import os
 import re
@@ -10,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from speech.store import parse_json
 
 if TYPE_CHECKING:
     from speech.conditioning import Quality
@@ -99,8 +100,8 @@ def parse_date(value: str) -> dt.date:
 def json_object(line: str) -> dict[str, Any]:
     """A JSON object from a line. Raises ValueError for anything else."""
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
+        row = parse_json(line)
+    except ValueError:
         raise ValueError("the line is not JSON") from None
     if not isinstance(row, dict):
         raise ValueError("the line is not a JSON object")

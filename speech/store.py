@@ -65,6 +65,14 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True) + "\n")
 
 
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text from a file that anyone may have written; ValueError for whatever is none."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 @dataclass(frozen=True)
 class Published:
     """A published output: its folder and the digest of its content."""
@@ -130,7 +138,7 @@ class DataStore:
         folder = self.path(*parts)
         name = "/".join(parts)
         try:
-            digest = json.loads((folder / POINTER).read_text())["digest"]
+            digest = parse_json((folder / POINTER).read_text())["digest"]
         except FileNotFoundError:
             raise StoreError(f"{name} is not in the data store {self.root}: materialise it first") from None
         except (ValueError, KeyError, TypeError) as error:

@@ -132,21 +132,17 @@ class Demo:
         language, quarter = step.partition.split("|")
         if failed := self._failed_checks(quarter, language):
             return f"utterances: {', '.join(failed)} failed"
-        if stale.get("verdict") == "FRESH" and (failed := self._failed_gates(quarter, language)):
-            return f"verdict: {', '.join(failed)} failed"
+        if stale.get("verdict") == "FRESH" and (gates := self._failed_gates(quarter, language)):
+            return f"verdict: {', '.join(gates)} failed"
         return None
 
-    def _failed_checks(self, quarter: str, language: str) -> list[str]:
+    def _failed_checks(self, quarter: str, language: str) -> tuple[str, ...]:
         """The corpus checks for which a partition was refused; empty when it passed or is not there yet."""
-        import json
-
-        from evaluation.expectations import VALIDATION_NAME
+        from evaluation.expectations import failed_checks
 
         if not self.store.exists("utterances", quarter, language):
-            return []
-        folder = self.store.current("utterances", quarter, language).path
-        validation = json.loads((folder / VALIDATION_NAME).read_text())
-        return [] if validation["passed"] else list(validation["failed"])
+            return ()
+        return failed_checks(self.store.current("utterances", quarter, language).path)
 
     def _failed_gates(self, quarter: str, language: str) -> list[str]:
         """The gates that a partition's judged model failed."""

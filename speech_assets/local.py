@@ -97,7 +97,7 @@ def services(settings: Settings, code_port: int = 0) -> list[Service]:
             "Pages",
             (python, "-m", "deployment.pages", "--home", str(settings.home), "--url", pages),
             pages,
-            "/",
+            "/healthz",
             "all quarters, evaluation reports, Data Docs",
             "pages.url",
         ),

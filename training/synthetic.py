@@ -36,7 +36,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from speech.manifest import quarter_of, split_of_speaker
+from speech.manifest import LANGUAGE_TAG, quarter_of, split_of_speaker
 from speech.text import normalize
 
 VERSION = 1  # of the corpus: raise it with any change that changes bytes
@@ -119,7 +119,7 @@ class SyntheticQuarter:
 
     @property
     def table(self) -> Path:
-        """The transcripts, for speech.manifest.import_table."""
+        """The transcripts, for speech.importers.import_table."""
         return self.folder / TABLE
 
 
@@ -348,7 +348,7 @@ def _grammar(language: str) -> Mapping[str, Any]:
     import yaml
 
     path = VOCABULARY / f"{language}.yaml"
-    if not re.fullmatch(r"[a-z]{2,3}", language) or not path.is_file():
+    if not LANGUAGE_TAG.fullmatch(language) or not path.is_file():
         known = ", ".join(languages())
         raise ValueError(f"there is no synthetic vocabulary for {language!r}; add {path} or use one of {known}")
     grammar: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))

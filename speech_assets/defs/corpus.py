@@ -11,7 +11,7 @@ from pathlib import Path
 import dagster as dg
 
 from deployment.settings import Source
-from evaluation.expectations import VALIDATION_NAME, ExpectationOutcome, catalogue, validate
+from evaluation.expectations import ExpectationOutcome, ValidationUnknown, catalogue, failed_checks, validate
 from evaluation.profile import CorpusProfile, ProfileError
 from speech.corpus import (
     MANIFEST,
@@ -267,11 +267,8 @@ def utterances(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
             previous=_profile(workspace, before, language) if before else None,
             docs_dir=pages,
         )
-        passed = all(o.passed for o in validation.outcomes if o.blocking)
-        write_json(
-            staging.path / VALIDATION_NAME,
-            {"passed": passed, "failed": [o.name for o in validation.outcomes if not o.passed]},
-        )
+        passed = validation.passed
+        validation.note(staging.path)
         write_atomically(staging.path / PROFILE, validation.profile.to_json())
     published = staging.published
     context.log_event(
@@ -415,13 +412,13 @@ def validated_utterances(workspace: Workspace, quarter: str, language: str) -> P
     """
     try:
         folder = workspace.store.current("utterances", quarter, language).path
-        validation = json.loads((folder / VALIDATION_NAME).read_text())
-    except (StoreError, OSError, ValueError) as error:
+        failed = failed_checks(folder)
+    except (StoreError, ValidationUnknown) as error:
         raise dg.Failure(f"utterances of {quarter}, {language} cannot be used: {error}", allow_retries=False) from error
-    if validation.get("passed") is not True:
+    if failed:
         raise dg.Failure(
-            f"utterances of {quarter}, {language} did not pass {', '.join(validation.get('failed', ['any check']))}: "
-            "open their Data Docs, correct the source and materialise the partition again",
+            f"utterances of {quarter}, {language} did not pass {', '.join(failed)}: open their Data Docs, "
+            "correct the source and materialise the partition again",
             allow_retries=False,
         )
     return folder
@@ -431,9 +428,8 @@ def corpus_refused(workspace: Workspace, partition: str) -> bool:
     """Whether the utterances of a partition (`language|quarter`) are there and did not pass their checks."""
     language, quarter = partition.split("|")
     try:
-        folder = workspace.store.current("utterances", quarter, language).path
-        return json.loads((folder / VALIDATION_NAME).read_text()).get("passed") is not True
-    except (StoreError, OSError, ValueError):
+        return bool(failed_checks(workspace.store.current("utterances", quarter, language).path))
+    except (StoreError, ValidationUnknown):
         return False
 
 

@@ -66,7 +66,7 @@ def evaluation(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
         progress=lambda p: context.log.debug(f"{p.set_name}: {p.model_name} {p.done}/{p.total}"),
     )
     with store.replace("evaluation", quarter, language) as staging:
-        result.save(staging.path / EVALUATION_NAME)
+        result.save(staging.path)
         sounds = {(key, row.id): row.audio for key, rows in sets.items() for row in rows}
         write_report(
             staging.path,
@@ -151,7 +151,7 @@ def verdict(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Works
 
 def load_evaluation(workspace: Workspace, quarter: str, language: str) -> Evaluation:
     """The stored evaluation of a partition."""
-    return Evaluation.load(workspace.store.current("evaluation", quarter, language).path / EVALUATION_NAME)
+    return Evaluation.load(workspace.store.current("evaluation", quarter, language).path)
 
 
 def gate_table(gates: tuple[GateResult, ...]) -> dg.MarkdownMetadataValue:

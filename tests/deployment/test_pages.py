@@ -11,8 +11,8 @@ import pytest
 
 from deployment.pages import server
 from evaluation.expectations import VALIDATION_NAME
-from evaluation.gates import judge, save_verdict
-from evaluation.results import EVALUATION_NAME, Evaluation, NonSpeech, Scored
+from evaluation.gates import GateSettings, judge, load_verdict, save_verdict
+from evaluation.results import SUMMARY_NAME, Evaluation, NonSpeech, Scored
 from speech.bundle import ModelBundle
 from speech.store import DataStore, write_json
 from tests.evaluation.conftest import result_of, rows_with
@@ -66,7 +66,7 @@ class Store:
             rtfx=50.0,
         )
         with self.store.replace("evaluation", quarter, language) as staging:
-            evaluation.save(staging.path / EVALUATION_NAME)
+            evaluation.save(staging.path)
         if judged:
             save_verdict(judge(evaluation), self.home / "verdicts")
         self.page("reports", quarter, language)
@@ -165,7 +165,7 @@ def test_a_broken_file_costs_its_row_what_it_would_have_said(store: Store, clien
     first, *_ = [store.evaluated(quarter) for quarter in ("2024-01", "2024-04", "2024-07", "2024-10")]
     path = store.home / "verdicts" / f"{first.digest}.json"
     path.write_text(path.read_text().replace('"passed": true', '"passed": false'))
-    (store.store.current("evaluation", "2024-04", "en").path / EVALUATION_NAME).write_text("{")
+    (store.store.current("evaluation", "2024-04", "en").path / SUMMARY_NAME).write_text("{")
     (store.store.current("utterances", "2024-07", "en").path / VALIDATION_NAME).unlink()
     shutil.rmtree(store.store.current("evaluation", "2024-10", "en").path)
     page = index(client)
@@ -174,7 +174,7 @@ def test_a_broken_file_costs_its_row_what_it_would_have_said(store: Store, clien
     assert "altered after judging" in altered
     assert "10.0 %" in altered, "the evaluation is still there"
     assert "is not JSON: evaluate again" in row_of(page, "2024 Q2")
-    assert "materialise them again" in row_of(page, "2024 Q3")
+    assert "materialise the utterances again" in row_of(page, "2024 Q3")
     assert "passed" in row_of(page, "2024 Q3")
     assert "is gone" in row_of(page, "2024 Q4")
 
@@ -182,8 +182,48 @@ def test_a_broken_file_costs_its_row_what_it_would_have_said(store: Store, clien
 def test_a_verdict_that_is_missing_is_not_a_pass(store: Store, client: httpx.Client) -> None:
     store.evaluated("2024-01", judged=False)
     row = row_of(index(client), "2024 Q1")
-    assert "has no verdict" in row
+    assert "not judged yet" in row
     assert "passed" not in row
+    assert 'class="fail"' not in row, "it waits for its turn"
+
+
+@pytest.mark.parametrize("content", ["{", "[" * 100_000])
+def test_whatever_is_damaged_the_page_stands(store: Store, client: httpx.Client, content: str) -> None:
+    bundle = store.evaluated("2024-01")
+    decide(store.home, bundle, "approve")
+    for damaged in (
+        store.store.current("evaluation", "2024-01", "en").path / SUMMARY_NAME,
+        store.store.current("utterances", "2024-01", "en").path / VALIDATION_NAME,
+        store.home / "verdicts" / f"{bundle.digest}.json",
+        store.home / "ledger" / "en.jsonl",
+        store.home / "evaluation" / "2024-01" / "en" / "current",
+    ):
+        damaged.write_text(content + "\n")
+        page = index(client)
+        assert "Nothing has been evaluated" not in page
+        assert "passed" not in row_of(page, "2024 Q1")
+
+
+def test_what_was_judged_again_is_not_shown_as_closed(store: Store, client: httpx.Client) -> None:
+    bundle = store.evaluated("2024-01")
+    seen = load_verdict(store.home / "verdicts", bundle.digest)
+    decide(store.home, bundle, "request_changes", seen.file_sha256)
+    assert "judged again" not in row_of(index(client), "2024 Q1")
+    evaluation = Evaluation.load(store.store.current("evaluation", "2024-01", "en").path)
+    save_verdict(judge(evaluation, GateSettings(wer=0.14)), store.home / "verdicts")
+    assert "changes asked for, judged again since" in row_of(index(client), "2024 Q1")
+
+
+def test_a_champion_whose_quarter_was_cleared_away_is_still_named(store: Store, client: httpx.Client) -> None:
+    decide(store.home, store.evaluated("2024-01"), "approve")
+    for asset in ("utterances", "evaluation"):
+        shutil.rmtree(store.home / asset)
+    assert "soundstage-en" in index(client)
+
+
+def test_it_says_that_it_is_up_without_reading_the_store(store: Store, client: httpx.Client) -> None:
+    (store.home / "ledger").write_text("not a folder")
+    assert client.get("/healthz").text == "ok"
 
 
 def test_a_broken_ledger_is_named_and_leaves_the_rest(store: Store, client: httpx.Client) -> None:

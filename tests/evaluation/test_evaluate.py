@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from evaluation.evaluate import Contestant, Progress, evaluate, insertions_on_nonspeech, nonspeech_probes
-from evaluation.results import Evaluation, EvaluationError
+from evaluation.results import Evaluation, EvaluationError, Summary
 from speech.audio import Waveform, encode_flac
 from speech.bundle import ModelBundle
 from speech.recognition import Recognizer
@@ -89,7 +89,11 @@ def test_an_evaluation_survives_writing_and_reading_and_has_a_stable_digest(tone
     """The speed of the machine is not part of what was found out about the model."""
     bundle, rows, _ = tone_corpus
     found = run(bundle, {"quarter": rows})
-    assert Evaluation.load(found.save(tmp_path / "evaluation.json")) == found
+    found.save(tmp_path)
+    assert Evaluation.load(tmp_path) == found
+    summary = Summary.load(tmp_path)
+    assert (summary.bundle_digest, summary.evaluation_digest) == (found.bundle_digest, found.digest)
+    assert summary.scores == {"quarter": found.sets["quarter"].score}
     assert run(bundle, {"quarter": rows}).digest == found.digest
     assert replace(found, rtfx=1.0).digest == found.digest
     assert replace(found, language="de").digest != found.digest
@@ -128,9 +132,14 @@ def test_another_schema_or_a_torn_file_is_an_error_that_says_so(tone_corpus, tmp
         Evaluation.from_dict({**content, "schema_version": 0})
     with pytest.raises(EvaluationError, match="sets"):
         Evaluation.from_dict({**content, "sets": 3})
-    torn = tmp_path / "torn.json"
-    torn.write_text("{")
-    with pytest.raises(EvaluationError, match="not JSON"):
-        Evaluation.load(torn)
-    with pytest.raises(EvaluationError, match="no evaluation"):
-        Evaluation.load(tmp_path / "absent.json")
+    for kind, name in ((Evaluation, "evaluation.json"), (Summary, "summary.json")):
+        with pytest.raises(EvaluationError, match="no evaluation"):
+            kind.load(tmp_path)
+        for content in ("{", "[" * 100_000):
+            (tmp_path / name).write_text(content)
+            with pytest.raises(EvaluationError, match="not JSON"):
+                kind.load(tmp_path)
+        for content in ("[]", "{}"):
+            (tmp_path / name).write_text(content)
+            with pytest.raises(EvaluationError, match="evaluate again"):
+                kind.load(tmp_path)

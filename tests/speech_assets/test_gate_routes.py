@@ -126,14 +126,14 @@ class House:
             rtfx=50.0,
         )
         with store.replace("evaluation", QUARTER, LANGUAGE) as staging:
-            evaluation.save(staging.path / "evaluation.json")
+            evaluation.save(staging.path)
             (staging.path / "report.html").write_text("<html>report</html>")
 
     def judge(self, number: int, judged_at: dt.datetime | None = None, **figures: int) -> None:
         """Figures and their verdict."""
         self.candidate(number, **figures)
-        path = self.workspace.store.current("evaluation", QUARTER, LANGUAGE).path / "evaluation.json"
-        save_verdict(judge(Evaluation.load(path), self.settings.gates, judged_at), self.workspace.verdicts)
+        folder = self.workspace.store.current("evaluation", QUARTER, LANGUAGE).path
+        save_verdict(judge(Evaluation.load(folder), self.settings.gates, judged_at), self.workspace.verdicts)
 
     def register(self, number: int, **figures: Any) -> None:
         """A version that waits as challenger, registered by the asset itself."""

@@ -23,10 +23,10 @@ from urllib.parse import urlsplit
 
 from deployment.ledger import CLOSING, Decision, Ledger, LedgerError, champion_in_force
 from deployment.settings import Settings, SettingsError
-from evaluation.expectations import ValidationUnknown, failed_checks
 from evaluation.gates import GateRefused, Verdict, load_verdict
 from evaluation.index import Champion, Entry, render_index
 from evaluation.results import EvaluationError, Summary
+from evaluation.validation import ValidationUnknown, failed_checks
 from speech.manifest import LANGUAGE_TAG, QUARTER_KEY
 from speech.store import POINTER, DataStore, StoreError
 

@@ -14,8 +14,8 @@ from urllib.parse import quote
 from evaluation.presentation import template
 
 if TYPE_CHECKING:
-    from evaluation.expectations import ExpectationOutcome
     from evaluation.profile import CorpusProfile
+    from evaluation.validation import ExpectationOutcome
 
 _STYLE = """
 :root { color-scheme: light dark; }

@@ -138,7 +138,7 @@ class Demo:
 
     def _failed_checks(self, quarter: str, language: str) -> tuple[str, ...]:
         """The corpus checks for which a partition was refused; empty when it passed or is not there yet."""
-        from evaluation.expectations import failed_checks
+        from evaluation.validation import failed_checks
 
         if not self.store.exists("utterances", quarter, language):
             return ()

@@ -11,8 +11,9 @@ from pathlib import Path
 import dagster as dg
 
 from deployment.settings import Source
-from evaluation.expectations import ExpectationOutcome, ValidationUnknown, catalogue, failed_checks, validate
+from evaluation.expectations import catalogue, validate
 from evaluation.profile import CorpusProfile, ProfileError
+from evaluation.validation import ExpectationOutcome, ValidationUnknown, failed_checks
 from speech.corpus import (
     MANIFEST,
     SOURCE_DIGEST,

@@ -10,9 +10,9 @@ import httpx
 import pytest
 
 from deployment.pages import server
-from evaluation.expectations import VALIDATION_NAME
 from evaluation.gates import GateSettings, judge, load_verdict, save_verdict
 from evaluation.results import SUMMARY_NAME, Evaluation, NonSpeech, Scored
+from evaluation.validation import VALIDATION_NAME
 from speech.bundle import ModelBundle
 from speech.store import DataStore, write_json
 from tests.evaluation.conftest import result_of, rows_with

@@ -10,10 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluation.expectations import (
-    CorpusSettings,
-    validate,
-)
+from evaluation.expectations import CorpusSettings, validate
 from evaluation.profile import CorpusProfile, ProfileError, profile_corpus, stability_index
 from speech.audio import Waveform, encode_flac
 from speech.conditioning import Quality

@@ -112,7 +112,7 @@ def test_own_sources_over_the_embedded_corpus_s_benchmark_are_warned_of(deployme
 
 
 def test_the_stored_validation_names_what_failed(deployment, first_quarter) -> None:  # type: ignore[no-untyped-def]
-    from evaluation.expectations import VALIDATION_NAME
+    from evaluation.validation import VALIDATION_NAME
     from speech.store import DataStore
 
     folder: Path = DataStore(deployment.home).current("utterances", "2024-01", "en").path

@@ -1,16 +1,30 @@
 """What a team decides, in one typed place: `soundstage.toml`, overridden by `SOUNDSTAGE_*` variables.
 
-A nested field is reached with two underscores: `SOUNDSTAGE_GATES__WER=0.10`. Unknown keys are refused, so that a
-typing error in the file is an error and not a silent default. Thresholds of the gates and of the corpus checks are
-declared beside the code that applies them, in `evaluation`, and gathered here.
+A nested field is reached with two underscores: `SOUNDSTAGE_GATES__WER=0.10`. Unknown keys and variables are refused, so
+that a typing error is an error and not a silent default. Thresholds of the gates and of the corpus checks are declared
+beside the code that applies them, in `evaluation`, and gathered here.
 """
 
 import os
-from datetime import date
+import re
+import socket
+from collections.abc import Mapping
+from datetime import UTC, date, datetime
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -22,13 +36,89 @@ from pydantic_settings import SettingsError as SourceError
 from evaluation.expectations import CorpusSettings
 from evaluation.gates import GateSettings
 from speech.manifest import LANGUAGE_TAG, QUARTER_KEY
+from training.recipe import TrainingError, load_recipe
 
+PREFIX = "SOUNDSTAGE_"
 CONFIG_VARIABLE = "SOUNDSTAGE_CONFIG"
 DEFAULT_CONFIG = "soundstage.toml"
+NO_SETTINGS = frozenset({CONFIG_VARIABLE, "SOUNDSTAGE_DAGSTER_STORAGE", "SOUNDSTAGE_DEBUG", "SOUNDSTAGE_REAL_DATA"})
+KUBERNETES = re.compile(r"\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_[0-9]+_\w+)")  # of a service, in each pod
+EARLIEST_QUARTER = "1900-01"  # Dagster cannot list the quarters from the year 1 on
+OWNER = re.compile(r"team:.+|[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}")  # as Dagster reads it
+CRON_ALIASES = frozenset({"@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@yearly", "@annually"})
+CRON_FIELDS: tuple[tuple[int, int, tuple[str, ...]], ...] = (  # lowest, highest, and names that are taken, too
+    (0, 59, ()),
+    (0, 23, ()),
+    (1, 31, ("l",)),
+    (1, 12, ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")),
+    (0, 7, ("sun", "mon", "tue", "wed", "thu", "fri", "sat")),
+)
 
 
 class SettingsError(Exception):
     """The settings cannot be used; the message names the file, the field and what it must be."""
+
+
+def _web_address(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port out of range, or a bracket without its other half
+        usable = False
+    if not usable:
+        raise ValueError(f"must be http:// or https://, a host, and a port from 1 to 65535 or none; got '{url}'")
+    return url.rstrip("/")
+
+
+WebAddress = Annotated[str, AfterValidator(_web_address)]
+
+
+def _cron_expression(text: str) -> str:
+    fields = text.lower().split()
+    usable = len(fields) == len(CRON_FIELDS) and all(map(_is_cron_field, fields, CRON_FIELDS))
+    if not usable and text.lower() not in CRON_ALIASES:
+        raise ValueError(
+            "must be a cron expression: minute, hour, day of the month, month and day of the week, such as "
+            f"'0 6 1 * *', or one of {', '.join(sorted(CRON_ALIASES))}; got '{text}'"
+        )
+    return text
+
+
+def _is_cron_field(text: str, known: tuple[int, int, tuple[str, ...]]) -> bool:
+    lowest, highest, names = known
+    for item in text.split(","):
+        span, *step = item.split("/")
+        ends = [] if span == "*" else span.split("-")
+        inside = all(
+            end in names or (re.fullmatch(r"[0-9]{1,2}", end) and lowest <= int(end) <= highest) for end in ends
+        )
+        if not inside or len(ends) > 2 or len(step) > 1 or not all(re.fullmatch(r"[1-9][0-9]?", s) for s in step):
+            return False
+    return True
+
+
+CronExpression = Annotated[str, AfterValidator(_cron_expression)]
+
+
+def listens_at(url: str, usual_port: int) -> str:
+    """Where a service listens that people open at `url`.
+
+    There, if it is `http` with a port at a host of this machine. Anything else is the address of a proxy, and the
+    service behind it listens on 127.0.0.1 and its usual port.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "http" and parts.hostname and parts.port and _is_here(parts.hostname):
+        return f"http://{parts.netloc}"
+    return f"http://127.0.0.1:{usual_port}"
+
+
+def _is_here(host: str) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        try:
+            probe.bind((host, 0))
+        except (OSError, UnicodeError):
+            return False
+    return True
 
 
 class Section(BaseModel):
@@ -120,8 +210,17 @@ class Registry(Section):
     """Where model versions live."""
 
     tracking_uri: str | None = Field(None, description="MLflow server; None: SQLite and a folder under `home`.")
-    ui_url: str = Field("http://127.0.0.1:5000", description="Where people open MLflow; links point there.")
+    ui_url: WebAddress = Field(
+        "http://127.0.0.1:5000",
+        description="Where people open MLflow; links point there. Behind a proxy `make up` starts it on "
+        "127.0.0.1:5000.",
+    )
     model_prefix: str = Field("soundstage", description="Registered models are named `<prefix>-<language>`.")
+
+    @property
+    def ui_listens(self) -> str:
+        """Where MLflow listens on this machine."""
+        return listens_at(self.ui_url, 5000)
 
 
 class Promotion(Section):
@@ -155,8 +254,8 @@ class Promotion(Section):
 class Serving(Section):
     """The serving tier."""
 
-    host: str = Field("127.0.0.1", description="Address to listen on.")
-    port: int = Field(8080, ge=0, le=65_535, description="Port to listen on.")
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
+    port: int = Field(8080, ge=1, le=65_535, description="Port to listen on.")
     threads: int = Field(1, ge=1, description="Threads of one recognition.")
     release_timeout_s: float = Field(
         60.0, gt=0, description="A release goes back when loading, warming or switching takes longer (seconds)."
@@ -200,6 +299,11 @@ class Serving(Section):
         30.0, ge=0, description="Longest wait for requests on the old version; none is cut off after it (seconds)."
     )
 
+    @property
+    def url(self) -> str:
+        """Where the server of this machine listens."""
+        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
 
 class Pools(Section):
     """How many runs of a kind go on side by side; `make up` writes these limits into Dagster."""
@@ -214,8 +318,10 @@ class Pools(Section):
 class Retraining(Section):
     """When models are asked for without a launch; the sensor `retraining` in Dagster answers, once switched on."""
 
-    quarter_closed_cron: str = Field("0 6 1 1,4,7,10 *", description="When the quarter that closed is asked for (UTC).")
-    late_recordings_cron: str = Field(
+    quarter_closed_cron: CronExpression = Field(
+        "0 6 1 1,4,7,10 *", description="When the quarter that closed is asked for (UTC)."
+    )
+    late_recordings_cron: CronExpression = Field(
         "0 6 1 * *", description="When recordings that came late are looked for in the latest closed quarter (UTC)."
     )
     on_change: bool = Field(
@@ -242,7 +348,15 @@ class Alerts(Section):
 class Pages(Section):
     """The index of all quarters, evaluation reports and Data Docs."""
 
-    url: str = Field("http://127.0.0.1:5001", description="Where people open the pages; links point there.")
+    url: WebAddress = Field(
+        "http://127.0.0.1:5001",
+        description="Where people open the pages; links point there. Behind a proxy they are served on 127.0.0.1:5001.",
+    )
+
+    @property
+    def listens(self) -> str:
+        """Where the pages are served on this machine."""
+        return listens_at(self.url, 5001)
 
 
 class SourceCode(Section):
@@ -274,7 +388,11 @@ class Settings(BaseSettings):
     training: Training = Field(default_factory=Training)
     gates: GateSettings = Field(default_factory=GateSettings)
     corpus: CorpusSettings = Field(default_factory=CorpusSettings)
-    dagster_url: str = Field("http://127.0.0.1:3000", description="Where people open Dagster; links point there.")
+    dagster_url: WebAddress = Field(
+        "http://127.0.0.1:3000",
+        description="Where people open Dagster; links point there. Behind a proxy `make up` starts it on "
+        "127.0.0.1:3000.",
+    )
     owners: tuple[str, ...] = Field(
         ("team:speech",), description="Who Dagster shows as owners of every asset: mail addresses or `team:` names."
     )
@@ -294,6 +412,11 @@ class Settings(BaseSettings):
         """Where MLflow keeps runs and model versions."""
         return self.registry.tracking_uri or f"sqlite:///{self.home / 'mlflow' / 'mlflow.db'}"
 
+    @property
+    def dagster_listens(self) -> str:
+        """Where Dagster listens on this machine."""
+        return listens_at(self.dagster_url, 3000)
+
     @field_validator("languages")
     @classmethod
     def _language_tags(cls, languages: tuple[str, ...]) -> tuple[str, ...]:
@@ -307,7 +430,19 @@ class Settings(BaseSettings):
     def _quarter_start(cls, quarter: str) -> str:
         if not QUARTER_KEY.fullmatch(quarter):
             raise ValueError(f"must be the first month of a quarter, such as 2024-01 or 2024-04; got '{quarter}'")
+        today = f"{datetime.now(UTC):%Y-%m}"
+        if quarter > today:
+            raise ValueError(f"must have begun: today is {today}; got '{quarter}'")
+        if quarter < EARLIEST_QUARTER:
+            raise ValueError(f"must not be before {EARLIEST_QUARTER}; got '{quarter}'")
         return quarter
+
+    @field_validator("owners")
+    @classmethod
+    def _owners_for_dagster(cls, owners: tuple[str, ...]) -> tuple[str, ...]:
+        if bad := [owner for owner in owners if not OWNER.fullmatch(owner)]:
+            raise ValueError(f"must be mail addresses or 'team:' and a name, such as 'team:speech'; got {bad}")
+        return owners
 
     @classmethod
     def settings_customise_sources(
@@ -327,11 +462,13 @@ class Settings(BaseSettings):
         """Read the settings; relative paths in them are relative to the file that names them.
 
         Raises:
-            SettingsError: the file named by SOUNDSTAGE_CONFIG is missing, is not TOML, or a field is wrong.
+            SettingsError: the file named by SOUNDSTAGE_CONFIG is missing, is not TOML, or a field is wrong; or a
+                SOUNDSTAGE_* variable is no setting.
         """
         path = Path(os.environ.get(CONFIG_VARIABLE, DEFAULT_CONFIG)).absolute()
         if CONFIG_VARIABLE in os.environ and not path.is_file():
             raise SettingsError(f"{CONFIG_VARIABLE} names {path}, which is not a file: create it or unset the variable")
+        _refuse_unknown_variables(os.environ)
         try:
             settings = cls()
         except ValidationError as error:
@@ -353,13 +490,42 @@ class Settings(BaseSettings):
             if (recipe := getattr(training, name)).endswith((".yaml", ".yml"))
         }
         base = {tag: str(folder / base) if base.endswith(".nemo") else base for tag, base in training.base.items()}
-        return settings.model_copy(
-            update={
-                "home": folder / settings.home,
-                "sources": sources,
-                "training": training.model_copy(update={"base": base, **recipes}),
-            }
+        training = training.model_copy(update={"base": base, **recipes})
+        if problem := _recipe_problem(training):
+            raise SettingsError(f"settings in {path} or SOUNDSTAGE_* cannot be used: {problem}")
+        return settings.model_copy(update={"home": folder / settings.home, "sources": sources, "training": training})
+
+
+def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
+    """Pydantic refuses an unknown name inside a table, and passes over one that no field begins with."""
+    fields = Settings.model_fields
+    for name, value in environment.items():
+        asked = name.upper()
+        if not asked.startswith(PREFIX) or asked in NO_SETTINGS or value.startswith(("tcp://", "udp://")):
+            continue
+        first = asked.removeprefix(PREFIX).partition("__")[0].lower()
+        if first in fields or KUBERNETES.fullmatch(asked):
+            continue
+        tables = {field: getattr(info.annotation, "model_fields", {}) for field, info in fields.items()}
+        known = [f"{PREFIX}{field}__{inner}".upper() for field, table in tables.items() for inner in table]
+        near = get_close_matches(asked, [*known, *(f"{PREFIX}{field}".upper() for field in fields)], 1, 0.8)
+        meant = f" (did you mean {near[0]}?)" if near else ""
+        raise SettingsError(
+            f"{name} is no setting{meant}: correct or unset it; the fields are in deployment/settings.py"
         )
+
+
+def _recipe_problem(training: Training) -> str | None:
+    """What keeps a recipe from being read, or an override from being laid over it."""
+    for field in ("base_recipe", "finetune_recipe"):
+        named = field
+        try:
+            load_recipe(getattr(training, field))
+            named = "overrides"
+            load_recipe(getattr(training, field), training.overrides)
+        except TrainingError as error:
+            return f"training.{named}: {error}"
+    return None
 
 
 def _problems(error: ValidationError) -> str:
@@ -367,4 +533,4 @@ def _problems(error: ValidationError) -> str:
     found = error.errors()
     inside = {e["loc"][:depth] for e in found for depth in range(1, len(e["loc"]))}
     wrong = [e for e in found if not (e["type"] == "too_short" and e["loc"] in inside)]
-    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in wrong)
+    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in wrong)

@@ -33,6 +33,8 @@ def test_the_environment_wins_over_the_file_field_by_field(file: Path, monkeypat
 
 def test_paths_are_relative_to_the_file_that_names_them(file: Path) -> None:
     """The daemon, the code server and a command line work in different folders."""
+    (file.parent / "recipes").mkdir()
+    (file.parent / "recipes" / "ours.yaml").write_text("max_steps: 10")
     file.write_text(
         """
 home = "store"
@@ -60,6 +62,18 @@ de = "stt_de_fastconformer"
         ("langauges = ['en']", "langauges"),
         ("languages = ['en', 'en']", "distinct"),
         ("first_quarter = '2024-02'", "first month of a quarter"),
+        ("first_quarter = '0000-01'", "first_quarter: must not be before"),
+        ("first_quarter = '9999-01'", "first_quarter: must have begun"),
+        ("owners = ['bob']", "owners: must be mail addresses or 'team:'"),
+        ("owners = ['team:']", "owners: must be"),
+        ("dagster_url = 'http://127.0.0.1:99999'", "dagster_url: must be http"),
+        ("dagster_url = 'dagster.example.org'", "dagster_url: must be http"),
+        ("[pages]\nurl = 'http://127.0.0.1:0'", "pages.url: must be http"),
+        ("[registry]\nui_url = 'http://[::1'", "registry.ui_url: must be http"),
+        ("[retraining]\nquarter_closed_cron = 'nonsense'", "retraining.quarter_closed_cron: must be a cron"),
+        ("[training]\nbase_recipe = 'tinyy'", "training.base_recipe: Unknown recipe 'tinyy'.* finetune, small, tiny"),
+        ("[training]\nfinetune_recipe = 'none.yaml'", "training.finetune_recipe: .*none.yaml cannot be read"),
+        ("[training.overrides]\nmax_step = 3", "training.overrides: .*'max_step'"),
         ("[[sources]]\nkind = 'kaldi'", "needs a path"),
         ("[gates]\nwer = 'low'", "gates.wer"),
         ("[gates", "is not valid TOML"),
@@ -101,3 +115,44 @@ def test_a_file_that_is_named_and_missing_is_an_error(tmp_path: Path, monkeypatc
     monkeypatch.setenv("SOUNDSTAGE_CONFIG", str(tmp_path / "none.toml"))
     with pytest.raises(SettingsError, match="create it or unset the variable"):
         Settings.load()
+
+
+@pytest.mark.parametrize("name", ["SOUNDSTAGE_GATE__WER", "SOUNDSTAGE_GATES_WER", "soundstage_gate__wer"])
+def test_a_variable_that_sets_nothing_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A threshold with a typing error in its name would not be in force, and nobody would know."""
+    monkeypatch.setenv(name, "0.05")
+    with pytest.raises(SettingsError, match=f"{name} is no setting .did you mean SOUNDSTAGE_GATES__WER"):
+        Settings.load()
+
+
+def test_variables_that_are_no_settings_may_be_there(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kubernetes gives every pod those of a service that is named `soundstage`."""
+    monkeypatch.setenv("SOUNDSTAGE_REAL_DATA", "/data")
+    monkeypatch.setenv("SOUNDSTAGE_DAGSTER_STORAGE", "/data/dagster")
+    monkeypatch.setenv("SOUNDSTAGE_SERVICE_HOST", "10.0.0.3")
+    monkeypatch.setenv("SOUNDSTAGE_PORT", "tcp://10.0.0.3:8080")
+    monkeypatch.setenv("SOUNDSTAGE_PORT_8080_TCP_ADDR", "10.0.0.3")
+    assert Settings.load().gates.wer == 0.15
+
+
+@pytest.mark.parametrize(
+    ("opened", "listens"),
+    [
+        ("http://127.0.0.1:3100/", "http://127.0.0.1:3100"),
+        ("http://localhost:3100", "http://localhost:3100"),
+        ("https://dagster.example.org", "http://127.0.0.1:3000"),
+        ("https://127.0.0.1:8443", "http://127.0.0.1:3000"),
+        ("http://127.0.0.1/dagster", "http://127.0.0.1:3000"),
+        ("http://192.0.2.1:3000", "http://127.0.0.1:3000"),
+    ],
+)
+def test_behind_a_proxy_a_service_listens_on_its_usual_port(file: Path, opened: str, listens: str) -> None:
+    file.write_text(f"dagster_url = '{opened}'")
+    settings = Settings.load()
+    assert settings.dagster_url == opened.rstrip("/"), "links lead to where people open it"
+    assert settings.dagster_listens == listens
+
+
+def test_an_address_of_version_6_has_its_brackets(file: Path) -> None:
+    file.write_text("[serving]\nhost = '::1'")
+    assert Settings.load().serving.url == "http://[::1]:8080"

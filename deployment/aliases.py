@@ -114,7 +114,8 @@ class Aliases:
             return None
         return (
             f"the registry notes decision {noted.partition(':')[0]} about {model}, which the ledger of '{language}' "
-            "does not have: entries were removed from its end; restore the ledger from its backup"
+            "does not have: entries were removed from its end; restore the ledger from its backup. If it is whole, the "
+            f"note was edited in MLflow: remove the tag '{HEAD_TAG}.{language}' of {model}, then launch `reconcile`"
         )
 
     def why_unfinished(self, entries: Sequence[Decision]) -> str | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deployment.registry import LAUNCHED_BY_TAG, ModelVersion
+from evaluation.presentation import one_line
 from speech.store import parse_json, write_json
 
 UNSIGNED = "unknown"  # stands among a version's launchers for a training whose run named nobody
@@ -25,13 +26,13 @@ class Launchers:
             return
         if not _DIGEST.fullmatch(digest):
             raise ValueError(f"{digest[:80]!r} is not the digest of a bundle: 64 hexadecimal digits are expected")
-        noted = sorted({*self._noted(digest), *(name.strip() for name in names if name.strip())})
+        noted = sorted({*self._noted(digest), *(name for name in map(one_line, names) if name)})
         write_json(self.folder / f"{digest}.json", noted)
 
     def of(self, version: ModelVersion) -> tuple[str, ...]:
         """Who launched a version's training, by its tag or by what was noted."""
-        tagged = [name.strip() for name in version.tags.get(LAUNCHED_BY_TAG, "").split(",")]
-        return tuple(sorted({name for name in (*tagged, *self._noted(version.digest)) if name}))
+        tagged = version.tags.get(LAUNCHED_BY_TAG, "").split(",")
+        return tuple(sorted({name for name in map(one_line, (*tagged, *self._noted(version.digest))) if name}))
 
     def _noted(self, digest: str) -> tuple[str, ...]:
         if self.folder is None or not _DIGEST.fullmatch(digest):

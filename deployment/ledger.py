@@ -167,6 +167,8 @@ class Ledger:
             data = self.path.read_bytes()
         except FileNotFoundError:
             return (), 0
+        except OSError as error:
+            raise LedgerError(f"{self.path} cannot be read ({error}); restore the file from its backup") from error
         lines = data.split(b"\n")
         unfinished = lines.pop()
         entries: list[Decision] = []

@@ -42,6 +42,7 @@ OFFERED_TAG = "challenger_offered"  # set once the alias was given, so that a re
 LAUNCHED_BY_TAG = "launched_by"  # who launched the training: names, comma-separated
 LOCK_TIMEOUT_S = 600.0  # uploading a checkpoint of some GB to a slow disk
 BUSY_TIMEOUT_S = 60.0
+TAG_CHARACTERS = 2_500  # MLflow servers before 3 take 5,000 bytes
 BUSY_PAUSE_S = 0.2
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 SQLITE_BUSY = ("database is locked", "database table is locked", "database schema is locked")
@@ -195,6 +196,14 @@ class Registry:
         except BundleError:
             return None
 
+    def obtain(self, digest: str, model_name: str, version: str) -> Path:
+        """The bundle of a digest, whatever became of its version: the verified copy kept here, else the registry's.
+
+        Raises:
+            RegistryError, BundleError: as for `download`, where no copy is kept.
+        """
+        return self.cached(digest) or self.download(model_name, version)
+
     @property
     def exists(self) -> bool:
         """False while nothing was ever written to a local registry; asking does not create it."""
@@ -276,13 +285,14 @@ class Registry:
         return tuple(self._described(entity, aliases) for entity in self._search(query))
 
     def set_version_tag(self, model_name: str, version: str, key: str, value: str) -> None:
-        """Tag a version.
+        """Tag a version; of a text that is too long for a tag, the beginning.
 
         Raises:
             RegistryError: no such version.
         """
+        said = value if len(value) <= TAG_CHARACTERS else value[: TAG_CHARACTERS - 1] + "…"
         with _named_when_missing(f"model '{model_name}' has no version {version}"):
-            self._retry(lambda client: client.set_model_version_tag(model_name, version, key, value))
+            self._retry(lambda client: client.set_model_version_tag(model_name, version, key, said))
 
     def remove_version_tag(self, model_name: str, version: str, key: str) -> None:
         """Take a tag off a version; a missing one is fine."""

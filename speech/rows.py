@@ -192,4 +192,6 @@ def as_quality(value: Any) -> "Quality | None":
 
 def reason_of(error: BaseException) -> str:
     """What an error says, without the place that it names."""
-    return error.reason if isinstance(error, ManifestError) else str(error).strip("'\"") or type(error).__name__
+    if isinstance(error, ManifestError):
+        return error.reason
+    return str(error.args[0] if isinstance(error, KeyError) and error.args else error) or type(error).__name__

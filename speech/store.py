@@ -54,6 +54,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # machines that share a data store need not share a user
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

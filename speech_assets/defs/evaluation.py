@@ -187,7 +187,7 @@ def _champion(workspace: Workspace, language: str) -> Contestant | None:
     if now is None:
         return None
     try:
-        folder = promotions.registry.cached(now.digest) or promotions.registry.download(now.model, now.version)
+        folder = promotions.registry.obtain(now.digest, now.model, now.version)
         return Contestant.load(folder, now.digest)
     except (RegistryError, BundleError) as gone:
         if unreachable(gone):

@@ -1,14 +1,19 @@
 """How figures are shown in Dagster's UI: titles, Markdown tables, inline plots."""
 
 import base64
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import dagster as dg
 
+from evaluation.presentation import one_line
 from speech.manifest import quarter_title
 
 MAX_ROWS = 50
+CELL_CHARACTERS = 2_500
+
+_MARKUP = re.compile(r"[\\\[\]|`*~]|(?<!\w)_|_(?!\w)")
 
 
 def quarter_heading(quarter: str, language: str) -> str:
@@ -44,5 +49,6 @@ def inline_plot(png: bytes, title: str) -> dg.MarkdownMetadataValue:
 
 
 def _cell(value: object) -> str:
-    text = str(value).replace("\n", " ").replace("|", "\\|")
-    return text.replace("<", "&lt;").replace(">", "&gt;")
+    """Someone's text as one line of text in Markdown: nothing of it is markup, a link or an image to be fetched."""
+    line = one_line(str(value), CELL_CHARACTERS)
+    return _MARKUP.sub(r"\\\g<0>", line).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -139,7 +139,7 @@ def release_champion(
         result = release(
             workspace.store.root,
             language,
-            promotions.registry.download(decision.model, decision.version),
+            promotions.registry.obtain(decision.digest, decision.model, decision.version),
             decision.digest,
             [GoldenUtterance(audio, text) for audio, text in _golden(workspace, language)],
             model=decision.model,

@@ -65,6 +65,12 @@ def test_tampered_ledger_names_its_first_broken_entry(tmp_path, change, broken):
         ledger.append(make_decision(5, GENESIS))
 
 
+def test_a_folder_in_the_ledgers_place_is_an_error_that_says_so(tmp_path):
+    (tmp_path / "en.jsonl").mkdir()
+    with pytest.raises(LedgerError, match="cannot be read"):
+        Ledger(tmp_path, "en").entries()
+
+
 def test_rehashed_edit_breaks_the_chain_at_the_next_entry(tmp_path):
     """Whoever edits an entry and computes its hash anew would have to rewrite all that follow."""
     ledger = _ledger_of(tmp_path, 3)

@@ -212,6 +212,16 @@ def test_an_edited_note_is_named_and_set_right_by_a_person(house, note):
     assert house.promotions.rollback("en", "Ada", "worse").version == "1"
 
 
+def test_a_forged_note_of_a_decision_that_never_was_says_how_to_remove_it(house):
+    house.approve(1)
+    house.registry.set_model_tag(MODEL, "ledger_head.en", "9:" + "a" * 64)
+    with pytest.raises(LedgerError, match="remove the tag 'ledger_head.en' of soundstage-en, then launch `reconcile`"):
+        house.promotions.reconcile("en", MODEL, "Ada", "the ledger is whole")
+    house.registry._client().delete_registered_model_tag(MODEL, "ledger_head.en")
+    house.promotions.reconcile("en", MODEL, "Ada", "the ledger is whole")
+    assert house.promotions.check_alias("en", MODEL).agrees
+
+
 def test_an_edited_note_does_not_let_a_failed_bundle_in(house, verdict_of):
     house.forge(**_failed_bundle(house, verdict_of))
     house.registry.set_model_tag(MODEL, "ledger_head.en", "x")

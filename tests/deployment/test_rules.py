@@ -20,6 +20,11 @@ from tests.deployment.conftest import MODEL
         ("  ", "good", None, "name of the person"),
         ("Ada", "", ("Ada",), "needs a reason"),
         ("Ada", "  ", ("Ada",), "needs a reason"),
+        ("Ada", "x" * 2_001, ("Ada",), "the reason has 2,001 characters"),
+        ("A" * 201, "good", None, "the name has 201 characters"),
+        ("Ada", "a\ud800b", ("Ada",), r"U\+D800"),
+        ("Ada", "a\u202eb", ("Ada",), r"U\+202E"),
+        ("Ada", "a\x00b", ("Ada",), r"U\+0000"),
         ("Ada", "good", (), "nobody yet"),
         ("ada", "good", ("Ada",), "may not decide"),
     ],
@@ -181,3 +186,14 @@ def test_a_voice_is_for_the_verdict_that_it_was_given_on(house, verdict_of, monk
     voice = promotions.approve("en", MODEL, "1", "Ada", "mine is good")
     assert (voice.action, voice.verdict_sha256) == ("voice", hashlib.sha256(before).hexdigest())
     assert promotions.rules.voices((voice,), version, promotions.rules.verdict_sha256(version.digest)) == {}
+
+
+def test_the_longest_reason_is_recorded_and_shown(house):
+    """A tag that MLflow would not take must not leave a decision half taken."""
+    house.register(1)
+    reason = "ü" * 2_000
+    assert house.promotions.approve("en", MODEL, "1", "Ada", reason).reason == reason
+    assert house.promotions.check_alias("en", MODEL).agrees
+    assert reason in house.registry.version(MODEL, "1").tags["soundstage.status"]
+    house.registry.set_version_tag(MODEL, "1", "soundstage.outcome", "x" * 200_000)
+    assert len(house.registry.version(MODEL, "1").tags["soundstage.outcome"]) == 2_500

@@ -123,6 +123,21 @@ def test_a_rejection_moves_nothing(served: Served) -> None:
     assert served.tier.folder.read().revision == 0
 
 
+def test_the_champion_is_served_again_from_its_verified_copy_whatever_became_of_its_version(served: Served) -> None:
+    """What was approved is a digest, and these are its bytes: nothing that MLflow says is needed to serve them."""
+    served.tier.start("a")
+    digests = register_versions(served.workspace, {})
+    assert served.launch("promote", "decide_promotion", version="1", **PROMOTE).success
+    registry = served.workspace.registry()
+    registry.set_version_tag(MODEL, "1", "bundle_digest", "e" * 64)
+    edited = served.materialize("serving_release")
+    assert edited.success, failure(edited)
+    registry._client().delete_model_version(MODEL, "1")
+    deleted = served.materialize("serving_release")
+    assert deleted.success, failure(deleted)
+    assert served.running() == {digests["1"]: 1.0}
+
+
 def test_a_release_that_went_back_is_seen_at_its_run_its_asset_and_its_check(served: Served) -> None:
     import dagster as dg
 
@@ -209,16 +224,16 @@ def test_a_slow_release_does_not_undo_a_rollback_that_was_decided_meanwhile(
     digests = register_versions(served.workspace, {}, {"confuse": [("one", "two")]})
     for version in ("1", "2"):
         assert served.launch("promote", "decide_promotion", version=version, **PROMOTE).success
-    download, went_back = Registry.download, []
+    obtain, went_back = Registry.obtain, []
 
-    def slow(registry: Registry, model: str, version: str) -> Path:
-        found = download(registry, model, version)
+    def slow(registry: Registry, digest: str, model: str, version: str) -> Path:
+        found = obtain(registry, digest, model, version)
         if version == "2" and not went_back:
             with ThreadPoolExecutor(1) as other:
                 went_back.append(other.submit(served.launch, "rollback", "decide_rollback", **ROLLBACK).result())
         return found
 
-    monkeypatch.setattr(Registry, "download", slow)
+    monkeypatch.setattr(Registry, "obtain", slow)
     late = served.materialize("serving_release")
     assert went_back[0].success, failure(went_back[0])
     assert not late.success
@@ -240,15 +255,15 @@ def test_a_registry_that_cannot_be_reached_is_tried_again_and_a_refusal_is_not(
     assert "no champion yet" in failure(refused)[1]
     assert not any(event.is_step_up_for_retry for event in refused.all_events)
     assert served.launch("promote", "decide_promotion", version="1", **PROMOTE).success
-    download, away = Registry.download, [1, 2]
+    obtain, away = Registry.obtain, [1, 2]
 
-    def unreliable(registry: Registry, model: str, version: str) -> Path:
+    def unreliable(registry: Registry, digest: str, model: str, version: str) -> Path:
         if away:
             away.pop()
             raise RegistryError("MLflow does not answer") from ConnectionError("connection refused")
-        return download(registry, model, version)
+        return obtain(registry, digest, model, version)
 
-    monkeypatch.setattr(Registry, "download", unreliable)
+    monkeypatch.setattr(Registry, "obtain", unreliable)
     released = served.materialize("serving_release")
     assert released.success, failure(released)
     assert sum(event.is_step_up_for_retry for event in released.all_events) == 2

@@ -223,7 +223,7 @@ class _Rollout:
                     "`python -m deployment.serving`, or allow a release without replicas"
                 )
             if live:
-                if changed and not self._everywhere(route):
+                if not self._everywhere(route):
                     written = True
                     self._load(before, route)
                 self._enter("probe")
@@ -390,12 +390,20 @@ class _Rollout:
         """Whether all replicas have it loaded already, as the standby or with the traffic."""
         language = self.folder.read().languages.get(self.language)
         known = {replace(other, share=1.0) for other in language.routes} if language else set()
-        return route in known and all(self.digest in self._report_of(r).loaded for r in self.folder.live())
+        return route in known and self._loaded()
+
+    def _loaded(self) -> bool:
+        return all(self.digest in self._report_of(replica).loaded for replica in self.folder.live())
 
     def _load(self, before: LanguageRelease | None, route: Route) -> None:
         if before and any(other.digest == self.digest for other in before.serving):
-            return  # it serves; only its name or its folder changes, with the switch
-        self._write(self._under_way("load", before, replace(route, share=0.0)))
+            if self._loaded():
+                return  # it serves; only its name or its folder changes, with the switch
+            # the new revision has replicas try at once what they could not load when they started
+            routes = (replace(route, share=r.share) if r.digest == self.digest else r for r in before.routes)
+            self._write(replace(before, routes=tuple(routes)))
+        else:
+            self._write(self._under_way("load", before, replace(route, share=0.0)))
         self._enter("load")
         self._wait(
             "load it",

@@ -284,6 +284,24 @@ def test_a_replica_that_restarts_during_the_canary_takes_part_again(tier):
         assert dict(report.active) == {second.digest: 1.0}
 
 
+def test_a_replica_that_started_on_a_damaged_bundle_serves_when_its_release_has_ended(tier):
+    """The bundle is whole again before the release; the replica must not be found in what is left of its pause."""
+    first = tier.bundle("en-1")
+    network = first.path / "network.onnx"
+    content = network.read_bytes()
+    tier.start("b")
+    put_out(tier, first, "1")
+    network.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    url = tier.start("a")
+    tier.wait("a", lambda report: first.digest in report.languages["en"].errors)
+    network.write_bytes(content)
+    result = put_out(tier, first, "1")
+    assert not result.changed
+    assert [step.state for step in result.transitions] == ["verify", "load", "warm", "probe", "full"]
+    assert tier.folder.differences("en", first.digest, "1") == ()
+    assert httpx.post(f"{url}/v1/transcribe?language=en", content=audio("one")).json()["text"] == "one"
+
+
 def test_a_canary_gives_way_to_going_back(tier):
     """Who rolls back while the next version is on trial does not wait for the trial."""
     first, second = tier.bundle("en-1"), tier.bundle("en-2", confuse=[("one", "two")])

@@ -6,11 +6,14 @@ line a step in `history/<language>.jsonl`. All are plain JSON that can be read w
 on a folder that many hosts share.
 
 A document that somebody removed says nothing, and not that nothing should be served: replicas go on with what they have
-and report it, and the next release writes the document again from their reports before it changes its own language. Not
-covered: a replica that starts meanwhile, which has nothing to follow.
+and report it, and the next release writes the document again from their reports before it changes its own language. The
+same holds for one that was edited or put back to an older one: every change that a release makes has a revision above
+all that replicas follow, a language that is taken out included, so they refuse whatever has not. Not covered: a replica
+that starts meanwhile, which has nothing or the wrong thing to follow, and an edit that raises the revision as well.
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -20,7 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from deployment.canary import Figures
 from speech.store import parse_json, write_json
@@ -29,13 +32,14 @@ RELEASE_SCHEMA = 1
 BUNDLE_HEADER = "X-Soundstage-Bundle"  # asks a replica for a loaded bundle by its digest, and names it in the answer
 TIMING_HEADER = "Server-Timing"  # how long the work for an answer took, in ms (W3C Server Timing)
 WORK_TIMING = "work"
-HEARTBEAT_FRESH_S = 10.0  # replicas write every second; a busy host may be late
+HEARTBEAT_FRESH_S = 10.0  # replicas write every second; a busy host may be late, and clocks differ a little
 FORGOTTEN_AFTER_S = 24 * 3600.0  # reports of replicas that died long ago are removed
 RESTORE = "restore it, or move it away and launch `serving_release`"
 WAITING_FRESH_S = 5.0  # a release that waits says so every POLL_S
 POLL_S = 0.2
 
 State = Literal["verify", "load", "warm", "probe", "canary", "full", "drained", "refused", "returned"]
+WRONG_KIND = (KeyError, TypeError, ValueError, AttributeError, OverflowError)  # raised by JSON values of other kinds
 UNDER_WAY = frozenset({"load", "warm", "probe", "canary"})  # states that a document only has while somebody releases
 
 
@@ -102,6 +106,16 @@ class ReleaseDocument:
     languages: Mapping[str, LanguageRelease] = field(default_factory=dict)
     updated_at: str = ""
 
+    @property
+    def content(self) -> str:
+        """SHA-256 of what is served, as hex: what tells apart two documents with one revision."""
+        languages = {language: asdict(release) for language, release in self.languages.items()}
+        return hashlib.sha256(json.dumps(languages, sort_keys=True).encode()).hexdigest()
+
+    def succeeds(self, revision: int, content: str) -> bool:
+        """Whether it may be followed after that revision with that content (empty: not known): newer, or the same."""
+        return self.revision > revision or (self.revision == revision and content in ("", self.content))
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
         return {
@@ -125,7 +139,7 @@ class ReleaseDocument:
             languages = {
                 str(language): LanguageRelease(
                     routes=tuple(_route(route) for route in release["routes"]),
-                    state=release["state"],
+                    state=_state(release["state"]),
                     previous=tuple(_route(route) for route in release["previous"]),
                     release=str(release.get("release", "")),
                     candidate=str(release.get("candidate", "")),
@@ -134,7 +148,7 @@ class ReleaseDocument:
                 for language, release in values["languages"].items()
             }
             return cls(int(values["revision"]), languages, str(values["updated_at"]))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except WRONG_KIND as error:
             raise ReleaseDocumentError(f"release document is not valid ({type(error).__name__}: {error})") from error
 
 
@@ -165,7 +179,10 @@ class LanguageReport:
 
 @dataclass(frozen=True)
 class ReplicaReport:
-    """What one replica really runs, and since when it was heard of (`heartbeat`, seconds since 1970, UTC)."""
+    """What one replica really runs, and when it was heard of (`heartbeat`, seconds since 1970, UTC).
+
+    `revision` and `content` are those of the document that it follows.
+    """
 
     replica: str
     url: str
@@ -174,10 +191,14 @@ class ReplicaReport:
     languages: Mapping[str, LanguageReport] = field(default_factory=dict)
     started_at: str = ""
     error: str = ""
+    content: str = ""
 
     def fresh(self, now: float | None = None) -> bool:
-        """Whether the replica was heard of lately."""
-        return (time.time() if now is None else now) - self.heartbeat <= HEARTBEAT_FRESH_S
+        """Whether the replica was heard of lately; a heartbeat from the future says as little as an old one.
+
+        The replica's clock counts and not the file's time, which copying or restoring the folder makes new.
+        """
+        return abs((time.time() if now is None else now) - self.heartbeat) <= HEARTBEAT_FRESH_S
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -194,11 +215,11 @@ class ReplicaReport:
             languages = {
                 str(language): LanguageReport(
                     active={str(k): float(v) for k, v in report["active"].items()},
-                    loaded=tuple(report["loaded"]),
-                    draining=tuple(report["draining"]),
-                    loading=dict(report.get("loading", {})),
-                    errors=dict(report["errors"]),
-                    versions=dict(report.get("versions", {})),
+                    loaded=tuple(str(digest) for digest in report["loaded"]),
+                    draining=tuple(str(digest) for digest in report["draining"]),
+                    loading=_texts(report.get("loading", {})),
+                    errors=_texts(report["errors"]),
+                    versions=_texts(report.get("versions", {})),
                     figures={str(k): Figures.from_dict(v) for k, v in report.get("figures", {}).items()},
                     routes=tuple(_route(route) for route in report.get("routes", ())),
                 )
@@ -212,8 +233,9 @@ class ReplicaReport:
                 languages=languages,
                 started_at=str(values["started_at"]),
                 error=str(values["error"]),
+                content=str(values.get("content", "")),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except WRONG_KIND as error:
             raise ReleaseDocumentError(f"replica report is not valid ({type(error).__name__}: {error})") from error
 
 
@@ -245,6 +267,33 @@ class Transition:
     reason: str = ""
     figures: Mapping[str, Any] = field(default_factory=dict)
     against: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, values: Any) -> "Transition":
+        """From JSON values.
+
+        Raises:
+            ReleaseDocumentError: fields are missing or of other kinds.
+        """
+        try:
+            datetime.fromisoformat(values["time"]).astimezone(UTC)
+            return cls(
+                time=values["time"],
+                release=str(values["release"]),
+                language=str(values["language"]),
+                state=_state(values["state"]),
+                digest=str(values["digest"]),
+                model=str(values["model"]),
+                version=str(values["version"]),
+                share=float(values["share"]),
+                seconds=float(values["seconds"]),
+                replicas=tuple(str(replica) for replica in values["replicas"]),
+                reason=str(values["reason"]),
+                figures=_summary(values["figures"]),
+                against=_summary(values["against"]),
+            )
+        except WRONG_KIND as error:
+            raise ReleaseDocumentError(f"step is not valid ({type(error).__name__}: {error})") from error
 
 
 class ReleaseFolder:
@@ -283,7 +332,7 @@ class ReleaseFolder:
     def set_language(self, language: str, release: LanguageRelease | None) -> ReleaseDocument:
         """Replace what is served for a language (None: nothing) in one step; returns the new document.
 
-        Other languages stay as they are, also when the document was removed (`restore_lost`).
+        Other languages stay as they are, also when the document was removed or edited (`restore_lost`).
         """
         with self._changing():
             before = self._read_or_lost()
@@ -293,9 +342,10 @@ class ReleaseFolder:
             return self._write(ReleaseDocument(before.revision + 1, languages, _now()))
 
     def restore_lost(self) -> None:
-        """Write a document that was removed again, as far as the reports of live replicas say what it held."""
+        """Write a document that was removed or edited again, as far as live replicas report what it held."""
         with self._changing():
-            if not self.document.exists() and (lost := self._read_or_lost()).languages:
+            found, lost = self.read(), self._read_or_lost()
+            if lost.languages and lost != found:
                 self._write(ReleaseDocument(lost.revision + 1, lost.languages, _now()))
 
     @contextmanager
@@ -310,21 +360,23 @@ class ReleaseFolder:
         return document
 
     def _read_or_lost(self) -> ReleaseDocument:
-        """The document, or where there is none what live replicas run; revisions go on, so that old reports are told.
+        """The document; where there is none, or one that live replicas refuse, with what they run instead.
 
-        Of two versions on trial the one with the larger share gets all: who watched the trial has lost the document.
+        Revisions go on from theirs, so that they follow the next and old reports are told. Of two versions on trial the
+        one with the larger share gets all: who watched the trial has lost the document.
         """
         document = self.read()
-        if self.document.exists():
-            return document
         live = sorted(self.live(), key=lambda report: (report.revision, report.heartbeat))
-        languages = {
+        if self.document.exists() and all(document.succeeds(report.revision, report.content) for report in live):
+            return document
+        running = {
             language: LanguageRelease(_settled(said.routes))
             for report in live
             for language, said in report.languages.items()
             if said.active
         }
-        return ReleaseDocument(max((0, *(report.revision for report in live))), languages)
+        revision = max(document.revision, *(report.revision for report in live), 0)
+        return ReleaseDocument(revision, {**document.languages, **running})
 
     def resolve(self, route: Route) -> Path:
         """The folder of a route's bundle."""
@@ -337,12 +389,15 @@ class ReleaseFolder:
 
     def reports(self) -> tuple[ReplicaReport, ...]:
         """Reports of all replicas that can be read, whether alive or not."""
-        found = []
+        return tuple(report for _, report in self._reports())
+
+    def _reports(self) -> Iterator[tuple[Path, ReplicaReport]]:
         for path in sorted(self.replicas.glob("*.json")):
-            # a report that is being removed, or of another version, says nothing about what runs
+            # a report that is being removed, of another version or not this replica's says nothing about what runs
             with suppress(OSError, ValueError, ReleaseDocumentError):
-                found.append(ReplicaReport.from_dict(parse_json(path.read_bytes())))
-        return tuple(found)
+                report = ReplicaReport.from_dict(parse_json(path.read_bytes()))
+                if report.replica == path.stem:
+                    yield path, report
 
     def live(self) -> tuple[ReplicaReport, ...]:
         """Reports of the replicas that were heard of lately."""
@@ -358,9 +413,10 @@ class ReleaseFolder:
 
     def forget_dead(self) -> None:
         """Remove reports of replicas that were killed long ago and could not do it themselves."""
-        for report in self.reports():
-            if time.time() - report.heartbeat > FORGOTTEN_AFTER_S:
-                self.forget(report.replica)
+        for path, report in self._reports():
+            if not abs(time.time() - report.heartbeat) <= FORGOTTEN_AFTER_S:
+                with suppress(OSError):  # whoever looks next removes it
+                    path.unlink()
 
     def differences(self, language: str, digest: str | None, version: str = "") -> tuple[str, ...]:
         """What live replicas run for a language other than this bundle (None: other than nothing), in sentences.
@@ -404,19 +460,21 @@ class ReleaseFolder:
         try:
             size = os.fstat(handle).st_size
             torn = size > 0 and os.pread(handle, 1, size - 1) != b"\n"  # a machine died in the middle of a line
-            os.write(handle, (("\n" if torn else "") + line + "\n").encode())
+            os.write(handle, (("\n" if torn else "") + line + "\n").encode(errors="replace"))
             os.fsync(handle)
         finally:
             os.close(handle)
 
     def history(self, language: str) -> tuple[Transition, ...]:
-        """The steps of all releases of a language, oldest first; a line cut by a dying machine is left out."""
+        """The steps of all releases of a language, oldest first; what cannot be read is left out.
+
+        It is shown and nothing rests on it: a line that a dying machine cut or somebody edited stops no release.
+        """
         steps = []
-        with suppress(FileNotFoundError):
-            for line in self._history(language).read_text().splitlines():
-                with suppress(ValueError, TypeError):
-                    values = parse_json(line)
-                    steps.append(Transition(**{**values, "replicas": tuple(values["replicas"])}))
+        with suppress(OSError):
+            for line in self._history(language).read_bytes().split(b"\n"):
+                with suppress(ValueError, ReleaseDocumentError):
+                    steps.append(Transition.from_dict(parse_json(line)))
         return tuple(steps)
 
     @contextmanager
@@ -494,3 +552,25 @@ def _route(values: Mapping[str, Any]) -> Route:
         str(values.get("version", "")),
         str(values.get("model", "")),
     )
+
+
+def _state(value: Any) -> State:
+    if value not in get_args(State):
+        raise ValueError(f"state {value!r} is none of {', '.join(get_args(State))}")
+    return cast(State, value)
+
+
+def _texts(values: Mapping[str, Any]) -> dict[str, str]:
+    return {str(key): str(value) for key, value in values.items()}
+
+
+def _summary(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures as `Figures.summary` gives them, or none."""
+    if not values:
+        return {}
+    return {
+        "requests": int(values["requests"]),
+        "errors": int(values["errors"]),
+        "empty_share": float(values["empty_share"]),
+        **{name: None if values[name] is None else float(values[name]) for name in ("p50_s", "p95_s")},
+    }

@@ -4,7 +4,8 @@ A thread looks at the document four times a second. What it names must have been
 verified byte by byte against its digest, opened and warmed before any request sees it; then the table of routes is
 replaced in one step. A request holds a lease on its bundle, so the old one stays until the last request on it has
 ended. What may not or cannot be loaded is reported and tried again, and what was served before goes on being served: a
-bad release never takes a language down, and neither does a document that cannot be read or that somebody removed.
+bad release never takes a language down, and neither does a document that cannot be read, or that somebody removed,
+edited or put back to an older one: after the one that is followed only a later revision is.
 
 Memory holds at most three bundles a language: the active one, the standby, and one that is coming. A further one is
 not loaded before a bundle that was taken out has finished its requests.
@@ -178,6 +179,7 @@ class Models:
         self._trials: dict[str, tuple[str, float]] = {}  # language -> the attempt on trial, and when that is over
         self._turn = random.random()
         self._revision = -1
+        self._content = ""
         self._followed = ReleaseDocument()
         self._error = ""
         self._seen: tuple[int, int, int] | None = None
@@ -267,7 +269,14 @@ class Models:
                     routes=tuple(replace(m.route, share=active.get(d, 0.0)) for d, m in table.by_digest.items()),
                 )
             return ReplicaReport(
-                self._replica, self._url, self._revision, time.time(), languages, self._started_at, self._error
+                self._replica,
+                self._url,
+                self._revision,
+                time.time(),
+                languages,
+                self._started_at,
+                self._error,
+                self._content,
             )
 
     def refresh(self) -> bool:
@@ -276,7 +285,7 @@ class Models:
         if self._revision >= 0 and seen == self._seen and time.monotonic() < self._retry_at:
             return False
         try:
-            document = self._folder.read(expected=self._followed.revision > 0)
+            document = self._read()
         except ReleaseDocumentError as error:
             log.error("the release document is not followed: %s", error)
             if self._followed.revision > 0:  # a trial ends all the same, and what could not be loaded is tried again
@@ -287,6 +296,22 @@ class Models:
         self._error = self._apply(document)
         self._followed, self._seen = document, seen
         return True
+
+    def _read(self) -> ReleaseDocument:
+        """The document, which must be the one that is followed or a later one.
+
+        Raises:
+            ReleaseDocumentError: it is not, or cannot be read.
+        """
+        followed = self._followed
+        document = self._folder.read(expected=followed.revision > 0)
+        if followed.revision > 0 and not document.succeeds(followed.revision, followed.content):
+            raise ReleaseDocumentError(
+                f"{self._folder.document} has revision {document.revision} and is neither revision "
+                f"{followed.revision}, which is followed, nor a later one: it was edited or put back; launch "
+                "`serving_release`, which writes it again as the replicas run it"
+            )
+        return document
 
     def _apply(self, document: ReleaseDocument) -> str:
         """Follow a document; returns what it has to wait for, or nothing."""
@@ -317,7 +342,7 @@ class Models:
             )
             self._drop_unused()
             if not waiting:
-                self._revision = document.revision
+                self._revision, self._content = document.revision, document.content
             self._retry_at = min(again, default=float("inf"))
         if self._on_change:
             self._on_change(self.loaded())

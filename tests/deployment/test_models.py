@@ -257,6 +257,69 @@ def test_a_removed_document_takes_nothing_down(folder, route, models):
     assert models.report().error == ""
 
 
+def edited(document, **changes):
+    document.write_text(json.dumps({**json.loads(document.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"languages": {}},
+        {"languages": {"en": {"routes": [], "state": "full", "previous": []}}},
+        {"languages": {}, "revision": 1},
+    ],
+)
+def test_an_emptied_document_takes_nothing_down_and_the_next_release_writes_it_again(folder, route, models, changes):
+    """Whoever empties it by hand does not raise its revision, as every release does."""
+    folder.set_language("de", None)
+    folder.set_language("en", LanguageRelease((route(1, 1.0),)))
+    models.refresh()
+    followed = models.report().revision
+    edited(folder.document, **changes)
+    models.refresh()
+    assert dict(report(models).active) == {route(1).digest: 1.0}
+    assert "it was edited or put back; launch `serving_release`" in models.report().error
+    folder.report(models.report())
+    folder.restore_lost()
+    models.refresh()
+    assert models.report().error == ""
+    assert models.report().revision == followed + 1
+    assert dict(report(models).active) == {route(1).digest: 1.0}
+
+
+def test_a_share_that_was_edited_away_is_given_all_the_same(folder, route, models):
+    folder.set_language("en", LanguageRelease((route(1, 1.0),)))
+    models.refresh()
+    folder.document.write_text(folder.document.read_text().replace('"share": 1.0', '"share": 0.0'))
+    models.refresh()
+    assert dict(report(models).active) == {route(1).digest: 1.0}
+    folder.report(models.report())
+    folder.set_language("de", None)
+    models.refresh()
+    assert (dict(report(models).active), models.report().error) == ({route(1).digest: 1.0}, "")
+
+
+@pytest.mark.parametrize("nothing", [None, LanguageRelease(())])
+def test_a_language_that_is_taken_out_on_purpose_is_let_go(folder, route, models, nothing):
+    folder.set_language("en", LanguageRelease((route(1, 1.0),)))
+    models.refresh()
+    folder.report(models.report())
+    folder.set_language("en", nothing)
+    models.refresh()
+    assert (models.languages(), models.report().error) == ((), "")
+    folder.report(models.report())
+    folder.restore_lost()
+    assert folder.read().revision == 2
+
+
+def test_a_document_that_is_only_written_anew_is_followed(folder, route, models):
+    folder.set_language("en", LanguageRelease((route(1, 1.0),)))
+    models.refresh()
+    edited(folder.document, updated_at="later")
+    assert models.refresh()
+    assert models.report().error == ""
+
+
 def test_a_trial_ends_although_its_document_is_gone(folder, route, models, monkeypatch):
     monkeypatch.setattr(serving_models, "RETRY_S", 0.1)
     old, new = route(1, 0.9), route(2, 0.1)

@@ -18,8 +18,10 @@ from deployment.rollout import (
     Route,
     release,
 )
+from deployment.serving.models import Models
 from speech.audio import Waveform, encode_flac
 from tests.toy_bundle import tones, write_toy_bundle
+from tests.toy_registry import approve
 
 ROUTE = Route("a" * 64, "models/a", 1.0, "3", "soundstage-en")
 
@@ -128,14 +130,18 @@ def test_rollout_lock_dies_with_its_process(folder, golden, tmp_path):
 def test_document_is_put_back_when_a_replica_does_not_answer(folder, golden, tmp_path):
     """The replica's report is fresh, but nobody listens at its address."""
     bundle = write_toy_bundle(tmp_path / "models" / "new")
+    approve(folder.home, bundle)
     folder.set_language("en", LanguageRelease((ROUTE,)))
-    report = ReplicaReport("a", "http://127.0.0.1:9", 99, time.time() + 60)
-    folder.report(report)
+    folder.report(ReplicaReport("a", "http://127.0.0.1:9", 1, time.time()))
     with pytest.raises(ReleaseFailed, match="a did not load it within 0.5 s"):
         release(folder, "en", bundle.path, bundle.digest, golden, timeout_s=0.5)
-    folder.report(ReplicaReport("a", report.url, 99, report.heartbeat, {"en": LanguageReport({}, (bundle.digest,))}))
-    with pytest.raises(ReleaseFailed, match="could not be probed"):
-        release(folder, "en", bundle.path, bundle.digest, golden, timeout_s=5)
+    models = Models(folder, "a", "http://127.0.0.1:9", workers=1)
+    models.start()
+    try:
+        with pytest.raises(ReleaseFailed, match="could not be probed"):
+            release(folder, "en", bundle.path, bundle.digest, golden)
+    finally:
+        models.stop()
     now = folder.read().languages["en"]
     assert (now.routes, now.state) == ((ROUTE,), "returned")
     states = [step.state for step in folder.history("en")]
@@ -180,9 +186,24 @@ def test_restoring_writes_nothing_where_nothing_was_lost(folder):
     folder.restore_lost()
     assert not folder.document.exists()
     folder.set_language("en", LanguageRelease((ROUTE,)))
-    heard_of(folder, 7, de={"2": 1.0})
+    heard_of(folder, 1, de={"2": 1.0})
     folder.restore_lost()
     assert set(folder.read().languages) == {"en"}
+
+
+def test_a_document_older_than_what_replicas_follow_is_written_again_above_it(folder):
+    """Somebody put a former one back: replicas refuse it, and would refuse what is released on top of it."""
+    folder.set_language("fr", LanguageRelease((ROUTE,)))
+    folder.set_language("en", LanguageRelease((ROUTE,)))
+    heard_of(folder, 7, de={"2": 1.0}, en={"3": 1.0})
+    folder.restore_lost()
+    document = folder.read()
+    assert document.revision == 8
+    assert {name: found.serving[0].digest[0] for name, found in document.languages.items()} == {
+        "fr": "a",
+        "de": "2",
+        "en": "3",
+    }
 
 
 def test_a_release_begins_from_what_the_lost_document_said(folder, golden, tmp_path):

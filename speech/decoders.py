@@ -104,6 +104,19 @@ _SIGNATURES: tuple[tuple[int, bytes, str, str], ...] = (
 )
 
 
+class _OnwardSound(soundfile.SoundFile):
+    """Read from beginning to end without going back.
+
+    soundfile seeks to the new place after every block of a file that can seek. libFLAC drops what it has buffered then,
+    and reads 8 KiB anew: hundreds of times the file where a block is a few bytes, as in silence. The seek also fails
+    close to damage, which hides that damage and the sound before it.
+    """
+
+    def seekable(self) -> bool:
+        """Never; see above."""
+        return False
+
+
 @dataclass(frozen=True)
 class AudioInfo:
     """What a recording's header claims; `duration_s` is None where the container states none."""
@@ -157,10 +170,10 @@ def _open_soundfile(recording: Recording) -> soundfile.SoundFile | None:
     recording.reader.seek(0)
     try:
         if recording.descriptor is None:
-            sound = soundfile.SoundFile(recording.reader)
+            sound = _OnwardSound(recording.reader)
         else:  # by descriptor libsndfile reads without a call back into Python for every 8 KiB
             os.lseek(recording.descriptor, 0, os.SEEK_SET)
-            sound = soundfile.SoundFile(recording.descriptor, closefd=False)
+            sound = _OnwardSound(recording.descriptor, closefd=False)
     except soundfile.LibsndfileError:
         return None
     known = sound.format in ("WAV", "WAVEX", "RF64", "AIFF", "FLAC")

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from speech import audio
+from speech import audio, decoders
 from speech.audio import AudioError, AudioLimits, Waveform
+from speech.recording import opened
 
 RATE = audio.SAMPLE_RATE
 ROOT = Path(__file__).parents[2]
@@ -337,6 +338,41 @@ def test_limits_hold_for_what_is_decoded(form):
     assert refusal(data, AudioLimits(max_decoded_bytes=100_000)).code == "too-large"
     assert refusal(data, AudioLimits(max_encoded_bytes=1_000)).code == "too-large"
     assert audio.decode(data, AudioLimits(max_duration_s=6)).duration_s == pytest.approx(5, abs=0.1)
+
+
+def test_an_hour_of_silence_decodes_whole(tmp_path):
+    """A muted line is half a megabyte of FLAC an hour: sixteen bytes a block, and no sign of damage."""
+    path = tmp_path / "muted.flac"
+    with soundfile.SoundFile(path, "w", 48_000, 2, "PCM_16", format="FLAC") as sound:
+        for _ in range(60):
+            sound.write(np.zeros((60 * 48_000, 2), np.int16))
+    for source in (path, path.read_bytes()):
+        with opened(source, AudioLimits(), None) as recording:
+            assert sum(len(block) for block, _ in decoders.blocks(recording, AudioLimits())) == 3_600 * 48_000
+
+
+def test_a_flac_is_read_once():
+    class Counting(io.BytesIO):
+        count = 0
+
+        def read(self, size: int | None = -1) -> bytes:
+            piece = super().read(size)
+            self.count += len(piece)
+            return piece
+
+    data = sound_bytes(np.zeros((30 * 192_000, 8), np.float32), 192_000, "FLAC")
+    stream = Counting(data)
+    assert audio.decode(stream).duration_s == 30
+    assert stream.count < 2 * len(data)
+
+
+def test_a_decoder_that_goes_round_in_circles_is_cut_off():
+    with opened(bytes(1 << 20), AudioLimits(), "a.mp4") as recording:
+        for _ in range(300):
+            recording.reader.seek(0)
+            recording.reader.read()
+        assert recording.reader.read() == b""
+        assert "leads in circles" in str(recording.refuse("empty", "holds nothing"))
 
 
 def test_an_endless_stream_is_cut_off():

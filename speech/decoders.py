@@ -371,9 +371,13 @@ def _declared_duration_s(container: "InputContainer", stream: "AudioStream", rec
 
 def _container_blocks(container: "InputContainer", recording: Recording, limits: AudioLimits) -> Iterator[Block]:
     import av
+    from av.stream import Discard
 
     stream = _audio_stream(container, recording)
     stream.codec_context.thread_count = 1
+    for other in container.streams:
+        if other is not stream:  # else pictures stored apart from the sound are read too, back and forth
+            other.discard = Discard.all
     declared_s = _declared_duration_s(container, stream, recording)
     tick_s = float(stream.time_base or 0)
     got_s = lost_s = 0.0

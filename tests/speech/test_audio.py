@@ -351,19 +351,44 @@ def test_an_hour_of_silence_decodes_whole(tmp_path):
             assert sum(len(block) for block, _ in decoders.blocks(recording, AudioLimits())) == 3_600 * 48_000
 
 
+class Counting(io.BytesIO):
+    """Bytes that know how many of them were read, again and again included."""
+
+    count = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        piece = super().read(size)
+        self.count += len(piece)
+        return piece
+
+
 def test_a_flac_is_read_once():
-    class Counting(io.BytesIO):
-        count = 0
-
-        def read(self, size: int | None = -1) -> bytes:
-            piece = super().read(size)
-            self.count += len(piece)
-            return piece
-
-    data = sound_bytes(np.zeros((30 * 192_000, 8), np.float32), 192_000, "FLAC")
-    stream = Counting(data)
+    stream = Counting(sound_bytes(np.zeros((30 * 192_000, 8), np.float32), 192_000, "FLAC"))
     assert audio.decode(stream).duration_s == 30
-    assert stream.count < 2 * len(data)
+    assert stream.count < 2 * len(stream.getvalue())
+
+
+def test_pictures_stored_apart_from_the_sound_are_left_alone():
+    """Some cameras and editors write all pictures, then all sound: reading both in turn is many times the file."""
+    import av
+
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mov") as output:
+        video = output.add_stream("mjpeg", rate=25)
+        video.width, video.height, video.pix_fmt = 64, 64, "yuvj420p"
+        sound = output.add_stream("pcm_s16le", rate=8_000, layout="mono")
+        noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+        for _ in range(25 * 60):
+            for packet in video.encode(av.VideoFrame.from_ndarray(noise, format="rgb24")):
+                output.mux_one(packet)
+        for start in range(0, 60 * 8_000, 160):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 160), np.int16), format="s16", layout="mono")
+            frame.sample_rate, frame.pts = 8_000, start
+            for packet in sound.encode(frame):
+                output.mux_one(packet)
+    stream = Counting(buffer.getvalue())
+    assert audio.decode(stream).duration_s == 60
+    assert stream.count < 2 * len(stream.getvalue())
 
 
 def test_a_decoder_that_goes_round_in_circles_is_cut_off():

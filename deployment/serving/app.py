@@ -68,7 +68,8 @@ class ServingOptions:
         queue_limit: received recordings that may wait for a worker.
         upload_limit: recordings being received at the same time.
         max_bytes, max_duration_s: largest and longest recording.
-        upload_idle_s: a client that sends nothing for so long gives its place to another.
+        upload_idle_s: a client that sends nothing for so long, or that falls so far behind the slowest pace, gives its
+            place to another.
     """
 
     home: Path
@@ -387,7 +388,7 @@ def _add_transcription(app: FastAPI, replica: Replica) -> None:
             },
             400: {**problem, "description": "The request itself: no recording, no language, an unknown format."},
             404: {**problem, "description": "The language is not served; `served` lists those that are."},
-            408: {**problem, "description": "The upload stalled."},
+            408: {**problem, "description": "The upload stalled or was too slow."},
             413: {**problem, "description": "Larger than this server accepts."},
             422: {**problem, "description": "The recording cannot be used; `code` and `reason` say why."},
             503: {

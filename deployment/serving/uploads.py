@@ -17,6 +17,9 @@ from deployment.serving.problems import Problem
 SPOOL_BYTES = 1 << 20  # smaller recordings stay in memory
 DISCARD_S = 5.0  # how long an over-long upload is read on, so that its client gets to see the answer
 FORM_FIELDS = 16
+# An upload's floor, on average: below a poor GPRS line and a telephone call (8,000 bytes/s) sent as it is spoken, and
+# far above what a client would send that only wants to keep others out.
+SLOWEST_BYTES_PER_S = 4096
 
 
 @dataclass
@@ -32,7 +35,8 @@ async def receive(request: Request, max_bytes: int, idle_s: float) -> Upload:
     """Receive the recording of a request: the part `file` of a multipart form, or else the body itself.
 
     Raises:
-        Problem: larger than `max_bytes` (413), nothing for `idle_s` seconds (408), or no form with a file (400).
+        Problem: larger than `max_bytes` (413), nothing for `idle_s` seconds or `idle_s` behind what
+            `SLOWEST_BYTES_PER_S` would have brought (408), or no form with a file (400).
         ClientDisconnect: the client went away.
     """
     declared = request.headers.get("content-length", "")
@@ -67,12 +71,15 @@ async def _form(request: Request, stream: AsyncGenerator[bytes, None]) -> Upload
 
 
 async def _counted(request: Request, max_bytes: int, idle_s: float, too_large: bool) -> AsyncGenerator[bytes, None]:
-    """The body's pieces; ends with a problem as soon as there are too many bytes, or none for too long."""
+    """The body's pieces; ends with a problem as soon as there are too many bytes, or too few for too long."""
     received = 0
+    waited_s = 0.0  # for the client alone: a slow disk here is not its fault
     give_up_at = time.monotonic() + DISCARD_S
     pieces = request.stream()
     while True:
-        wait_s = max(0.0, give_up_at - time.monotonic()) if too_large else idle_s
+        credit_s = received / SLOWEST_BYTES_PER_S - waited_s
+        wait_s = max(0.0, give_up_at - time.monotonic()) if too_large else idle_s + min(0.0, credit_s)
+        asked_at = time.monotonic()
         try:
             with anyio.fail_after(wait_s):
                 piece = await anext(pieces)
@@ -81,13 +88,8 @@ async def _counted(request: Request, max_bytes: int, idle_s: float, too_large: b
         except TimeoutError:
             if too_large:
                 break
-            raise Problem(
-                408,
-                "upload-stalled",
-                "Upload stalled",
-                f"Nothing of the recording came for {idle_s:g} s: send it again.",
-                {"Connection": "close"},
-            ) from None
+            raise _too_slow(idle_s, idle=credit_s >= 0) from None
+        waited_s += time.monotonic() - asked_at
         received += len(piece)
         if not too_large and received > max_bytes:
             too_large, give_up_at = True, time.monotonic() + DISCARD_S
@@ -103,3 +105,15 @@ async def _counted(request: Request, max_bytes: int, idle_s: float, too_large: b
             {"Connection": "close"},
             max_bytes=max_bytes,
         )
+
+
+def _too_slow(idle_s: float, *, idle: bool) -> Problem:
+    close = {"Connection": "close"}
+    if idle:
+        detail = f"Nothing of the recording came for {idle_s:g} s: send it again."
+        return Problem(408, "upload-stalled", "Upload stalled", detail, close)
+    detail = (
+        f"The recording came slower than {SLOWEST_BYTES_PER_S:,} bytes per second: send it again over a faster line, "
+        "or in a compressed format such as FLAC or Opus."
+    )
+    return Problem(408, "upload-too-slow", "Upload too slow", detail, close)

@@ -285,6 +285,36 @@ def test_clients_that_send_nothing_do_not_keep_others_out(tier, speech_of):
     assert b" 413 " in silent(10**14).recv(100)
 
 
+def test_clients_that_send_a_byte_now_and_then_do_not_keep_others_out(tier, speech_of):
+    """Never idle for long, and never done: a pace is owed, which a slow line keeps."""
+    tier.serve(tier.bundle("en-1"))
+    url = tier.start("a", "--upload-idle-s", "2")
+    host, port = url.removeprefix("http://").split(":")
+    clients = [socket.create_connection((host, int(port)), timeout=30) for _ in range(64)]
+    for client in clients:
+        client.sendall(b"POST /v1/transcribe HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
+    for _ in range(3):
+        time.sleep(0.5)
+        for client in clients:
+            client.sendall(b"x")
+    began = time.monotonic()
+    for client in clients:
+        answer = client.recv(10_000)
+        assert b" 408 " in answer
+        assert b"slower than" in answer
+        client.close()
+    assert time.monotonic() - began < 1.8, "before the last byte is idle for long"
+    audio = speech_of(*["one"] * 4)
+
+    def slowly():
+        for start in range(0, len(audio), 4_000):
+            yield audio[start : start + 4_000]
+            time.sleep(0.4)
+
+    assert len(audio) > 24_000, "takes longer than the allowance"
+    assert httpx.post(f"{url}/v1/transcribe", content=slowly()).json()["text"] == "one one one one"
+
+
 def test_client_that_goes_away_frees_its_worker(tier, speech_of):
     tier.serve(tier.bundle("en-1"))
     url = tier.start("a", "--workers", "1")

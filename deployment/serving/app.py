@@ -200,7 +200,7 @@ class Replica:
         self._workers.shutdown(wait=True, cancel_futures=True)
 
     def language(self, wanted: str | None, digest: str | None) -> str:
-        """The language to transcribe.
+        """The language to transcribe, as its primary subtag.
 
         Raises:
             Problem: it is not served, or it was not named although several are.
@@ -221,6 +221,7 @@ class Replica:
                 ]
                 raise self._no_model("; ".join(broken) or "No language has a model in production")
             wanted = served[0]
+        wanted = _primary(wanted)
         try:
             self.models.require(wanted, digest)
         except NoModel as error:
@@ -420,7 +421,11 @@ def _add_transcription(app: FastAPI, replica: Replica) -> None:
     async def post_transcribe(
         request: Request,
         language: Annotated[
-            str | None, Query(description="Spoken language, such as `en`; only needed when several are served.")
+            str | None,
+            Query(
+                description="Spoken language, such as `en`; of a longer tag such as `en-US` its first part counts. "
+                "Only needed when several are served."
+            ),
         ] = None,
         format: Annotated[
             str | None, Query(description="`json`, `srt` or `vtt`; without it the Accept header decides, else JSON.")
@@ -518,6 +523,12 @@ def _answer(replica: Replica, request: Request, done: Transcribed, model: Loaded
         return JSONResponse(body, headers=headers)
     text = transcript.to_srt() if wanted == "srt" else transcript.to_vtt()
     return Response(text, headers=headers, media_type=f"{FORMATS[wanted]}; charset=utf-8")
+
+
+def _primary(tag: str) -> str:
+    """The primary subtag of a BCP-47 tag or a locale, lower-cased; what is neither stays as it is."""
+    found = re.fullmatch(r"([A-Za-z]{2,3})(?:[-_][A-Za-z0-9]{1,8})*", tag)
+    return found[1].lower() if found else tag
 
 
 async def _received(request: Request, options: ServingOptions) -> Upload:

@@ -110,6 +110,22 @@ def test_format_is_chosen_by_parameter_or_accept_header(shared_tier, speech_of, 
     assert answer.text.startswith(start)
 
 
+@pytest.mark.parametrize("tag", ["EN", "en-US", "en_GB", "en-Latn-GB", "EN-x-call"])
+def test_a_language_tag_counts_by_its_first_part(shared_tier, speech_of, tag):
+    _, url = shared_tier
+    for sent in ({"params": {"language": tag}}, {"data": {"language": tag}}):
+        answer = httpx.post(f"{url}/v1/transcribe", files={"file": ("a.wav", speech_of("one"))}, **sent)
+        assert answer.status_code == 200, answer.text
+        assert (answer.json()["language"], answer.json()["text"]) == ("en", "one")
+
+
+@pytest.mark.parametrize("tag", ["english", "eng", "e", "en-", "-en", "en--US", "en US", "en\n", "en-abcdefghi", "*"])
+def test_what_is_no_tag_of_a_served_language_is_refused(shared_tier, speech_of, tag):
+    _, url = shared_tier
+    answer = httpx.post(f"{url}/v1/transcribe", params={"language": tag}, content=speech_of("one"))
+    assert _problem(answer, 404, "unknown-language")["served"] == ["de", "en"]
+
+
 def test_pauses_become_segments(shared_tier, speech_of):
     _, url = shared_tier
     body = httpx.post(f"{url}/v1/transcribe?language=en", content=speech_of("one", "two", gap_s=1.5)).json()

@@ -91,8 +91,8 @@ class Aliases:
             aside = f"the alias '{CHAMPION}' of {model} points to {_named(found)}, but the ledger says "
             if expected and self.registry.deleted(model, expected):
                 return differs(
-                    f"{aside}version {expected}, which was deleted in MLflow: the decision stands, and is served from its "
-                    "verified copy while one is kept; approve another version, or roll back to an earlier champion"
+                    f"{aside}version {expected}, which was deleted in MLflow: the decision stands, and its verified "
+                    "copy is served while one is kept; approve another version, or roll back to an earlier champion"
                 )
             return differs(
                 f"{aside}{_named(expected)}: it was moved by hand; the job `reconcile` sets it to the ledger"

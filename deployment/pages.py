@@ -12,6 +12,7 @@ verdict is too old, or on other thresholds or another champion than today's (`ch
 
 import argparse
 import io
+import socket
 import sys
 from collections.abc import Mapping
 from functools import partial
@@ -135,6 +136,8 @@ def _decided(verdict: Verdict, decisions: tuple[Decision, ...]) -> dict[str, Any
 class Pages(SimpleHTTPRequestHandler):
     """Files of one folder, and the index at its root; HEALTH answers without reading anything."""
 
+    timeout = 30  # seconds that a client may be silent: each connection holds a thread
+
     def __init__(self, *arguments: Any, store: DataStore, links: Mapping[str, str], **options: Any) -> None:
         self.store = store
         self.links = links
@@ -142,11 +145,15 @@ class Pages(SimpleHTTPRequestHandler):
 
     def send_head(self) -> io.BytesIO | BinaryIO | None:
         """Answer GET and HEAD up to the body."""
-        path = urlsplit(self.path).path
+        try:
+            path = urlsplit(self.path).path
+            if path not in (HEALTH, *_INDEX):
+                return super().send_head()
+        except ValueError:  # a path that no file can have
+            self.send_error(HTTPStatus.BAD_REQUEST)
+            return None
         if path == HEALTH:
             return self._answer("ok", "text/plain")
-        if path not in _INDEX:
-            return super().send_head()
         try:
             return self._answer(index(self.store, self.links), "text/html")
         except Exception as error:
@@ -164,25 +171,38 @@ class Pages(SimpleHTTPRequestHandler):
         return io.BytesIO(body)
 
 
+class _ThreadingHTTP6Server(ThreadingHTTPServer):
+    address_family = socket.AF_INET6
+
+
 def server(home: Path, host: str, port: int, links: Mapping[str, str] | None = None) -> ThreadingHTTPServer:
     """The pages of a data store, listening; port 0 takes a free one. The index shows `links`, name -> URL."""
-    return ThreadingHTTPServer((host, port), partial(Pages, store=DataStore(home), links=links or {}))
+    kind = _ThreadingHTTP6Server if ":" in host else ThreadingHTTPServer
+    return kind((host, port), partial(Pages, store=DataStore(home), links=links or {}))
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Serve until the process is ended."""
     parser = argparse.ArgumentParser("python -m deployment.pages", description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--home", type=Path, help="data store (default: from the settings)")
-    parser.add_argument("--url", help="where to listen (default: `pages.url` of the settings)")
+    parser.add_argument("--url", help="where to listen (default: where `pages.url` of the settings leads)")
     chosen = parser.parse_args(arguments)
     try:
         settings = Settings.load()
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    listen = urlsplit(chosen.url or settings.pages.url)
     links = {"Dagster": settings.dagster_url, "MLflow": f"{settings.registry.ui_url}/#/models"}
-    with server(chosen.home or settings.home, str(listen.hostname), listen.port or 80, links) as pages:
+    url = chosen.url or settings.pages.listens
+    try:
+        listen = urlsplit(url)
+        if listen.scheme != "http" or not listen.hostname:
+            raise ValueError("it must be http://, a host, and a port")
+        pages = server(chosen.home or settings.home, listen.hostname, listen.port or 80, links)
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"the pages cannot be served on {url} ({error}): choose another --url or `pages.url`\n")
+        return 2
+    with pages:
         pages.serve_forever()
     return 0
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from deployment.pages import server
+from deployment.pages import Pages, main, server
 from evaluation.gates import GateSettings, judge, load_verdict, save_verdict
 from evaluation.results import SUMMARY_NAME, Evaluation, NonSpeech, Scored
 from evaluation.validation import VALIDATION_NAME
@@ -261,3 +261,30 @@ def test_the_other_paths_are_files_of_the_pages_and_nothing_else(store: Store, c
             answer = b"".join(iter(lambda: raw.recv(4096), b""))
         assert b" 404 " in answer.splitlines()[0]
         assert b"of the data store" not in answer
+
+
+@pytest.mark.parametrize("path", ["/%00", "/%ED%A0%80", "http://["])
+def test_a_path_that_no_file_can_have_gets_an_answer(client: httpx.Client, path: str) -> None:
+    port = client.base_url.port
+    assert port is not None
+    with socket.create_connection(("127.0.0.1", port)) as raw:
+        raw.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+        assert b" 400 " in raw.recv(4096).splitlines()[0]
+
+
+def test_a_silent_client_does_not_keep_its_thread(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pages, "timeout", 0.2)
+    port = client.base_url.port
+    assert port is not None
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as raw:
+        raw.sendall(b"GET / HTT")
+        assert raw.recv(4096) == b"", "the connection is closed"
+
+
+@pytest.mark.parametrize("url", ["nonsense", "http://127.0.0.1:99999", "http://[x", "TAKEN"])
+def test_an_address_that_cannot_be_served_is_one_sentence(
+    store: Store, client: httpx.Client, capsys: pytest.CaptureFixture[str], url: str
+) -> None:
+    url = url.replace("TAKEN", f"http://127.0.0.1:{client.base_url.port}")
+    assert main(["--home", str(store.home), "--url", url]) == 2
+    assert f"the pages cannot be served on {url} (" in capsys.readouterr().err

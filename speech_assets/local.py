@@ -2,9 +2,11 @@
 
 `python -m speech_assets.local` (or `make up`) runs until Ctrl-C. The demo uses the same services. A service that ends
 by itself (out of memory, killed) is started again, and the runs under way go on; a stop kills them, and the next start
-finds them lost and starts them again.
+finds them lost and starts them again. A stop that could not be orderly, since this process itself was killed, is done
+by a guard: otherwise the next start would run a second daemon and a second server on the same data store.
 """
 
+import fcntl
 import os
 import signal
 import socket
@@ -17,19 +19,39 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import IO
 from urllib.parse import urlsplit
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from deployment.settings import Settings, SettingsError
 from speech.store import write_json
+from speech_assets.graphql import DagsterClient, DagsterError
 
 ROOT = Path(__file__).parents[1]  # holds dagster.yaml
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 15.0
 RESTART_AFTER_S = 1.0
 CODE_LOCATION = "speech_assets.definitions"
+LOCK = "running.lock"  # in the data store: held by the process that runs the services, and by its guard
+# Each line names the process groups of the moment; when whoever writes the lines is gone, they are killed.
+GUARD = "while read -r line; do groups=$line; done; kill -s KILL -- $groups"
+LOAD_STATUS = """
+query Locations {
+  workspaceOrError {
+    __typename
+    ... on PythonError { message }
+    ... on Workspace {
+      locationEntries {
+        name loadStatus
+        locationOrLoadError { __typename ... on PythonError { message errorChain { error { message } } } }
+      }
+    }
+  }
+}
+"""
 
 
 class ServiceError(Exception):
@@ -42,7 +64,8 @@ class Service:
 
     name: str
     command: tuple[str, ...]
-    url: str = ""  # empty: nobody opens it
+    listens: str = ""  # where it answers on this machine; empty: nobody asks it
+    url: str = ""  # where people open it, perhaps through a proxy
     ready_path: str = ""
     shows: str = ""
     field: str = ""  # of the settings, that says where it listens
@@ -77,8 +100,7 @@ def environment(settings: Settings) -> dict[str, str]:
 
 def services(settings: Settings, code_port: int = 0) -> list[Service]:
     """The servers, in the order they are started; `code_port` is where Dagster's code server listens."""
-    dagster, mlflow, pages = settings.dagster_url, settings.registry.ui_url, settings.pages.url
-    serving = f"http://{settings.serving.host}:{settings.serving.port}"
+    dagster, mlflow, pages = settings.dagster_listens, settings.registry.ui_listens, settings.pages.listens
     python = sys.executable
     workspace = ("-w", str(_workspace_file(settings)))
     code = ("code-server", "start", "-m", CODE_LOCATION, "--location-name", CODE_LOCATION)
@@ -88,6 +110,7 @@ def services(settings: Settings, code_port: int = 0) -> list[Service]:
             "Dagster",
             (python, "-m", "dagster_webserver", *workspace, *_listen(dagster, "-h", "-p")),
             dagster,
+            settings.dagster_url,
             "/server_info",
             "assets, runs, backfills, approvals",
             "dagster_url",
@@ -97,6 +120,7 @@ def services(settings: Settings, code_port: int = 0) -> list[Service]:
             "Pages",
             (python, "-m", "deployment.pages", "--home", str(settings.home), "--url", pages),
             pages,
+            settings.pages.url,
             "/healthz",
             "all quarters, evaluation reports, Data Docs",
             "pages.url",
@@ -104,7 +128,8 @@ def services(settings: Settings, code_port: int = 0) -> list[Service]:
         Service(
             "Transcription",
             (python, "-m", "deployment.serving", "--home", str(settings.home), "--port", str(settings.serving.port)),
-            serving,
+            settings.serving.url,
+            settings.serving.url,
             "/healthz",
             "POST /v1/transcribe; API at /docs",
             "serving.port",
@@ -115,8 +140,9 @@ def services(settings: Settings, code_port: int = 0) -> list[Service]:
         found.append(
             Service(
                 "MLflow",
-                (*command, *_listen(mlflow, "--host", "--port")),
+                (*command, *_listen(mlflow, "--host", "--port"), *_proxied(settings.registry.ui_url, mlflow)),
                 mlflow,
+                settings.registry.ui_url,
                 "/health",
                 "runs and versions",
                 "registry.ui_url",
@@ -134,22 +160,79 @@ def _listen(url: str, host_flag: str, port_flag: str) -> tuple[str, ...]:
     return (host_flag, str(parts.hostname), port_flag, str(parts.port))
 
 
+def _proxied(opened: str, listens: str) -> tuple[str, ...]:
+    """What MLflow must be told of a proxy: it refuses requests for a host that it does not know."""
+    if opened == listens:
+        return ()
+    parts = urlsplit(opened)
+    hosts = (parts.netloc, *(host for local in ("localhost", "127.0.0.1") for host in (local, f"{local}:*")))
+    return ("--allowed-hosts", ",".join(hosts), "--cors-allowed-origins", f"{parts.scheme}://{parts.netloc}")
+
+
 @contextmanager
 def running(settings: Settings, console: Console, only: Sequence[str] = ()) -> Iterator[Sequence[Service]]:
     """Start the services (all, or those named in `only`), wait until each answers, and stop them at the end.
 
     Raises:
-        ServiceError: a port is taken, or a service ended or did not answer in time.
+        ServiceError: they run already, a port is taken, a service ended or did not answer in time, or Dagster could
+            not load its code location.
     """
-    for folder in ("dagster", "mlflow", "pages", "logs"):
-        (settings.home / folder).mkdir(parents=True, exist_ok=True)
+    try:
+        for folder in ("dagster", "mlflow", "pages", "logs"):
+            (settings.home / folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ServiceError(f"the data store {settings.home} cannot be made ({error}): name another `home`") from error
+    with _only_one(settings.home) as lock, _guarded(lock) as guard:
+        yield from _run(settings, console, only, guard)
+
+
+@contextmanager
+def _only_one(home: Path) -> Iterator[int]:
+    """Hold the data store's lock."""
+    with (home / LOCK).open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as held:
+            lock.seek(0)
+            raise ServiceError(f"Soundstage already runs on {home} ({lock.read().strip()}): stop it first") from held
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+        lock.flush()
+        yield lock.fileno()
+
+
+@contextmanager
+def _guarded(lock: int) -> Iterator[IO[bytes]]:
+    """A process that kills the groups of the services when this one is gone; until then it holds the lock, too."""
+    guard = subprocess.Popen(
+        ("/bin/sh", "-c", GUARD),
+        bufsize=0,
+        stdin=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        pass_fds=(lock,),
+        start_new_session=True,
+    )
+    assert guard.stdin is not None
+    try:
+        yield guard.stdin
+    finally:
+        guard.stdin.close()
+        guard.wait()
+
+
+def _watch_over(started: Sequence[Running], guard: IO[bytes]) -> None:
+    with suppress(BrokenPipeError):  # the guard was killed; nothing else depends on it
+        guard.write((" ".join(f"-{one.process.pid}" for one in started) + "\n").encode())
+
+
+def _run(settings: Settings, console: Console, only: Sequence[str], guard: IO[bytes]) -> Iterator[Sequence[Service]]:
     code_port = free_port()
     server = {"host": "127.0.0.1", "port": code_port, "location_name": CODE_LOCATION}
     write_json(_workspace_file(settings), {"load_from": [{"grpc_server": server}]})  # JSON is YAML, too
     set_pool_limits(settings)
     wanted = [service for service in services(settings, code_port) if not only or service.name in only]
     for service in wanted:
-        if service.url:
+        if service.listens:
             _require_free_port(service)
     started: list[Running] = []
     stopping = threading.Event()
@@ -157,12 +240,15 @@ def running(settings: Settings, console: Console, only: Sequence[str] = ()) -> I
         for service in wanted:
             log = settings.home / "logs" / f"{service.name.lower()}.log"
             started.append(Running(service, _start(service, settings, log), log))
+            _watch_over(started, guard)
             if service.name == "Code":
                 _wait_for_port(started[-1], code_port)
         with console.status("starting Dagster, MLflow, the pages and the transcription server"):
             for one in started:
                 _wait_until_ready(one)
-        watch = threading.Thread(target=_start_again, args=(started, settings, stopping), daemon=True)
+            if any(service.name == "Dagster" for service in wanted):
+                _require_code_location(settings)
+        watch = threading.Thread(target=_start_again, args=(started, settings, stopping, guard), daemon=True)
         watch.start()
         yield [service for service in wanted if service.url]
     finally:
@@ -193,7 +279,7 @@ def _start(service: Service, settings: Settings, log: Path) -> "subprocess.Popen
         )
 
 
-def _start_again(started: Sequence[Running], settings: Settings, stopping: threading.Event) -> None:
+def _start_again(started: Sequence[Running], settings: Settings, stopping: threading.Event, guard: IO[bytes]) -> None:
     """Start what ended by itself again, until told to stop."""
     while not stopping.wait(RESTART_AFTER_S):
         for one in started:
@@ -201,6 +287,7 @@ def _start_again(started: Sequence[Running], settings: Settings, stopping: threa
                 with one.log.open("a") as log:
                     log.write(f"{one.service.name} ended with code {one.process.returncode}: started again\n")
                 one.process = _start(one.service, settings, one.log)
+                _watch_over(started, guard)
 
 
 def free_port() -> int:
@@ -223,14 +310,14 @@ def _wait_for_port(one: Running, port: int) -> None:
 
 
 def _require_free_port(service: Service) -> None:
-    parts = urlsplit(service.url)
-    with socket.socket() as probe:
+    parts = urlsplit(service.listens)
+    with socket.socket(socket.AF_INET6 if ":" in str(parts.hostname) else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((parts.hostname, parts.port))
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             raise ServiceError(
-                f"{service.name} cannot listen on {service.url} ({error.strerror}): stop what runs there, or name "
+                f"{service.name} cannot listen on {service.listens} ({error}): stop what runs there, or name "
                 f"another port in `{service.field}` of soundstage.toml"
             ) from error
 
@@ -239,7 +326,7 @@ def _wait_until_ready(one: Running) -> None:
     import httpx
 
     service = one.service
-    if not service.url:
+    if not service.listens:
         return
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
@@ -248,11 +335,32 @@ def _wait_until_ready(one: Running) -> None:
                 f"{service.name} ended with code {one.process.returncode} while starting: read {one.log}"
             )
         try:
-            if httpx.get(service.url + service.ready_path, timeout=2).status_code < 500:
+            if httpx.get(service.listens + service.ready_path, timeout=2).status_code < 500:
                 return
         except httpx.TransportError:
             time.sleep(0.2)
     raise ServiceError(f"{service.name} did not answer within {START_TIMEOUT_S:.0f} s: read {one.log}")
+
+
+def _require_code_location(settings: Settings) -> None:
+    """Ask Dagster whether it loaded the graph: the webserver answers without it, too."""
+    dagster = DagsterClient(settings.dagster_listens)
+    log = settings.home / "logs" / "code.log"
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        try:
+            workspace = dagster.query(LOAD_STATUS)["workspaceOrError"]
+        except DagsterError as error:
+            raise ServiceError(f"{error}; its log is {settings.home / 'logs' / 'dagster.log'}") from error
+        entries = workspace.get("locationEntries") or []
+        found = next((entry["locationOrLoadError"] for entry in entries if entry["loadStatus"] == "LOADED"), workspace)
+        if found and found["__typename"] == "RepositoryLocation":
+            return
+        if found and found["__typename"] == "PythonError":
+            reasons = [found["message"], *(link["error"]["message"] for link in found.get("errorChain") or ())]
+            raise ServiceError(f"Dagster cannot load {CODE_LOCATION} ({reasons[-1].strip()}): read {log}")
+        time.sleep(0.5)
+    raise ServiceError(f"Dagster did not load {CODE_LOCATION} within {START_TIMEOUT_S:.0f} s: read {log}")
 
 
 def _stop(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
@@ -284,7 +392,8 @@ def show(wanted: Sequence[Service], console: Console) -> None:
     for column in ("what", "where", "shows"):
         table.add_column(column)
     for service in wanted:
-        table.add_row(service.name, service.url, service.shows)
+        behind = "" if service.url == service.listens else f" (a proxy before {service.listens})"
+        table.add_row(service.name, escape(service.url + behind), service.shows)
     console.print(table)
 
 
@@ -299,7 +408,7 @@ def main() -> int:
             console.print("Ctrl-C stops them.")
             signal.pause()
     except (SettingsError, ServiceError) as error:
-        console.print(f"[red]{error}[/red]", highlight=False)
+        console.print(str(error), style="red", markup=False, highlight=False)
         return 1
     except KeyboardInterrupt:
         console.print("stopped")

@@ -66,6 +66,8 @@ def scope(quarters: Sequence[str], languages: Sequence[str], settings: Settings)
         for key in (first, last):
             if key not in known:
                 raise SettingsError(f"'{key}' is no quarter of this deployment: it has {known[0]} to {known[-1]}")
+        if first > last:
+            raise SettingsError(f"'{word}' runs backwards: write {last}:{first}")
         chosen += known[known.index(first) : known.index(last) + 1]
     if unknown := set(languages) - set(settings.languages):
         raise SettingsError(
@@ -155,12 +157,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--up-to-date", action="store_true", help="only what is missing or stale, in order")
     parser.add_argument("--no-wait", action="store_true", help="launch and return")
     parser.add_argument("--launched-by", metavar="NAME", help="signs the runs, which the two-person rule looks at")
+    parser.add_argument("--dagster", metavar="URL", help="where Dagster answers without a sign-in; `dagster_url`")
     given = parser.parse_args(arguments)
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     try:
         settings = Settings.load()
         wanted = scope(given.quarters, given.languages, settings)
-        dagster = DagsterClient(settings.dagster_url)
+        dagster = DagsterClient(given.dagster or settings.dagster_url)
         tags = {LAUNCHED_BY: given.launched_by} if given.launched_by else {}
         if given.up_to_date:
             from speech_assets.defs.corpus import corpus_refused
@@ -180,12 +183,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if given.no_wait:
                 return 0
             ended = dagster.wait_for_backfill(backfill_id, told=lambda status: console.print(progress(status)))
+            console.print(progress(ended))
             problems = missing(dagster, backfill_id, ended)
     except (SettingsError, DagsterError) as error:
-        console.print(f"[red]{error}[/red]")
+        console.print(str(error), style="red")
         return 1
     for problem in problems:
-        console.print(f"[yellow]{problem}[/yellow]")
+        console.print(problem, style="yellow")
     return 1 if problems else 0
 
 

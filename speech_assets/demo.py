@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -66,7 +67,7 @@ class Demo:
         self.settings = settings
         self.console = console
         self.store = DataStore(settings.home)
-        self.dagster = DagsterClient(settings.dagster_url)
+        self.dagster = DagsterClient(settings.dagster_listens)
         self.refusals: dict[str, str] = {}
 
     def run_all(self, steps: Sequence[Step]) -> None:
@@ -113,7 +114,7 @@ class Demo:
         self.refusals[step.partition] = reasons[0]
         progress.update(task, now="[yellow]refused[/yellow]")
         for reason in reasons[:3]:
-            progress.console.print(f"  [yellow]{step.title}[/yellow]: {reason}", highlight=False)
+            progress.console.print(f"  [yellow]{step.title}[/yellow]: {escape(reason)}", highlight=False)
 
     def _to_do(self, step: Step) -> list[str]:
         """The assets of a step that are missing or no longer up to date, unless the partition was refused already."""
@@ -189,9 +190,9 @@ class Demo:
         version = versions[0]
         decision = workspace.promotions().current(language)
         if decision is not None and decision.digest == version.digest:
-            self.console.print(f"{model} version {version.version} is the champion already")
+            self.console.print(f"{model} version {version.version} is the champion already", markup=False)
             return
-        self.console.print(f"approving {model} version {version.version} through the job [bold]promote[/bold]")
+        self.console.print(f"approving {escape(model)} version {version.version} through the job [bold]promote[/bold]")
         run_id = self.dagster.launch_job(
             "promote",
             {
@@ -219,7 +220,7 @@ class Demo:
 
         decision = Workspace(self.settings).promotions().current(language)
         assert decision is not None
-        url = f"http://{self.settings.serving.host}:{self.settings.serving.port}/v1/release"
+        url = f"{self.settings.serving.url}/v1/release"
         with self.console.status("waiting for the release: verify, load, warm, probe, switch"):
             deadline = time.monotonic() + RELEASE_TIMEOUT_S
             while time.monotonic() < deadline:
@@ -242,7 +243,7 @@ class Demo:
         row = max((r for r in read_manifest(tested) if r.split == "test"), key=lambda r: (r.duration_s or 0, r.id))
         delivered = self.store.current("recordings", quarter, language).path / MANIFEST
         audio = next(Path(r.audio) for r in read_manifest(delivered) if r.id == row.id)
-        url = f"http://{self.settings.serving.host}:{self.settings.serving.port}/v1/transcribe"
+        url = f"{self.settings.serving.url}/v1/transcribe"
         started = time.monotonic()
         answer = httpx.post(
             url, params={"language": language}, files={"file": (audio.name, audio.read_bytes())}, timeout=60
@@ -250,11 +251,15 @@ class Demo:
         answer.raise_for_status()
         said = answer.json()
         took = time.monotonic() - started
-        self.console.print(f"\n[bold]A recording nobody trained on[/bold] ({audio.name}, speaker {row.speaker})")
-        self.console.print(f"  said        {row.text}", highlight=False)
-        self.console.print(f"  transcribed {said['text']}", highlight=False)
+        self.console.print(
+            f"\n[bold]A recording nobody trained on[/bold] ({escape(f'{audio.name}, speaker {row.speaker}')})"
+        )
+        self.console.print(f"  said        {row.text}", highlight=False, markup=False)
+        self.console.print(f"  transcribed {said['text']}", highlight=False, markup=False)
         by = said["models"]["recognition"]
-        self.console.print(f"  {row.duration_s:.1f} s of audio in {took * 1000:.0f} ms by {by}", highlight=False)
+        self.console.print(
+            f"  {row.duration_s:.1f} s of audio in {took * 1000:.0f} ms by {by}", highlight=False, markup=False
+        )
 
     def summary(self, partitions: Sequence[tuple[str, str]]) -> Table:
         """One row a partition, from what is stored."""
@@ -280,7 +285,7 @@ class Demo:
                 why = ", ".join(self._failed_checks(quarter, language)) or self.refusals.get(
                     f"{language}|{quarter}", ""
                 )
-                table.add_row(name, hours, "-", "-", f"[yellow]refused: {why}[/yellow]", "-", "-")
+                table.add_row(name, hours, "-", "-", f"[yellow]refused: {escape(why)}[/yellow]", "-", "-")
                 continue
             score = result.sets["quarter"].score
             version = next(
@@ -317,13 +322,12 @@ def main() -> int:
         settings = Settings.load()
         with local.running(settings, console) as services:
             _demonstrate(settings, console)
-            console.print(
-                f"\ndone in {(time.monotonic() - started) / 60:.1f} minutes; the history is in {settings.home}"
-            )
+            minutes = (time.monotonic() - started) / 60
+            console.print(f"\ndone in {minutes:.1f} minutes; the history is in {settings.home}", markup=False)
             local.show(services, console)
             console.print("These servers stop now; [bold]make up[/bold] starts them again with the same history.")
     except (SettingsError, local.ServiceError, DagsterError) as error:
-        console.print(f"[red]{error}[/red]", highlight=False)
+        console.print(str(error), style="red", markup=False, highlight=False)
         return 1
     except KeyboardInterrupt:
         console.print("stopped; run it again and it goes on where it was")

@@ -1,0 +1,88 @@
+"""The command line of backfills: what it refuses, and what it says at the end, against a stand-in for Dagster."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from speech_assets.backfill import main
+
+ROOT = Path(__file__).parents[2]
+MADE = {"numPartitionsTargeted": 1, "numPartitionsMaterialized": 1, "numPartitionsInProgress": 0}
+ASSET = {"assetKey": {"path": ["recordings"]}, **MADE, "numPartitionsFailed": 0}
+ANSWERS = {
+    "launchPartitionBackfill": {"__typename": "LaunchBackfillSuccess", "backfillId": "abc"},
+    "partitionBackfillOrError": {
+        "__typename": "PartitionBackfill",
+        "status": "COMPLETED_SUCCESS",
+        "error": None,
+        "assetBackfillData": {"assetBackfillStatuses": [ASSET]},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def dagster() -> Iterator[str]:
+    """Answers as Dagster does for a backfill that has ended."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            body = json.dumps({"data": ANSWERS}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments: Any) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def backfill(*arguments: str) -> tuple[int, str]:
+    """A process of its own: quarters are those of the settings that a process loads first."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("SOUNDSTAGE_", "DAGSTER_"))}
+    command = [sys.executable, "-m", "speech_assets.backfill", *arguments]
+    ended = subprocess.run(
+        command, cwd=ROOT, env={**environment, "COLUMNS": "400"}, capture_output=True, text=True, check=False
+    )
+    return ended.returncode, ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--quarters", "[/x]"), "'[/x]' is no quarter of this deployment"),
+        (("--quarters", "2025-01:2024-01"), "'2025-01:2024-01' runs backwards: write 2024-01:2025-01"),
+        (("--assets", "[/foo]"), "[/foo]: choose from corpus, models, evaluation"),
+    ],
+)
+def test_what_is_not_there_is_named_as_it_was_written(arguments: tuple[str, ...], said: str) -> None:
+    code, output = backfill(*arguments)
+    assert code == 1
+    assert said in output
+    assert "Traceback" not in output
+
+
+def test_the_last_line_says_that_all_was_made(dagster: str) -> None:
+    code, output = backfill("--quarters", "2024-01", "--languages", "en", "--assets", "corpus", "--dagster", dagster)
+    assert code == 0, output
+    assert output.splitlines()[-1] == "1 of 1 made"
+
+
+def test_a_path_is_no_markup(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("SOUNDSTAGE_CONFIG", "/tmp/[/etc]/x")
+    assert main([]) == 1
+    assert "/tmp/[/etc]/x, which is not a file" in capsys.readouterr().out

@@ -60,7 +60,7 @@ def print_decisions(settings: Settings, languages: Sequence[str]) -> int:
 def main() -> int:
     """Run the command line."""
     try:
-        settings = Settings.load()
+        settings = Settings.load(trains=False)
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
         return 1

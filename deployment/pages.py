@@ -188,7 +188,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--url", help="where to listen (default: where `pages.url` of the settings leads)")
     chosen = parser.parse_args(arguments)
     try:
-        settings = Settings.load()
+        settings = Settings.load(trains=False)
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
         return 2

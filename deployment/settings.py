@@ -458,8 +458,11 @@ class Settings(BaseSettings):
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=path)
 
     @classmethod
-    def load(cls) -> Self:
+    def load(cls, *, trains: bool = True) -> Self:
         """Read the settings; relative paths in them are relative to the file that names them.
+
+        `trains` is whether this process launches trainings, so that their recipes have to be here: a machine that only
+        serves has the settings without them.
 
         Raises:
             SettingsError: the file named by SOUNDSTAGE_CONFIG is missing, is not TOML, or a field is wrong; or a
@@ -491,7 +494,7 @@ class Settings(BaseSettings):
         }
         base = {tag: str(folder / base) if base.endswith(".nemo") else base for tag, base in training.base.items()}
         training = training.model_copy(update={"base": base, **recipes})
-        if problem := _recipe_problem(training):
+        if trains and (problem := _recipe_problem(training)):
             raise SettingsError(f"settings in {path} or SOUNDSTAGE_* cannot be used: {problem}")
         return settings.model_copy(update={"home": folder / settings.home, "sources": sources, "training": training})
 

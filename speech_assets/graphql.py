@@ -163,7 +163,13 @@ class DagsterClient:
                 f"Dagster does not answer at {self._http.base_url} ({error}): start it with `make up`, or name its "
                 "address in `dagster_url`"
             ) from error
-        content = answer.json()
+        try:
+            content = answer.json()
+        except ValueError:
+            raise DagsterError(
+                f"what answers at {self._http.base_url} is not Dagster (status {answer.status_code}): name the address "
+                "that needs no sign-in"
+            ) from None
         if answer.status_code != 200 or content.get("errors"):
             raise DagsterError(f"Dagster refused the request: {content.get('errors') or answer.text[:300]}")
         data: dict[str, Any] = content["data"]

@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        settings = Settings.load()
+        settings = Settings.load(trains=False)
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
         return 2

@@ -104,6 +104,13 @@ def test_one_mistake_is_one_error(file: Path, content: str, field: str) -> None:
     assert [problem.split(": ")[0] for problem in problems] == [field]
 
 
+def test_a_machine_that_only_serves_needs_no_recipe(file: Path) -> None:
+    file.write_text("[training]\nbase_recipe = 'elsewhere.yaml'")
+    with pytest.raises(SettingsError, match="training.base_recipe"):
+        Settings.load()
+    assert Settings.load(trains=False).training.base_recipe == str(file.parent / "elsewhere.yaml")
+
+
 def test_a_variable_that_is_no_json_is_not_blamed_on_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A shell takes the quotes of ["ada"] away unless it is quoted itself."""
     monkeypatch.setenv("SOUNDSTAGE_PROMOTION__APPROVERS", "[ada,ben]")

@@ -1,17 +1,14 @@
 """Who launched a bundle's training, kept beside the ledger: a tag in MLflow alone could be edited by anyone."""
 
-import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from deployment.registry import LAUNCHED_BY_TAG, ModelVersion
 from evaluation.presentation import one_line
-from speech.store import parse_json, write_json
+from speech.store import DIGEST, parse_json, write_json
 
 UNSIGNED = "unknown"  # stands among a version's launchers for a training whose run named nobody
-
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -24,7 +21,7 @@ class Launchers:
         """Keep who launched the training of a bundle, beside those noted before; no edit in MLflow takes one away."""
         if self.folder is None:
             return
-        if not _DIGEST.fullmatch(digest):
+        if not DIGEST.fullmatch(digest):
             raise ValueError(f"{digest[:80]!r} is not the digest of a bundle: 64 hexadecimal digits are expected")
         noted = sorted({*self._noted(digest), *(name for name in map(one_line, names) if name)})
         write_json(self.folder / f"{digest}.json", noted)
@@ -35,7 +32,7 @@ class Launchers:
         return tuple(sorted({name for name in map(one_line, (*tagged, *self._noted(version.digest))) if name}))
 
     def _noted(self, digest: str) -> tuple[str, ...]:
-        if self.folder is None or not _DIGEST.fullmatch(digest):
+        if self.folder is None or not DIGEST.fullmatch(digest):
             return ()
         try:
             names = parse_json((self.folder / f"{digest}.json").read_bytes())

@@ -17,7 +17,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -30,6 +29,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from evaluation.gates import GateRefused, Verdict, require_passed, save_verdict
 from speech.bundle import BundleError, ModelBundle
+from speech.store import DIGEST
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -44,7 +44,6 @@ LOCK_TIMEOUT_S = 600.0  # uploading a checkpoint of some GB to a slow disk
 BUSY_TIMEOUT_S = 60.0
 TAG_CHARACTERS = 2_500  # MLflow servers before 3 take 5,000 bytes
 BUSY_PAUSE_S = 0.2
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 SQLITE_BUSY = ("database is locked", "database table is locked", "database schema is locked")
 
 T = TypeVar("T")
@@ -189,7 +188,7 @@ class Registry:
 
     def cached(self, digest: str) -> Path | None:
         """The verified local copy of a bundle, whether or not a version still names it; None when there is none."""
-        if not _DIGEST.fullmatch(digest):
+        if not DIGEST.fullmatch(digest):
             return None
         try:
             return ModelBundle.load(self.cache / digest, digest).path
@@ -443,7 +442,7 @@ class Registry:
 
     def _kept(self, wanted: ModelVersion) -> Path:
         """Where the local copy of a version's bundle belongs; its tag can be edited by anyone, so it is no path yet."""
-        if not _DIGEST.fullmatch(wanted.digest):
+        if not DIGEST.fullmatch(wanted.digest):
             found = f"is {wanted.digest[:80]!r}, not 64 hexadecimal digits" if wanted.digest else "is missing"
             raise BundleError(
                 f"the tag '{BUNDLE_DIGEST_TAG}' of {wanted.name} version {wanted.version} {found}, so it cannot be "

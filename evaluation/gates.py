@@ -16,7 +16,6 @@ import functools
 import hashlib
 import json
 import math
-import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -26,7 +25,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from evaluation.results import BENCHMARK, QUARTER, Evaluation, Interval, Number, SetResult
-from speech.store import parse_json, write_json
+from speech.store import DIGEST, parse_json, write_json
 
 VERDICT_SCHEMA = 1
 
@@ -464,8 +463,6 @@ def _parity(evaluation: Evaluation, settings: GateSettings) -> Iterator[GateResu
 
 # ----------------------------------------------------------------------------------------------------------- keeping
 
-_DIGEST = re.compile(r"[0-9a-f]{64}")
-
 
 def _sealed(content: Mapping[str, Any]) -> str:
     canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
@@ -473,7 +470,7 @@ def _sealed(content: Mapping[str, Any]) -> str:
 
 
 def _place(folder: Path, bundle_digest: str) -> Path:
-    if not _DIGEST.fullmatch(bundle_digest):
+    if not DIGEST.fullmatch(bundle_digest):
         raise GateRefused(f"{bundle_digest[:80]!r} is not the digest of a bundle: 64 hexadecimal digits are expected.")
     return folder / f"{bundle_digest}.json"
 

@@ -11,7 +11,6 @@ The way of a recording: its bytes (`speech.recording`), blocks of frames (`speec
 recording counts as truncated), mono at 16 kHz (`speech.mixdown`).
 """
 
-import hashlib
 import io
 import os
 import secrets
@@ -106,12 +105,6 @@ def encode_wav(waveform: Waveform) -> bytes:
     return buffer.getvalue()
 
 
-def file_digest(path: str | os.PathLike[str]) -> str:
-    """Hexadecimal sha256 of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _chunked(source: AudioSource, limits: AudioLimits, size: int, name: str | None) -> Iterator[np.ndarray]:
     pending: list[np.ndarray] = []
     held = 0
@@ -158,5 +151,5 @@ def _write_flac(chunks: Iterable[np.ndarray], path: str | os.PathLike[str], samp
 
 __all__: Sequence[str] = (
     "SAMPLE_RATE", "AudioError", "AudioInfo", "AudioLimits", "AudioSource", "Waveform", "decode", "decode_chunks",
-    "encode_flac", "encode_wav", "file_digest", "probe", "write_flac_chunks",
+    "encode_flac", "encode_wav", "probe", "write_flac_chunks",
 )  # fmt: skip

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from speech.features import MelConfig
-from speech.store import parse_json
+from speech.store import DIGEST, digest_file, parse_json
 
 BUNDLE_SCHEMA = 1
 MANIFEST = "bundle.json"
@@ -382,7 +382,7 @@ def _listed_files(files: Mapping[str, Any]) -> dict[str, str]:
             raise ValueError(f"file name {name!r} is not allowed; a bundle is one flat folder")
         if not isinstance(entry, dict) or set(entry) != {"sha256", "bytes"}:
             raise ValueError(f"the entry of file {name} must hold sha256 and bytes")
-        if not isinstance(entry["sha256"], str) or not re.fullmatch(r"[0-9a-f]{64}", entry["sha256"]):
+        if not isinstance(entry["sha256"], str) or not DIGEST.fullmatch(entry["sha256"]):
             raise ValueError(f"the sha256 of file {name} is not one")
         listed[name] = entry["sha256"]
     for required in (NETWORK, TOKENIZER):
@@ -416,5 +416,4 @@ def _size(path: Path) -> int:
 def _digest(path: Path) -> str:
     if not path.is_file():
         raise BundleError(f"{path}: not a file; a bundle is one flat folder of files")
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    return digest_file(path)

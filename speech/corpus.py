@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from speech.audio import SAMPLE_RATE, AudioError, AudioLimits, decode_chunks, file_digest, write_flac_chunks
+from speech.audio import SAMPLE_RATE, AudioError, AudioLimits, decode_chunks, write_flac_chunks
 from speech.conditioning import measure
 from speech.manifest import Utterance, write_manifest
-from speech.store import write_atomically
+from speech.store import digest_file, write_atomically
 from speech.text import normalize, unexpected_characters
 
 AUDIO_FOLDER = "audio"
@@ -65,7 +65,7 @@ def digest_sources(rows: Iterable[Utterance], workers: int = 4) -> list[Utteranc
 
     def digest(path: str) -> str:
         try:
-            return file_digest(path)
+            return digest_file(Path(path))
         except (AudioError, OSError):  # normalisation meets the same file and says why
             return ""
 
@@ -112,7 +112,7 @@ def _write_utterance(row: Utterance, chunks: Iterable[np.ndarray], folder: Path)
         audio=path.relative_to(folder).as_posix(),
         offset_s=0.0,
         duration_s=round(duration_s, 6),
-        digest=file_digest(path),
+        digest=digest_file(path),
         attributes={**row.attributes, SOURCE_DIGEST: row.digest},
         quality=measure(decode_chunks(path)),
     )

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-from speech.manifest import UNKNOWN_DOMAIN, RejectedRow, Utterance, age_band
+from speech.manifest import UNKNOWN_DOMAIN, RejectedRow, Utterance, age_band, primary_language
 from speech.rows import (
     BadLine,
     ManifestError,
@@ -30,8 +30,8 @@ from speech.rows import (
     as_text_mapping,
     cell_text,
     is_uri,
-    json_object,
     numbered_lines,
+    numbered_objects,
     parse_date,
     reason_of,
     required_field,
@@ -185,14 +185,11 @@ def import_nemo(path: PathLike, defaults: Defaults) -> Iterator[Imported]:
     if not manifest.is_file():
         raise ManifestError(manifest, None, "is missing; give a JSON-lines manifest")
     intake = _Intake(defaults, manifest.parent)
-    for number, line in numbered_lines(manifest):
+    for number, row in numbered_objects(manifest):
         identity: str | None = None
         try:
-            if isinstance(line, BadLine):
-                raise ValueError(line.reason)
-            if not line.strip():
-                continue
-            row = json_object(line)
+            if isinstance(row, BadLine):
+                raise ValueError(row.reason)
             identity = cell_text(row.get("id")) or None
             cells: dict[str, Any] = {_ALIAS_TO_COLUMN.get(str(key).lower(), str(key)): row[key] for key in row}
             utterance = intake.utterance(cells)
@@ -228,25 +225,20 @@ def import_lhotse(path: PathLike, defaults: Defaults) -> Iterator[Imported]:
         raise ManifestError(supervisions, None, f"has no recordings beside it; expected {name} or {name}.gz")
 
     recordings: dict[str, Mapping[str, Any]] = {}
-    for number, line in numbered_lines(recordings_path):
+    for number, row in numbered_objects(recordings_path):
         try:
-            if isinstance(line, BadLine):
-                raise ValueError(line.reason)
-            if line.strip():
-                row = json_object(line)
-                recordings.setdefault(required_field(row, "id"), row)
+            if isinstance(row, BadLine):
+                raise ValueError(row.reason)
+            recordings.setdefault(required_field(row, "id"), row)
         except (ValueError, TypeError) as error:
             yield RejectedRow(str(recordings_path), number, reason_of(error), None)
 
     intake = _Intake(defaults, supervisions.parent)
-    for number, line in numbered_lines(supervisions):
+    for number, row in numbered_objects(supervisions):
         identity: str | None = None
         try:
-            if isinstance(line, BadLine):
-                raise ValueError(line.reason)
-            if not line.strip():
-                continue
-            row = json_object(line)
+            if isinstance(row, BadLine):
+                raise ValueError(row.reason)
             identity = cell_text(row.get("id")) or None
             recording_id = required_field(row, "recording_id")
             if recording_id not in recordings:
@@ -398,10 +390,10 @@ def _safe_name(name: str) -> str:
 def _language(tag: str) -> tuple[str, str]:
     """(primary tag, whole tag where it says more)."""
     tag = _LANGUAGE_NAMES.get(tag.strip().lower(), tag.strip()).replace("_", "-")
-    found = re.fullmatch(r"([A-Za-z]{2,3})((?:-[A-Za-z0-9]{1,8})*)", tag)
-    if not found:
+    primary = primary_language(tag)
+    if primary is None:
         raise ValueError(f"{tag!r} is not a language; write a tag such as en or de-CH")
-    return found[1].lower(), tag if found[2] else ""
+    return primary, tag if "-" in tag else ""
 
 
 def _gender(value: str) -> dict[str, str]:

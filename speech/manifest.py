@@ -5,13 +5,11 @@ A manifest is a JSON-lines file that NVIDIA NeMo can read as it is (``audio_file
 value.
 """
 
-import contextlib
 import datetime as dt
 import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,13 +25,13 @@ from speech.rows import (
     as_split,
     as_text_mapping,
     is_uri,
-    json_object,
-    numbered_lines,
+    numbered_objects,
     parse_date,
     reason_of,
     required_field,
     text_field,
 )
+from speech.store import replacing
 
 if TYPE_CHECKING:
     from speech.conditioning import Quality
@@ -121,18 +119,13 @@ class RejectedRow:
 
 def read_manifest(path: PathLike) -> Iterator[Utterance]:
     """The utterances of a manifest, one at a time. Raises ManifestError at the first row that is not one."""
-    for number, line in numbered_lines(Path(path)):
-        if isinstance(line, BadLine):
-            raise ManifestError(path, number, line.reason)
-        if not line.strip():
-            continue
+    for number, row in numbered_objects(Path(path)):
+        if isinstance(row, BadLine):
+            raise ManifestError(path, number, row.reason)
         try:
-            row = json_object(line)
             yield Utterance.from_json(row)
         except ManifestError as error:
             raise ManifestError(path, number, error.reason) from error
-        except ValueError as error:
-            raise ManifestError(path, number, reason_of(error)) from error
 
 
 def write_manifest(path: PathLike, utterances: Iterable[Utterance]) -> int:
@@ -141,29 +134,17 @@ def write_manifest(path: PathLike, utterances: Iterable[Utterance]) -> int:
     The same utterances give the same bytes, and a reader sees the old file or the whole new one, never a part.
     Raises ManifestError for an id that comes twice or a value that JSON or UTF-8 cannot hold.
     """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     seen: set[str] = set()
-    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as out:
-            for number, utterance in enumerate(utterances, start=1):
-                if utterance.id in seen:
-                    raise ManifestError(path, number, f"id {utterance.id!r} comes twice; ids must be unique")
-                seen.add(utterance.id)
-                try:
-                    line = json.dumps(utterance.to_json(), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-                    out.write(line.encode() + b"\n")
-                except (TypeError, ValueError) as error:
-                    raise ManifestError(path, number, f"cannot be written as JSON: {reason_of(error)}") from error
-            out.flush()
-            os.fsync(out.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+    with replacing(Path(path)) as out:
+        for number, utterance in enumerate(utterances, start=1):
+            if utterance.id in seen:
+                raise ManifestError(path, number, f"id {utterance.id!r} comes twice; ids must be unique")
+            seen.add(utterance.id)
+            try:
+                line = json.dumps(utterance.to_json(), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+                out.write(line.encode() + b"\n")
+            except (TypeError, ValueError) as error:
+                raise ManifestError(path, number, f"cannot be written as JSON: {reason_of(error)}") from error
     return len(seen)
 
 
@@ -172,6 +153,12 @@ def audio_location(utterance: Utterance, manifest: PathLike) -> str:
     if is_uri(utterance.audio):
         return utterance.audio
     return str(Path(os.path.abspath(manifest)).parent / utterance.audio)
+
+
+def primary_language(tag: str) -> str | None:
+    """The primary subtag of a BCP-47 tag or a locale, lower-cased: "en" of "en-US"; None for what is neither."""
+    found = re.fullmatch(r"([A-Za-z]{2,3})(?:[-_][A-Za-z0-9]{1,8})*", tag)
+    return found[1].lower() if found else None
 
 
 def quarter_of(date: dt.date) -> str:
@@ -266,6 +253,6 @@ def age_band(years: float) -> str:
 
 __all__: Sequence[str] = (
     "AGE_BANDS", "LANGUAGE_TAG", "QUARTER_KEY", "SPLITS", "UNKNOWN_DOMAIN", "ManifestError", "RejectedRow", "Utterance",
-    "age_band", "assign_splits", "audio_location", "parse_date", "quarter_of", "quarter_title", "read_manifest",
-    "split_of_speaker", "write_manifest",
+    "age_band", "assign_splits", "audio_location", "parse_date", "primary_language", "quarter_of", "quarter_title",
+    "read_manifest", "split_of_speaker", "write_manifest",
 )  # fmt: skip

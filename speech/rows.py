@@ -73,6 +73,18 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, "str | BadLine"]]:
         raise ManifestError(path, None, f"cannot be read ({reason_of(error)})") from error
 
 
+def numbered_objects(path: Path) -> Iterator[tuple[int, "dict[str, Any] | BadLine"]]:
+    """Numbered objects of a JSON-lines file, plain or gzipped; a line that holds none comes as its reason."""
+    for number, line in numbered_lines(path):
+        if isinstance(line, BadLine):
+            yield number, line
+        elif line.strip():
+            try:
+                yield number, _json_object(line)
+            except ValueError as error:
+                yield number, BadLine(str(error))
+
+
 def parse_date(value: str) -> dt.date:
     """A calendar day from an ISO date or time stamp, from 2024/05/31, or from 31.05.2024.
 
@@ -97,7 +109,7 @@ def parse_date(value: str) -> dt.date:
     return date
 
 
-def json_object(line: str) -> dict[str, Any]:
+def _json_object(line: str) -> dict[str, Any]:
     """A JSON object from a line. Raises ValueError for anything else."""
     try:
         row = parse_json(line)

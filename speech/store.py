@@ -11,16 +11,18 @@ Superseded outputs are kept (`keep`), so that a run that still reads one is not 
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 KEEP_OUTPUTS = 3  # published outputs kept per partition: the one in force and two before it
+DIGEST = re.compile(r"[0-9a-f]{64}")  # SHA-256, as hex
 DIGEST_CHARS = 16  # 64 bits of SHA-256 name a folder; the full digest is recorded beside it
 POINTER = "current"
 STAGING = ".staging-"
@@ -45,20 +47,28 @@ def digest_tree(folder: Path) -> str:
     return total.hexdigest()
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace `path` by `content` in one step, flushed to disk; readers see the old content or the new, whole."""
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file that takes the place of `path` when the block ends well; readers see the old content or the new, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # machines that share a data store need not share a user
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        with suppress(OSError):
+            os.unlink(temporary)
         raise
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace `path` by `content` in one step, flushed to disk; readers see the old content or the new, whole."""
+    with replacing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -24,6 +24,20 @@ mutation Launch($params: ExecutionParams!) {
   }
 }
 """
+LOAD_STATUS = """
+query Locations {
+  workspaceOrError {
+    __typename
+    ... on PythonError { message }
+    ... on Workspace {
+      locationEntries {
+        name loadStatus
+        locationOrLoadError { __typename ... on PythonError { message errorChain { error { message } } } }
+      }
+    }
+  }
+}
+"""
 RUN = """
 query Run($id: ID!) {
   runOrError(runId: $id) {
@@ -174,6 +188,26 @@ class DagsterClient:
             raise DagsterError(f"Dagster refused the request: {content.get('errors') or answer.text[:300]}")
         data: dict[str, Any] = content["data"]
         return data
+
+    def wait_until_loaded(self, timeout_s: float) -> str | None:
+        """Wait until Dagster has loaded the graph; returns what it could not do instead, None when all is well.
+
+        Raises:
+            DagsterUnreachable, DagsterError: as for `query`.
+        """
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            workspace = self.query(LOAD_STATUS)["workspaceOrError"]
+            entries = workspace.get("locationEntries") or []
+            loaded = (entry["locationOrLoadError"] for entry in entries if entry["loadStatus"] == "LOADED")
+            found = next(loaded, workspace)
+            if found and found["__typename"] == "RepositoryLocation":
+                return None
+            if found and found["__typename"] == "PythonError":
+                reasons = [found["message"], *(link["error"]["message"] for link in found.get("errorChain") or ())]
+                return f"cannot load {LOCATION} ({reasons[-1].strip()})"
+            time.sleep(POLL_S)
+        return f"did not load {LOCATION} within {timeout_s:.0f} s"
 
     def materialize(self, assets: Sequence[str], partition: str, tags: Mapping[str, str] | None = None) -> str:
         """Launch a run of some assets' partition; returns the run's id."""

@@ -38,20 +38,6 @@ CODE_LOCATION = "speech_assets.definitions"
 LOCK = "running.lock"  # in the data store: held by the process that runs the services, and by its guard
 # Each line names the process groups of the moment; when whoever writes the lines is gone, they are killed.
 GUARD = "while read -r line; do groups=$line; done; kill -s KILL -- $groups"
-LOAD_STATUS = """
-query Locations {
-  workspaceOrError {
-    __typename
-    ... on PythonError { message }
-    ... on Workspace {
-      locationEntries {
-        name loadStatus
-        locationOrLoadError { __typename ... on PythonError { message errorChain { error { message } } } }
-      }
-    }
-  }
-}
-"""
 
 
 class ServiceError(Exception):
@@ -344,23 +330,13 @@ def _wait_until_ready(one: Running) -> None:
 
 def _require_code_location(settings: Settings) -> None:
     """Ask Dagster whether it loaded the graph: the webserver answers without it, too."""
-    dagster = DagsterClient(settings.dagster_listens)
-    log = settings.home / "logs" / "code.log"
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        try:
-            workspace = dagster.query(LOAD_STATUS)["workspaceOrError"]
-        except DagsterError as error:
-            raise ServiceError(f"{error}; its log is {settings.home / 'logs' / 'dagster.log'}") from error
-        entries = workspace.get("locationEntries") or []
-        found = next((entry["locationOrLoadError"] for entry in entries if entry["loadStatus"] == "LOADED"), workspace)
-        if found and found["__typename"] == "RepositoryLocation":
-            return
-        if found and found["__typename"] == "PythonError":
-            reasons = [found["message"], *(link["error"]["message"] for link in found.get("errorChain") or ())]
-            raise ServiceError(f"Dagster cannot load {CODE_LOCATION} ({reasons[-1].strip()}): read {log}")
-        time.sleep(0.5)
-    raise ServiceError(f"Dagster did not load {CODE_LOCATION} within {START_TIMEOUT_S:.0f} s: read {log}")
+    logs = settings.home / "logs"
+    try:
+        wrong = DagsterClient(settings.dagster_listens).wait_until_loaded(START_TIMEOUT_S)
+    except DagsterError as error:
+        raise ServiceError(f"{error}; its log is {logs / 'dagster.log'}") from error
+    if wrong is not None:
+        raise ServiceError(f"Dagster {wrong}: read {logs / 'code.log'}")
 
 
 def _stop(processes: Sequence["subprocess.Popen[bytes]"]) -> None:

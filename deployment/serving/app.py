@@ -42,6 +42,7 @@ from deployment.serving.problems import MEDIA_TYPE, Problem, ProblemDocument
 from deployment.serving.transcription import Cancelled, Transcribed, transcribe
 from deployment.serving.uploads import Upload, receive
 from speech.audio import AudioError, AudioLimits
+from speech.manifest import primary_language
 from speech.recognition import RecognitionError
 
 REQUEST_ID_HEADER = "X-Request-Id"
@@ -221,7 +222,7 @@ class Replica:
                 ]
                 raise self._no_model("; ".join(broken) or "No language has a model in production")
             wanted = served[0]
-        wanted = _primary(wanted)
+        wanted = primary_language(wanted) or wanted  # what is no tag is refused as it was written
         try:
             self.models.require(wanted, digest)
         except NoModel as error:
@@ -523,12 +524,6 @@ def _answer(replica: Replica, request: Request, done: Transcribed, model: Loaded
         return JSONResponse(body, headers=headers)
     text = transcript.to_srt() if wanted == "srt" else transcript.to_vtt()
     return Response(text, headers=headers, media_type=f"{FORMATS[wanted]}; charset=utf-8")
-
-
-def _primary(tag: str) -> str:
-    """The primary subtag of a BCP-47 tag or a locale, lower-cased; what is neither stays as it is."""
-    found = re.fullmatch(r"([A-Za-z]{2,3})(?:[-_][A-Za-z0-9]{1,8})*", tag)
-    return found[1].lower() if found else tag
 
 
 async def _received(request: Request, options: ServingOptions) -> Upload:

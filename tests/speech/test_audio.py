@@ -18,6 +18,7 @@ import soundfile
 from speech import audio, decoders
 from speech.audio import AudioError, AudioLimits, Waveform
 from speech.recording import opened
+from speech.store import digest_file
 
 RATE = audio.SAMPLE_RATE
 ROOT = Path(__file__).parents[2]
@@ -534,7 +535,7 @@ def test_flac_bytes_depend_on_the_samples_only(tmp_path):
         (samples[i : i + 777] for i in range(0, len(samples), 777)), tmp_path / "cut.flac"
     )
     assert seconds == 5.0
-    assert audio.file_digest(tmp_path / "whole.flac") == audio.file_digest(tmp_path / "cut.flac")
+    assert digest_file(tmp_path / "whole.flac") == digest_file(tmp_path / "cut.flac")
     info = soundfile.info(tmp_path / "whole.flac")
     assert (info.samplerate, info.channels, info.subtype, info.frames) == (RATE, 1, "PCM_16", 5 * RATE)
 
@@ -557,14 +558,14 @@ def test_a_failing_writer_leaves_the_old_file_and_no_debris(tmp_path):
     """Decoding refuses some recordings only at their end; half of one must never be taken for the whole."""
     target = tmp_path / "a.flac"
     audio.encode_flac(Waveform(tone()), target)
-    before = audio.file_digest(target)
+    before = digest_file(target)
     truncated = sound_bytes(tone(seconds=10))[:200_000]
     with pytest.raises(AudioError, match="truncated"):
         audio.write_flac_chunks(audio.decode_chunks(truncated, chunk_s=1), target)
     with pytest.raises(ValueError, match="finite"):
         audio.encode_flac(Waveform(np.array([np.nan], np.float32)), target)
     assert [path.name for path in tmp_path.iterdir()] == ["a.flac"]
-    assert audio.file_digest(target) == before
+    assert digest_file(target) == before
 
 
 def test_probe_tells_what_the_header_claims():

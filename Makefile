@@ -24,7 +24,7 @@ demo: $(READY)  ## quarters of audio to an approved, served model; prints each s
 	$(BIN)/python -m speech_assets.demo
 
 up: $(READY)  ## Dagster, MLflow, the pages and the transcription server, until Ctrl-C
-	$(BIN)/python -m speech_assets.local
+	$(BIN)/python -m speech_assets.local.services
 
 test: $(READY)  ## the whole test suite
 	$(BIN)/python -m pytest

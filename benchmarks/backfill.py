@@ -214,12 +214,12 @@ def backfill(folder: Path, quarter_count: int, languages: Sequence[str], *, kill
     from rich.console import Console
 
     from deployment.settings import Settings
-    from speech_assets import local
-    from speech_assets.graphql import DagsterClient
+    from speech_assets.dagster_client import DagsterClient
+    from speech_assets.local import services
 
     log = folder / "trainings"
     log.mkdir(parents=True, exist_ok=True)
-    os.environ["SOUNDSTAGE_CONFIG"] = str(write_settings(folder, languages, local.free_port()))
+    os.environ["SOUNDSTAGE_CONFIG"] = str(write_settings(folder, languages, services.free_port()))
     os.environ["STUB_LOG"] = str(log)
     os.environ["PYTHONPATH"] = str(ROOT)
     settings = Settings.load()
@@ -229,7 +229,7 @@ def backfill(folder: Path, quarter_count: int, languages: Sequence[str], *, kill
         first_quarters(quarter_count), first_quarters(settings.training.base_quarters), languages
     )
     killer = Killer(log) if kill else None
-    with local.running(settings, Console(stderr=True), only=("Code", "Dagster", "Daemon")):
+    with services.running(settings, Console(stderr=True), only=("Code", "Dagster", "Daemon")):
         dagster = DagsterClient(settings.dagster_url)
         started = time.monotonic()
         backfill_id = dagster.backfill(wanted, f"{quarter_count} quarters x {len(languages)} languages")

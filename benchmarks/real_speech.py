@@ -116,7 +116,7 @@ def materialize(home: Path, bar: float | None) -> int:
     import dagster as dg
 
     from evaluation.results import Evaluation
-    from speech.store import DataStore
+    from speech.store.outputs import DataStore
     from speech_assets.definitions import build
 
     definitions = build()

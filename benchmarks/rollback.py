@@ -134,14 +134,15 @@ def write_settings(folder: Path) -> Path:
 @contextmanager
 def more_replicas(settings: Any, count: int) -> Iterator[list[str]]:
     """Further replicas beside the deployment's own; yields the addresses of all."""
-    from deployment.release import ReleaseFolder
-    from speech_assets import local
+    from deployment.release.document import ReleaseFolder
+    from speech_assets.local import services
 
     folder = ReleaseFolder(settings.home)
     command = [sys.executable, "-m", "deployment.serving", "--home", str(settings.home), "--port", "0"]
     with (settings.home / "logs" / "replicas.log").open("ab") as log:
         processes = [
-            subprocess.Popen(command, cwd=ROOT, env=local.environment(settings), stderr=log) for _ in range(count - 1)
+            subprocess.Popen(command, cwd=ROOT, env=services.environment(settings), stderr=log)
+            for _ in range(count - 1)
         ]
     try:
         deadline = time.monotonic() + 60
@@ -172,8 +173,8 @@ class Operator:
     """Launches jobs as a person does from Dagster's launchpad, and asks the servers what they run."""
 
     def __init__(self, settings: Any, urls: Sequence[str], digests: dict[str, str]) -> None:
+        from speech_assets.dagster_client import DagsterClient
         from speech_assets.defs.resources import Workspace
-        from speech_assets.graphql import DagsterClient
 
         self._dagster = DagsterClient(settings.dagster_url)
         self._promotions = Workspace(settings).promotions()
@@ -191,7 +192,7 @@ class Operator:
         return self._change(f"roll back to {version}", "rollback", "decide_rollback", config, version)
 
     def _change(self, name: str, job: str, op: str, config: dict[str, str], version: str) -> Change:
-        from speech_assets.graphql import ENDED, DagsterError
+        from speech_assets.dagster_client import ENDED, DagsterError
 
         launched, began = time.time(), time.monotonic()
         run = self._dagster.launch_job(job, {"ops": {op: {"config": config}}})
@@ -290,11 +291,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from rich.console import Console
 
-    from deployment.release import ReleaseFolder
+    from deployment.release.document import ReleaseFolder
     from deployment.settings import Settings
-    from speech.audio import Waveform, encode_wav
-    from speech_assets import local
+    from speech.audio.decode import Waveform, encode_wav
     from speech_assets.defs.resources import Workspace
+    from speech_assets.local import services
     from tests.toy_bundle import tones
     from tests.toy_registry import register_versions, write_golden
 
@@ -302,8 +303,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = Settings.load()
     write_golden(Workspace(settings))
     digests = register_versions(Workspace(settings), {}, {"confuse": [("one", "two")]})
-    local.stop_on_sigterm()
-    with local.running(settings, console), more_replicas(settings, options.replicas) as urls:
+    services.stop_on_sigterm()
+    with services.running(settings, console), more_replicas(settings, options.replicas) as urls:
         operator = Operator(settings, urls, digests)
         changes = [operator.promote("1")]
         clients = Clients(list(urls), encode_wav(Waveform(tones(["one", "three"]))), options.rate)

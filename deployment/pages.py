@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
-from deployment.ledger import CLOSING, Decision, Ledger, LedgerError, champion_in_force
+from deployment.promotion.ledger import CLOSING, Decision, Ledger, LedgerError, champion_in_force
 from deployment.settings import Settings, SettingsError
+from evaluation.corpus.validation import ValidationUnknown, failed_checks
 from evaluation.gates import GateRefused, Verdict, load_verdict
 from evaluation.index import Champion, Entry, render_index
 from evaluation.results import EvaluationError, Summary
-from evaluation.validation import ValidationUnknown, failed_checks
-from speech.manifest import LANGUAGE_TAG, QUARTER_KEY
-from speech.store import POINTER, DataStore, StoreError
+from speech.corpus.manifest import LANGUAGE_TAG, QUARTER_KEY
+from speech.store.outputs import POINTER, DataStore, StoreError
 
 HEALTH = "/healthz"
 _INDEX = ("/", "/index.html")

@@ -33,9 +33,9 @@ from pydantic_settings import (
 )
 from pydantic_settings import SettingsError as SourceError
 
-from evaluation.expectations import CorpusSettings
+from evaluation.corpus.expectations import CorpusSettings
 from evaluation.gates import GateSettings
-from speech.manifest import LANGUAGE_TAG, QUARTER_KEY
+from speech.corpus.manifest import LANGUAGE_TAG, QUARTER_KEY
 from training.recipe import TrainingError, load_recipe
 
 PREFIX = "SOUNDSTAGE_"

@@ -18,9 +18,9 @@ from playwright.sync_api import Page, sync_playwright
 from rich.console import Console
 
 from deployment.settings import Settings
-from speech_assets import local
 from speech_assets.chain import CORPUS, JUDGEMENT, MODELS
-from speech_assets.graphql import LOCATION, DagsterClient
+from speech_assets.dagster_client import LOCATION, DagsterClient
+from speech_assets.local import services
 
 if TYPE_CHECKING:
     from speech_assets.defs.resources import Workspace
@@ -147,7 +147,7 @@ def main() -> int:
         return 1
     settings, names = Settings.load(), sys.argv[1:]
     IMAGES.mkdir(exist_ok=True)
-    with local.running(settings, console), sync_playwright() as playwright:
+    with services.running(settings, console), sync_playwright() as playwright:
         every = pictures(settings, backfilled(settings, console))
         wanted = [picture for picture in every if not names or picture.name in names]
         if unknown := set(names) - {picture.name for picture in every}:

@@ -19,8 +19,8 @@ from evaluation.results import ChampionResult, Evaluation, EvaluationError, NonS
 from evaluation.scoring import count_edits, difference_of, score_of, slice_scores_of, slices_of, word_outcomes, words_of
 
 if TYPE_CHECKING:
-    from speech.manifest import Utterance
-    from speech.recognition import Recognition
+    from speech.corpus.manifest import Utterance
+    from speech.recognition.offline import Recognition
 
 BATCH_AUDIO_S = 240.0  # padded seconds a batch may hold: bounds memory whatever the utterances' length
 BATCH_UTTERANCES = 32
@@ -94,7 +94,7 @@ class Contestant:
     def load(cls, folder: Path, expected_digest: str | None = None, threads: int = 1) -> "Contestant":
         """From a bundle's folder, its digests verified. Raises BundleError."""
         from speech.bundle import ModelBundle
-        from speech.recognition import Recognizer
+        from speech.recognition.offline import Recognizer
 
         bundle = ModelBundle.load(folder, expected_digest)
         return cls(bundle.name, bundle.digest, Recognizer(bundle, threads=threads), dict(bundle.parity))
@@ -267,7 +267,7 @@ def _decoded(
     batch: Iterable["Utterance"], resolve_audio: Callable[["Utterance"], str | os.PathLike[str] | bytes]
 ) -> Iterator[tuple["Utterance", np.ndarray | str]]:
     """Each utterance with its own stretch of samples, or with the reason why there are none."""
-    from speech.audio import SAMPLE_RATE, AudioError, decode
+    from speech.audio.decode import SAMPLE_RATE, AudioError, decode
 
     last: tuple[str, np.ndarray | str] | None = None
     for utterance in batch:

@@ -25,7 +25,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from evaluation.results import BENCHMARK, QUARTER, Evaluation, Interval, Number, SetResult
-from speech.store import DIGEST, parse_json, write_json
+from speech.store.outputs import DIGEST, parse_json, write_json
 
 VERDICT_SCHEMA = 1
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from evaluation.gates import Verdict
 from evaluation.presentation import CSP, gate_title, template
 from evaluation.results import BENCHMARK, QUARTER, Score
-from speech.manifest import quarter_title
+from speech.corpus.manifest import quarter_title
 
 GATES_NAMED = 3  # of those that failed, in a row
 

@@ -22,8 +22,8 @@ from evaluation.plots import champion_png, reliability_png, wer_by_condition_png
 from evaluation.presentation import CSP, gate_title, template
 from evaluation.results import BENCHMARK, QUARTER, Evaluation, Scored, SetResult
 from evaluation.scoring import Edit, align, score_by_speaker, slice_order
-from speech.manifest import QUARTER_KEY, quarter_title
-from speech.store import write_atomically
+from speech.corpus.manifest import QUARTER_KEY, quarter_title
+from speech.store.outputs import write_atomically
 
 REPORT_NAME = "report.html"
 WORST_UTTERANCES = 20
@@ -94,7 +94,7 @@ class _Sounds:
             return "", "no audio was given to this report"
         if self._left <= 0:
             return "", "left out: the report's audio budget is spent"
-        from speech.audio import AudioError, decode
+        from speech.audio.decode import AudioError, decode
 
         try:
             source = self._find(set_name, utterance_id)

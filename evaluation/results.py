@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
 from evaluation.calibration import Reliability
-from speech.store import parse_json, write_json
+from speech.store.outputs import parse_json, write_json
 
 EVALUATION_SCHEMA = 1
 EVALUATION_NAME = "evaluation.json"

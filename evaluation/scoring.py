@@ -28,11 +28,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evaluation.results import Difference, EvaluationError, Interval, Score, Scored
-from speech.manifest import age_band
+from speech.corpus.manifest import age_band
 from speech.text import normalize
 
 if TYPE_CHECKING:
-    from speech.manifest import Utterance
+    from speech.corpus.manifest import Utterance
     from speech.transcript import Word
 
 CONFIDENCE_LEVEL = 0.95

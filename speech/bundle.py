@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from speech.features import MelConfig
-from speech.store import DIGEST, digest_file, parse_json
+from speech.store.outputs import DIGEST, digest_file, parse_json
 
 BUNDLE_SCHEMA = 1
 MANIFEST = "bundle.json"

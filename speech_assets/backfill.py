@@ -20,7 +20,7 @@ from rich.console import Console
 
 from deployment.settings import Settings, SettingsError
 from speech_assets.chain import BASE_CORPUS, CORPUS, JUDGEMENT, LANGUAGE_BASE, MODELS
-from speech_assets.graphql import LAUNCHED_BY, BackfillStatus, DagsterClient, DagsterError
+from speech_assets.dagster_client import LAUNCHED_BY, BackfillStatus, DagsterClient, DagsterError
 
 GROUPS = {
     "corpus": (*CORPUS, *BASE_CORPUS, "benchmark_set"),

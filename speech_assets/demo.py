@@ -20,10 +20,10 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
 from deployment.settings import Settings, SettingsError
-from speech_assets import local
 from speech_assets.chain import BASE_CORPUS, CORPUS, JUDGEMENT, LANGUAGE_BASE, MODELS
+from speech_assets.dagster_client import ENDED, LAUNCHED_BY, DagsterClient, DagsterError
 from speech_assets.defs.metadata import quarter_heading
-from speech_assets.graphql import ENDED, LAUNCHED_BY, DagsterClient, DagsterError
+from speech_assets.local import services
 
 CANDIDATE = (*MODELS, *JUDGEMENT)
 QUARTERS, OTHERS = 3, 1  # quarters of the demo, from the first: of the first language, and of each other
@@ -62,7 +62,7 @@ class Demo:
     """Launches the steps in a running Dagster, shows them, and sums up."""
 
     def __init__(self, settings: Settings, console: Console) -> None:
-        from speech.store import DataStore
+        from speech.store.outputs import DataStore
 
         self.settings = settings
         self.console = console
@@ -139,7 +139,7 @@ class Demo:
 
     def _failed_checks(self, quarter: str, language: str) -> tuple[str, ...]:
         """The corpus checks for which a partition was refused; empty when it passed or is not there yet."""
-        from evaluation.validation import failed_checks
+        from evaluation.corpus.validation import failed_checks
 
         if not self.store.exists("utterances", quarter, language):
             return ()
@@ -236,8 +236,8 @@ class Demo:
         """Send the server a recording of a test speaker, in the format it was delivered in."""
         import httpx
 
-        from speech.corpus import MANIFEST
-        from speech.manifest import read_manifest
+        from speech.corpus.manifest import read_manifest
+        from speech.corpus.normalize import MANIFEST
 
         tested = self.store.current("utterances", quarter, language).path / MANIFEST
         row = max((r for r in read_manifest(tested) if r.split == "test"), key=lambda r: (r.duration_s or 0, r.id))
@@ -265,7 +265,7 @@ class Demo:
         """One row a partition, from what is stored."""
         from evaluation.gates import load_verdict
         from speech.bundle import ModelBundle
-        from speech.store import StoreError
+        from speech.store.outputs import StoreError
         from speech_assets.defs.evaluation import load_evaluation
         from speech_assets.defs.models import BUNDLE
         from speech_assets.defs.resources import Workspace
@@ -304,8 +304,8 @@ class Demo:
         return table
 
     def _hours(self, quarter: str, language: str) -> str:
-        from speech.corpus import MANIFEST
-        from speech.manifest import read_manifest
+        from speech.corpus.manifest import read_manifest
+        from speech.corpus.normalize import MANIFEST
 
         if not self.store.exists("utterances", quarter, language):
             return "-"
@@ -317,16 +317,16 @@ def main() -> int:
     """Run the demo; the exit code is 0 only if a recording was transcribed by the approved model."""
     console = Console()
     started = time.monotonic()
-    local.stop_on_sigterm()
+    services.stop_on_sigterm()
     try:
         settings = Settings.load()
-        with local.running(settings, console) as services:
+        with services.running(settings, console) as running:
             _demonstrate(settings, console)
             minutes = (time.monotonic() - started) / 60
             console.print(f"\ndone in {minutes:.1f} minutes; the history is in {settings.home}", markup=False)
-            local.show(services, console)
+            services.show(running, console)
             console.print("These servers stop now; [bold]make up[/bold] starts them again with the same history.")
-    except (SettingsError, local.ServiceError, DagsterError) as error:
+    except (SettingsError, services.ServiceError, DagsterError) as error:
         console.print(str(error), style="red", markup=False, highlight=False)
         return 1
     except KeyboardInterrupt:

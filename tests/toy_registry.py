@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from deployment.ledger import GENESIS, Action, Decision, Ledger
+from deployment.promotion.ledger import GENESIS, Action, Decision, Ledger
 from evaluation.gates import save_verdict
-from speech.audio import Waveform, encode_wav
+from speech.audio.decode import Waveform, encode_wav
 from speech.bundle import ModelBundle
-from speech.corpus import Sorted
-from speech.manifest import Utterance
+from speech.corpus.manifest import Utterance
+from speech.corpus.normalize import Sorted
 from tests.deployment.conftest import make_verdict
 from tests.toy_bundle import tones, write_toy_bundle
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from speech.manifest import Utterance
+from speech.corpus.manifest import Utterance
 from training.recipe import AugmentationSettings, BatchSettings, JoinSettings, TrainingError
 
 SAMPLE_RATE = 16_000

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from speech.manifest import ManifestError, Utterance, audio_location, read_manifest
+from speech.corpus.manifest import ManifestError, Utterance, audio_location, read_manifest
 from speech.text import normalize
 from training.batches import SAMPLE_RATE, AudioCache, Corpus
 from training.recipe import Recipe, TrainingError

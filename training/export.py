@@ -33,7 +33,7 @@ import numpy as np
 
 from speech.bundle import NETWORK, TOKENIZER, Geometry, ModelBundle, write_bundle
 from speech.features import MelConfig, mel_filters
-from speech.recognition import Recognizer
+from speech.recognition.offline import Recognizer
 
 OPSET = 17
 # The longest run the network's position table allows; longer runs are not faster.

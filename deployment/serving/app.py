@@ -29,7 +29,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployment.release import (
+from deployment.release.document import (
     BUNDLE_HEADER,
     TIMING_HEADER,
     WORK_TIMING,
@@ -41,9 +41,9 @@ from deployment.serving.models import LoadedModel, Models, NoModel
 from deployment.serving.problems import MEDIA_TYPE, Problem, ProblemDocument
 from deployment.serving.transcription import Cancelled, Transcribed, transcribe
 from deployment.serving.uploads import Upload, receive
-from speech.audio import AudioError, AudioLimits
-from speech.manifest import primary_language
-from speech.recognition import RecognitionError
+from speech.audio.decode import AudioError, AudioLimits
+from speech.corpus.manifest import primary_language
+from speech.recognition.offline import RecognitionError
 
 REQUEST_ID_HEADER = "X-Request-Id"
 MODEL_HEADER = "X-Soundstage-Model"

@@ -10,8 +10,8 @@ someone who forges ledger and verdict consistently; the folder's permissions kee
 
 from pathlib import Path
 
-from deployment.ledger import PRODUCTION, Ledger, LedgerError, champion_in_force
-from deployment.rules import require_still_passed
+from deployment.promotion.ledger import PRODUCTION, Ledger, LedgerError, champion_in_force
+from deployment.promotion.rules import require_still_passed
 from evaluation.gates import GateRefused
 
 

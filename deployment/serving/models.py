@@ -27,8 +27,8 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from deployment.canary import Figures
-from deployment.release import (
+from deployment.release.canary import Figures
+from deployment.release.document import (
     LanguageRelease,
     LanguageReport,
     ReleaseDocument,
@@ -39,7 +39,7 @@ from deployment.release import (
 )
 from deployment.serving.approval import require_approved
 from speech.bundle import BundleError, ModelBundle
-from speech.recognition import Recognizer
+from speech.recognition.offline import Recognizer
 
 POLL_S = 0.25
 HEARTBEAT_S = 1.0

@@ -10,7 +10,7 @@ from typing import BinaryIO
 import numpy as np
 
 from deployment.serving.models import LoadedModel
-from speech.audio import AudioLimits, decode_chunks
+from speech.audio.decode import AudioLimits, decode_chunks
 from speech.transcript import Segment, Transcript, Word
 
 PAUSE_S = 0.6  # a gap between words that a listener hears as a pause

@@ -17,14 +17,14 @@ from functools import partial
 import dagster as dg
 from pydantic import Field
 
-from deployment.ledger import PRODUCTION, Decision, LedgerError
-from deployment.promotion import Promotions
-from deployment.registry import RegistryError
-from deployment.rules import PromotionRefused
-from deployment.tag_requests import APPROVER_TAG, CHOICES, DECISION_TAG, Request, answer, remark, requested
+from deployment.promotion.decisions import Promotions
+from deployment.promotion.ledger import PRODUCTION, Decision, LedgerError
+from deployment.promotion.rules import PromotionRefused
+from deployment.promotion.tag_requests import APPROVER_TAG, CHOICES, DECISION_TAG, Request, answer, remark, requested
+from deployment.registry.models import RegistryError
 from evaluation.gates import GateRefused
 from speech.bundle import BundleError
-from speech.store import StoreError
+from speech.store.outputs import StoreError
 from speech_assets.defs.metadata import markdown_table
 from speech_assets.defs.models import BUNDLE
 from speech_assets.defs.promotion import CHAMPION, log_checks

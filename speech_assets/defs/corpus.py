@@ -11,21 +11,11 @@ from pathlib import Path
 import dagster as dg
 
 from deployment.settings import Source
-from evaluation.expectations import catalogue, validate
-from evaluation.profile import CorpusProfile, ProfileError
-from evaluation.validation import ExpectationOutcome, ValidationUnknown, failed_checks
-from speech.corpus import (
-    MANIFEST,
-    SOURCE_DIGEST,
-    Quarantined,
-    Sorted,
-    digest_sources,
-    normalize_audio,
-    read_quarantine,
-    select_utterances,
-)
-from speech.importers import IMPORTERS, Defaults
-from speech.manifest import (
+from evaluation.corpus.expectations import catalogue, validate
+from evaluation.corpus.profile import CorpusProfile, ProfileError
+from evaluation.corpus.validation import ExpectationOutcome, ValidationUnknown, failed_checks
+from speech.corpus.importers import IMPORTERS, Defaults
+from speech.corpus.manifest import (
     ManifestError,
     RejectedRow,
     Utterance,
@@ -35,7 +25,17 @@ from speech.manifest import (
     quarter_title,
     read_manifest,
 )
-from speech.store import DataStore, StoreError, digest_file, write_atomically, write_json
+from speech.corpus.normalize import (
+    MANIFEST,
+    SOURCE_DIGEST,
+    Quarantined,
+    Sorted,
+    digest_sources,
+    normalize_audio,
+    read_quarantine,
+    select_utterances,
+)
+from speech.store.outputs import DataStore, StoreError, digest_file, write_atomically, write_json
 from speech_assets.defs.metadata import counts_table, markdown_table, quarter_heading
 from speech_assets.defs.partitions import (
     CPU_POOL,
@@ -61,7 +61,7 @@ def read_source(source: Source, workspace: Workspace, quarter: str, language: st
     """The rows of a source, of every quarter and language that it holds."""
     kind, path = source.kind, source.path
     if kind == "synthetic":
-        from training.synthetic import write_quarter
+        from speech.corpus.synthetic import write_quarter
 
         synthetic = workspace.settings.synthetic
         path = str(workspace.store.path("sources", "synthetic", language, quarter))
@@ -89,7 +89,7 @@ def read_source(source: Source, workspace: Workspace, quarter: str, language: st
 def _sources_version() -> str:
     if all(source.kind != "synthetic" for source in SETTINGS.sources):
         return version_of(*SETTINGS.sources)
-    from training.synthetic import edition
+    from speech.corpus.synthetic import edition
 
     return version_of(*SETTINGS.sources, SETTINGS.synthetic, edition())
 

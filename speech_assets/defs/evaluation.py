@@ -2,15 +2,15 @@
 
 import dagster as dg
 
-from deployment.ledger import LedgerError
-from deployment.registry import RegistryError
+from deployment.promotion.ledger import LedgerError
+from deployment.registry.models import RegistryError
 from evaluation.evaluate import Contestant, evaluate
 from evaluation.gates import GateResult, judge, save_verdict
 from evaluation.results import EVALUATION_NAME, Evaluation
 from speech.bundle import BundleError
-from speech.corpus import MANIFEST
-from speech.manifest import read_manifest
-from speech.store import digest_file
+from speech.corpus.manifest import read_manifest
+from speech.corpus.normalize import MANIFEST
+from speech.store.outputs import digest_file
 from speech_assets.defs.corpus import benchmark_set, located, utterances, validated_utterances
 from speech_assets.defs.metadata import candidate_name, inline_plot, markdown_table, quarter_heading
 from speech_assets.defs.models import BUNDLE, model_bundle

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import dagster as dg
 
 from evaluation.presentation import one_line
-from speech.manifest import quarter_title
+from speech.corpus.manifest import quarter_title
 
 MAX_ROWS = 50
 CELL_CHARACTERS = 2_500

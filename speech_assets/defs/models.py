@@ -18,11 +18,11 @@ from typing import Any
 
 import dagster as dg
 
-from speech.audio import decode
+from speech.audio.decode import decode
 from speech.bundle import ModelBundle
-from speech.corpus import MANIFEST
-from speech.manifest import audio_location, quarter_title, read_manifest
-from speech.store import digest_file, write_json
+from speech.corpus.manifest import audio_location, quarter_title, read_manifest
+from speech.corpus.normalize import MANIFEST
+from speech.store.outputs import digest_file, write_json
 from speech_assets.defs.corpus import TRAINING_DATA, base_corpus, benchmark_set, utterances, validated_utterances
 from speech_assets.defs.metadata import candidate_name, markdown_table, quarter_heading
 from speech_assets.defs.partitions import (
@@ -319,7 +319,7 @@ def model_bundle(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[
     from evaluation.calibration import calibrate
     from evaluation.scoring import word_outcomes
     from speech.bundle import with_calibration
-    from speech.recognition import Recognizer
+    from speech.recognition.offline import Recognizer
 
     quarter, language = quarter_and_language(context)
     model = workspace.store.current("finetuned_model", quarter, language).path

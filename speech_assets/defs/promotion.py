@@ -10,16 +10,17 @@ from urllib.parse import quote
 
 import dagster as dg
 
-from deployment.aliases import STATUS_TAG
-from deployment.launchers import UNSIGNED
-from deployment.ledger import LedgerError
-from deployment.promotion import Promotions, Waiting
-from deployment.registry import LAUNCHED_BY_TAG, ModelVersion
-from deployment.tag_requests import APPROVER_TAG, CHOICES, DECISION_TAG, OUTCOME_TAG, REASON_TAG
+from deployment.promotion.aliases import STATUS_TAG
+from deployment.promotion.decisions import Promotions, Waiting
+from deployment.promotion.ledger import LedgerError
+from deployment.promotion.signatures import UNSIGNED
+from deployment.promotion.tag_requests import APPROVER_TAG, CHOICES, DECISION_TAG, OUTCOME_TAG, REASON_TAG
+from deployment.registry.models import LAUNCHED_BY_TAG, ModelVersion
 from evaluation.gates import GateRefused, Verdict, require_passed
 from evaluation.results import Evaluation
 from speech.bundle import BundleError, ModelBundle
-from speech.store import StoreError
+from speech.store.outputs import StoreError
+from speech_assets.dagster_client import LAUNCHED_BY, LOCATION
 from speech_assets.defs.evaluation import REPORT, load_evaluation, verdict
 from speech_assets.defs.metadata import markdown_table, quarter_heading
 from speech_assets.defs.models import BUNDLE, CHECKPOINT, finetuned_model, training_record
@@ -31,7 +32,6 @@ from speech_assets.defs.partitions import (
 )
 from speech_assets.defs.resources import Workspace, git_revision
 from speech_assets.defs.retries import retried_when_unreachable
-from speech_assets.graphql import LAUNCHED_BY, LOCATION
 from speech_assets.slack import announce, link
 
 CHAMPION = dg.AssetKey("champion")

@@ -13,12 +13,12 @@ import dagster as dg
 from pydantic import BaseModel
 
 from deployment.settings import Settings
-from speech.store import DataStore
+from speech.store.outputs import DataStore
 from speech_assets.defs.processes import SupervisedProcess
 
 if TYPE_CHECKING:
-    from deployment.promotion import Promotions
-    from deployment.registry import Registry
+    from deployment.promotion.decisions import Promotions
+    from deployment.registry.models import Registry
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Workspace:
 
     def registry(self) -> "Registry":
         """The model registry."""
-        from deployment.registry import Registry
+        from deployment.registry.models import Registry
 
         return Registry(self.tracking_uri, cache=self.store.path("bundles"))
 
@@ -65,9 +65,9 @@ class Workspace:
 
     def promotions(self) -> "Promotions":
         """Decisions about champions, with the approvers, rules and thresholds of the settings."""
-        from deployment.launchers import Launchers
-        from deployment.promotion import Promotions
-        from deployment.rules import Rules
+        from deployment.promotion.decisions import Promotions
+        from deployment.promotion.rules import Rules
+        from deployment.promotion.signatures import Launchers
 
         asked = self.settings.promotion
         rules = Rules(

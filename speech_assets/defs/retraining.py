@@ -27,7 +27,7 @@ from pathlib import Path
 import dagster as dg
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from speech.store import DataStore, write_json
+from speech.store.outputs import DataStore, write_json
 from speech_assets.chain import CORPUS, JUDGEMENT, MODELS
 from speech_assets.defs.metadata import quarter_heading
 from speech_assets.defs.models import base_model, finetuned_model, recipe_version

@@ -4,9 +4,9 @@ The jobs that decide about a champion release it themselves, in the same run (`r
 rollback takes effect within seconds and not when a sensor looks next, and its run shows how the release went. The asset
 `serving_release` does the same for whoever launches it, and by itself when a champion appears in any other way.
 
-The history of releases is kept by `deployment.release`, one line a step; the asset shows it as a table. A release that
-went back is an observation of the asset, so that it is seen there too. `serves_the_champion` asks every replica what it
-really runs; `watch_serving` has it look every few minutes, and anybody can at any time.
+The history of releases is kept by `deployment.release.document`, one line a step; the asset shows it as a table. A
+release that went back is an observation of the asset, so that it is seen there too. `serves_the_champion` asks every
+replica what it really runs; `watch_serving` has it look every few minutes, and anybody can at any time.
 """
 
 import time
@@ -17,18 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from speech.corpus import MANIFEST
-from speech.manifest import audio_location, read_manifest
+from speech.corpus.manifest import audio_location, read_manifest
+from speech.corpus.normalize import MANIFEST
 from speech_assets.defs.metadata import markdown_table
 from speech_assets.defs.partitions import SETTINGS, languages
 from speech_assets.defs.resources import Workspace
 from speech_assets.defs.retries import retried_when_unreachable, unreachable
 
 if TYPE_CHECKING:
-    from deployment.ledger import Decision
-    from deployment.promotion import Promotions
-    from deployment.release import Transition
-    from deployment.rollout import ReleaseResult
+    from deployment.promotion.decisions import Promotions
+    from deployment.promotion.ledger import Decision
+    from deployment.release.document import Transition
+    from deployment.release.rollout import ReleaseResult
 
 GOLDEN_UTTERANCES = 5  # probes of a release; the shortest of the benchmark's, one a speaker
 SHOWN_STEPS = 40  # of the history, the newest first
@@ -108,7 +108,7 @@ check_serving = dg.define_asset_job(
 )
 def watch_serving(workspace: dg.ResourceParam[Workspace]) -> dg.RunRequest | dg.SkipReason:
     """A run of `check_serving`, which costs a process, once there is something to look at."""
-    from deployment.release import ReleaseFolder
+    from deployment.release.document import ReleaseFolder
 
     folder = ReleaseFolder(workspace.store.root)
     if not folder.document.exists() and not folder.live():
@@ -125,13 +125,13 @@ def release_champion(
         dg.Failure: it may not be served, or it went back, or another version was put into production meanwhile; the
             serving tier runs what it ran before. What could not be reached is raised as it is.
     """
-    from deployment.ledger import LedgerError
-    from deployment.registry import RegistryError
-    from deployment.rollout import Canary, GoldenUtterance, ReleaseFailed, release
-    from deployment.rules import PromotionRefused
+    from deployment.promotion.ledger import LedgerError
+    from deployment.promotion.rules import PromotionRefused
+    from deployment.registry.models import RegistryError
+    from deployment.release.rollout import Canary, GoldenUtterance, ReleaseFailed, release
     from evaluation.gates import GateRefused
     from speech.bundle import BundleError
-    from speech.store import StoreError
+    from speech.store.outputs import StoreError
 
     promotions, settings = workspace.promotions(), workspace.settings.serving
     try:
@@ -193,8 +193,8 @@ def _superseded(promotions: "Promotions", decision: "Decision") -> Callable[[], 
 
 def compare_serving(workspace: Workspace) -> dg.AssetCheckResult:
     """Whether every live replica runs the champions of the ledger, all languages together."""
-    from deployment.ledger import LedgerError
-    from deployment.release import LanguageReport, ReleaseFolder
+    from deployment.promotion.ledger import LedgerError
+    from deployment.release.document import LanguageReport, ReleaseFolder
 
     folder, promotions = ReleaseFolder(workspace.store.root), workspace.promotions()
     live = folder.live()
@@ -282,7 +282,7 @@ def _trial(steps: "Sequence[Transition]") -> dict[str, Any]:
 
 
 def _history(workspace: Workspace, language: str) -> dg.MarkdownMetadataValue:
-    from deployment.release import ReleaseFolder
+    from deployment.release.document import ReleaseFolder
 
     steps = ReleaseFolder(workspace.store.root).history(language)[-SHOWN_STEPS:]
     header = (

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from deployment.launchers import Launchers
-from deployment.ledger import GENESIS, Decision
-from deployment.promotion import Promotions
-from deployment.registry import ModelVersion, Registry
-from deployment.rules import Rules
+from deployment.promotion.decisions import Promotions
+from deployment.promotion.ledger import GENESIS, Decision
+from deployment.promotion.rules import Rules
+from deployment.promotion.signatures import Launchers
+from deployment.registry.models import ModelVersion, Registry
 from evaluation.gates import AT_LEAST, AT_MOST, REQUIRED_GATES, GateResult, GateSettings, Verdict, save_verdict
 from evaluation.results import BENCHMARK, QUARTER
 from speech.bundle import ModelBundle

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import pytest
 
-from deployment.canary import Canary, Figures
+from deployment.release.canary import Canary, Figures
 
 CANARY = Canary(requests=50, max_error_rate=0.02, max_latency_ratio=1.5, max_empty_share=0.1)
 

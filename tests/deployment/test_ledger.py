@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deployment.ledger import GENESIS, Ledger, LedgerError
+from deployment.promotion.ledger import GENESIS, Ledger, LedgerError
 from tests.deployment.conftest import make_decision, rewrite
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from deployment.ledger import Ledger
-from deployment.release import LanguageRelease, ReleaseFolder, Route
+from deployment.promotion.ledger import Ledger
+from deployment.release.document import LanguageRelease, ReleaseFolder, Route
 from deployment.serving import models as serving_models
 from deployment.serving.approval import NotApproved, require_approved
 from deployment.serving.models import Models, NoModel

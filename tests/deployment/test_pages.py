@@ -10,11 +10,11 @@ import httpx
 import pytest
 
 from deployment.pages import Pages, main, server
+from evaluation.corpus.validation import VALIDATION_NAME
 from evaluation.gates import GateSettings, judge, load_verdict, save_verdict
 from evaluation.results import SUMMARY_NAME, Evaluation, NonSpeech, Scored
-from evaluation.validation import VALIDATION_NAME
 from speech.bundle import ModelBundle
-from speech.store import DataStore, write_json
+from speech.store.outputs import DataStore, write_json
 from tests.evaluation.conftest import result_of, rows_with
 from tests.toy_bundle import write_toy_bundle
 from tests.toy_registry import decide

@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from deployment.ledger import LedgerError
-from deployment.rules import PromotionRefused
+from deployment.promotion.ledger import LedgerError
+from deployment.promotion.rules import PromotionRefused
 from tests.deployment.conftest import MODEL, rewrite
 
 

@@ -5,9 +5,9 @@ import os
 
 import pytest
 
-from deployment.ledger import LedgerError
-from deployment.registry import Registry, RegistryError
-from deployment.rules import PromotionRefused
+from deployment.promotion.ledger import LedgerError
+from deployment.promotion.rules import PromotionRefused
+from deployment.registry.models import Registry, RegistryError
 from evaluation.gates import GateRefused, save_verdict
 from speech.bundle import BundleError
 from tests.deployment.conftest import MODEL, rewrite

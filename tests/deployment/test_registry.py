@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlparse
 
 import pytest
 
-from deployment.registry import Registry, RegistryError
+from deployment.registry.models import Registry, RegistryError
 from evaluation.gates import GateRefused, load_verdict, save_verdict
 from speech.bundle import BundleError, ModelBundle
 from tests.toy_bundle import write_toy_bundle

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from deployment.canary import Figures
-from deployment.release import ReleaseFolder, ReplicaReport, Transition
+from deployment.release.canary import Figures
+from deployment.release.document import ReleaseFolder, ReplicaReport, Transition
 
 FIGURES = Figures().counting(0.1).counting(None).summary()
 STEP = Transition(

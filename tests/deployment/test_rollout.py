@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from deployment.rollout import (
+from deployment.release.rollout import (
     GoldenUtterance,
     LanguageRelease,
     LanguageReport,
@@ -19,7 +19,7 @@ from deployment.rollout import (
     release,
 )
 from deployment.serving.models import Models
-from speech.audio import Waveform, encode_flac
+from speech.audio.decode import Waveform, encode_flac
 from tests.toy_bundle import tones, write_toy_bundle
 from tests.toy_registry import approve
 

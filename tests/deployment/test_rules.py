@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deployment.rules import PromotionRefused
+from deployment.promotion.rules import PromotionRefused
 from evaluation.gates import GateRefused, GateSettings, save_verdict
 from speech.bundle import BundleError
 from tests.deployment.conftest import MODEL

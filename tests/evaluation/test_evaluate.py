@@ -7,9 +7,9 @@ import pytest
 
 from evaluation.evaluate import Contestant, Progress, evaluate, insertions_on_nonspeech, nonspeech_probes
 from evaluation.results import Evaluation, EvaluationError, Summary
-from speech.audio import Waveform, encode_flac
+from speech.audio.decode import Waveform, encode_flac
 from speech.bundle import ModelBundle
-from speech.recognition import Recognizer
+from speech.recognition.offline import Recognizer
 from tests.evaluation.test_scoring import utterance
 from tests.toy_bundle import tones, write_toy_bundle
 

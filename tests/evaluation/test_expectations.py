@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluation.expectations import CorpusSettings, validate
-from evaluation.profile import CorpusProfile, ProfileError, profile_corpus, stability_index
-from speech.audio import Waveform, encode_flac
-from speech.conditioning import Quality
-from speech.importers import Defaults, import_kaldi
-from speech.manifest import Utterance, assign_splits
+from evaluation.corpus.expectations import CorpusSettings, validate
+from evaluation.corpus.profile import CorpusProfile, ProfileError, profile_corpus, stability_index
+from speech.audio.decode import Waveform, encode_flac
+from speech.corpus.importers import Defaults, import_kaldi
+from speech.corpus.manifest import Utterance, assign_splits
+from speech.quality import Quality
 
 WORDS = [
     "please",

@@ -9,8 +9,8 @@ import pytest
 
 from evaluation.results import EvaluationError, Scored
 from evaluation.scoring import align, paired_difference, score, slice_order, slice_scores, slices_of, word_outcomes
-from speech.conditioning import Quality
-from speech.manifest import Utterance
+from speech.corpus.manifest import Utterance
+from speech.quality import Quality
 from speech.transcript import Word
 
 

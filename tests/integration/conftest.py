@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from deployment.rollout import LanguageRelease, ReleaseFolder, ReplicaReport, Route
-from speech.audio import Waveform, encode_wav
+from deployment.release.rollout import LanguageRelease, ReleaseFolder, ReplicaReport, Route
+from speech.audio.decode import Waveform, encode_wav
 from speech.bundle import ModelBundle
 from tests.toy_bundle import tones, write_toy_bundle
 from tests.toy_registry import approve

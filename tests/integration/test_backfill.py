@@ -83,13 +83,13 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNames
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith(("SOUNDSTAGE_", "DAGSTER_"))]:
             patch.delenv(name)
-        from speech_assets import local
+        from speech_assets.local import services
 
         every_minute = '"* * * * *"'
         settings_file = write_settings(
             folder,
             ["en"],
-            local.free_port(),
+            services.free_port(),
             first_quarter=quarters[0],
             more=f"[retraining]\nquarter_closed_cron = {every_minute}\nlate_recordings_cron = {every_minute}\n",
         )
@@ -101,10 +101,10 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNames
         from rich.console import Console
 
         from deployment.settings import Settings
-        from speech_assets.graphql import DagsterClient
+        from speech_assets.dagster_client import DagsterClient
 
         settings = Settings.load()
-        with local.running(settings, Console(stderr=True), only=("Code", "Dagster", "Daemon")):
+        with services.running(settings, Console(stderr=True), only=("Code", "Dagster", "Daemon")):
             yield SimpleNamespace(
                 settings=settings,
                 dagster=DagsterClient(settings.dagster_url),

@@ -17,12 +17,12 @@ CODE = """
 import sys
 from rich.console import Console
 from deployment.settings import Settings
-from speech_assets import local
+from speech_assets.local import services
 try:
-    with local.running(Settings.load(), Console(), only=sys.argv[1:]):
+    with services.running(Settings.load(), Console(), only=sys.argv[1:]):
         print("running", flush=True)
         sys.stdin.read()
-except local.ServiceError as error:
+except services.ServiceError as error:
     sys.exit(str(error))
 """
 

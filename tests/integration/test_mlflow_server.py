@@ -11,9 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from deployment.promotion import Promotions
-from deployment.registry import Registry
-from deployment.rules import Rules
+from deployment.promotion.decisions import Promotions
+from deployment.promotion.rules import Rules
+from deployment.registry.models import Registry
 from speech.bundle import BundleError
 from tests.deployment.conftest import MODEL, House
 

@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from deployment.rollout import BUNDLE_HEADER, Canary, GoldenUtterance, ReleaseFailed, ReleaseResult, release
-from speech.audio import Waveform, encode_flac, encode_wav
+from deployment.release.rollout import BUNDLE_HEADER, Canary, GoldenUtterance, ReleaseFailed, ReleaseResult, release
+from speech.audio.decode import Waveform, encode_flac, encode_wav
 from speech.bundle import ModelBundle
 from tests.integration.conftest import ROOT, Tier
 from tests.toy_bundle import tones
@@ -226,7 +226,7 @@ def test_requests_on_the_old_version_are_finished_before_it_has_drained(tier):
 RELEASE = """
 import sys
 from pathlib import Path
-from deployment.rollout import Canary, GoldenUtterance, release
+from deployment.release.rollout import Canary, GoldenUtterance, release
 home, bundle, digest, golden = sys.argv[1:]
 release(home, "en", Path(bundle), digest, [GoldenUtterance(Path(golden), "one two three")],
         model="soundstage-en", version="2", canary=Canary(share=0.3, seconds=60, requests=100_000))

@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 import pytest
 
-from deployment.rollout import (
+from deployment.release.rollout import (
     BUNDLE_HEADER,
     GoldenUtterance,
     LanguageRelease,
@@ -24,7 +24,7 @@ from deployment.rollout import (
     Route,
     release,
 )
-from speech.audio import Waveform, encode_flac, encode_wav
+from speech.audio.decode import Waveform, encode_flac, encode_wav
 from speech.transcript import Transcript
 from tests.toy_bundle import tones
 from tests.toy_registry import approve

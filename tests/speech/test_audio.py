@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from speech import audio, decoders
-from speech.audio import AudioError, AudioLimits, Waveform
-from speech.recording import opened
-from speech.store import digest_file
+from speech.audio import decode as audio
+from speech.audio import decoders
+from speech.audio.decode import AudioError, AudioLimits, Waveform
+from speech.audio.source import opened
+from speech.store.outputs import digest_file
 
 RATE = audio.SAMPLE_RATE
 ROOT = Path(__file__).parents[2]
@@ -506,7 +507,7 @@ def test_decoding_prints_nothing(tmp_path):
     (tmp_path / "damaged.mp3").write_bytes(data)
     (tmp_path / "cut.flac").write_bytes(sound_bytes(tone(), form="FLAC")[:5_000])
     script = (
-        "import sys; from speech import audio\n"
+        "import sys; from speech.audio import decode as audio\n"
         "for path in sys.argv[1:]:\n"
         "    try: audio.decode(path)\n"
         "    except audio.AudioError: pass\n"
@@ -587,7 +588,7 @@ _MEASURED = (
     _PEAK
     + """
 import json, sys
-from speech import audio
+from speech.audio import decode as audio
 next(audio.decode_chunks(sys.argv[1]))
 before = peak_kib()
 samples = sum(len(chunk) for chunk in audio.decode_chunks(sys.argv[1]))
@@ -620,7 +621,7 @@ _SWEEP = (
     + """
 import json, pathlib, sys, time
 import numpy as np
-from speech import audio
+from speech.audio import decode as audio
 rows = []
 for path in sorted(p for p in pathlib.Path(sys.argv[1]).rglob("*") if p.is_file()):
     started = time.monotonic()

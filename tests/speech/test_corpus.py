@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from speech.audio import Waveform, decode, encode_flac
-from speech.corpus import MANIFEST, SOURCE_DIGEST, Sorted, normalize_audio, read_quarantine, select_utterances
-from speech.manifest import Utterance, read_manifest
+from speech.audio.decode import Waveform, decode, encode_flac
+from speech.corpus.manifest import Utterance, read_manifest
+from speech.corpus.normalize import MANIFEST, SOURCE_DIGEST, Sorted, normalize_audio, read_quarantine, select_utterances
 
 
 def row(name: str, audio: Path | str, **changes: object) -> Utterance:

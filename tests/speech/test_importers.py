@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from speech.importers import (
+from speech.corpus.importers import (
     IMPORTERS,
     Defaults,
     Imported,
@@ -19,7 +19,7 @@ from speech.importers import (
     import_nemo,
     import_table,
 )
-from speech.manifest import ManifestError, RejectedRow, Utterance, assign_splits, quarter_of, write_manifest
+from speech.corpus.manifest import ManifestError, RejectedRow, Utterance, assign_splits, quarter_of, write_manifest
 from tests.speech.test_manifest import utterance
 
 DAY = dt.date(2024, 5, 17)

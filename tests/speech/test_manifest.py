@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from speech.manifest import (
+from speech.corpus.manifest import (
     ManifestError,
     Utterance,
     age_band,
@@ -55,9 +55,9 @@ class TestManifest:
         """Quality gates run on the manifest, long after the audio was measured."""
         import numpy as np
 
-        from speech import conditioning
+        from speech.quality import measure
 
-        quality = conditioning.measure(np.sin(np.arange(16_000) / 10).astype(np.float32))
+        quality = measure(np.sin(np.arange(16_000) / 10).astype(np.float32))
         write_manifest(tmp_path / "m.jsonl", [utterance(quality=quality)])
         assert next(read_manifest(tmp_path / "m.jsonl")).quality == quality
 

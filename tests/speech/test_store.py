@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from speech.store import DataStore, StoreError
+from speech.store.outputs import DataStore, StoreError
 
 
 def publish(store: DataStore, text: str, *parts: str) -> str:
@@ -40,7 +40,7 @@ def test_a_killed_writer_changes_nothing(tmp_path: Path) -> None:
     store = DataStore(tmp_path)
     publish(store, "old", "asset", "en")
     code = (
-        "import os, signal, sys; from speech.store import DataStore\n"
+        "import os, signal, sys; from speech.store.outputs import DataStore\n"
         "with DataStore(sys.argv[1]).replace('asset', 'en') as s:\n"
         "    (s.path / 'a.txt').write_text('new'); os.kill(os.getpid(), signal.SIGKILL)\n"
     )

@@ -28,9 +28,9 @@ def digests(result) -> dict[str, str]:  # type: ignore[no-untyped-def]
 
 
 def test_every_recording_is_kept_or_quarantined_with_a_reason(deployment, first_quarter) -> None:  # type: ignore[no-untyped-def]
-    from speech.corpus import MANIFEST, read_quarantine
-    from speech.manifest import read_manifest
-    from speech.store import DataStore
+    from speech.corpus.manifest import read_manifest
+    from speech.corpus.normalize import MANIFEST, read_quarantine
+    from speech.store.outputs import DataStore
 
     store = DataStore(deployment.home)
     before = 0
@@ -57,9 +57,9 @@ def test_a_partition_materialised_twice_has_identical_digests(deployment, first_
 
 
 def test_no_speaker_is_in_two_sets_in_any_quarter(deployment, first_quarter) -> None:  # type: ignore[no-untyped-def]
-    from speech.corpus import MANIFEST
-    from speech.manifest import read_manifest
-    from speech.store import DataStore
+    from speech.corpus.manifest import read_manifest
+    from speech.corpus.normalize import MANIFEST
+    from speech.store.outputs import DataStore
 
     assert deployment.materialize(*CORPUS, partition="en|2024-04").success
     store = DataStore(deployment.home)
@@ -112,8 +112,8 @@ def test_own_sources_over_the_embedded_corpus_s_benchmark_are_warned_of(deployme
 
 
 def test_the_stored_validation_names_what_failed(deployment, first_quarter) -> None:  # type: ignore[no-untyped-def]
-    from evaluation.validation import VALIDATION_NAME
-    from speech.store import DataStore
+    from evaluation.corpus.validation import VALIDATION_NAME
+    from speech.store.outputs import DataStore
 
     folder: Path = DataStore(deployment.home).current("utterances", "2024-01", "en").path
     validation = json.loads((folder / VALIDATION_NAME).read_text())

@@ -22,11 +22,11 @@ import pytest
 
 from evaluation.gates import GateSettings, judge, load_verdict, save_verdict
 from evaluation.results import Evaluation, NonSpeech
-from speech.audio import Waveform, encode_wav
+from speech.audio.decode import Waveform, encode_wav
 from speech.bundle import ModelBundle
-from speech.corpus import MANIFEST, Sorted
-from speech.manifest import Utterance
-from speech.store import write_json
+from speech.corpus.manifest import Utterance
+from speech.corpus.normalize import MANIFEST, Sorted
+from speech.store.outputs import write_json
 from tests.evaluation.conftest import result_of, rows_with
 from tests.toy_bundle import tones, write_toy_bundle
 
@@ -217,7 +217,7 @@ class House:
 
     def forge(self, **fields: Any) -> None:
         """A line that fits the ledger's chain, by someone who can write the file but decides nothing."""
-        from deployment.ledger import Decision
+        from deployment.promotion.ledger import Decision
 
         last = self.promotions.history(LANGUAGE)[-1]
         by_hand = {"sequence": last.sequence + 1, "previous_hash": last.hash, "reason": "forged", **fields}
@@ -254,7 +254,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database with its tables: making one takes a second or two."""
-    from deployment.registry import Registry
+    from deployment.registry.models import Registry
 
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     Registry(f"sqlite:///{path}").versions(MODEL)
@@ -1108,7 +1108,7 @@ def unreachable_once(monkeypatch: pytest.MonkeyPatch, place: object, name: str, 
 def test_a_decision_is_tried_again_when_the_registry_cannot_be_reached(
     house: House, monkeypatch: pytest.MonkeyPatch, after: bool
 ) -> None:
-    from deployment.promotion import Promotions
+    from deployment.promotion.decisions import Promotions
 
     house.register(1)
     calls = unreachable_once(monkeypatch, Promotions, "approve", after=after)
@@ -1134,7 +1134,7 @@ def test_a_rollback_that_is_tried_again_goes_back_once(house: House, monkeypatch
 def test_a_repair_is_tried_again_when_the_registry_cannot_be_reached(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from deployment.promotion import Promotions
+    from deployment.promotion.decisions import Promotions
 
     house.crown(1)
     calls = unreachable_once(monkeypatch, Promotions, "reconcile", after=False)

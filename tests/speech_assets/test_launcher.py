@@ -15,7 +15,7 @@ import pytest
 from dagster._core.events import EngineEventData
 from dagster._core.launcher import WorkerStatus
 
-from speech_assets.launcher import (
+from speech_assets.local.run_launcher import (
     AROUND_TRAINING_S,
     MAX_RUNTIME_TAG,
     SAME_START_S,
@@ -75,7 +75,7 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Machine]:
-    launcher = {"run_launcher": {"module": "speech_assets.launcher", "class": "LocalRunLauncher"}}
+    launcher = {"run_launcher": {"module": "speech_assets.local.run_launcher", "class": "LocalRunLauncher"}}
     with dg.DagsterInstance.local_temp(str(tmp_path), overrides=launcher) as instance:
         machine = Machine(instance)
         yield machine

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from deployment.settings import Settings
-from speech_assets.local import Service, services
+from speech_assets.local.services import Service, services
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from deployment.settings import Source
-from speech.audio import Waveform, encode_flac
-from speech.corpus import MANIFEST
-from speech.manifest import read_manifest, split_of_speaker
+from speech.audio.decode import Waveform, encode_flac
+from speech.corpus.manifest import read_manifest, split_of_speaker
+from speech.corpus.normalize import MANIFEST
 
 QUARTER, LANGUAGE = "2024-01", "en"
 HEADER = "path\ttext\tspeaker\trecorded_at"

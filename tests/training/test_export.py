@@ -15,7 +15,7 @@ import pytest
 
 from speech.bundle import ModelBundle
 from speech.features import log_mel
-from speech.recognition import Recognizer
+from speech.recognition.offline import Recognizer
 from training.export import ExportError, export, parity
 
 SENTENCES = (

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from speech.bundle import ModelBundle
-from speech.manifest import read_manifest, write_manifest
+from speech.corpus.manifest import read_manifest, write_manifest
 from tests.training.toy_corpus import write_toy_corpus
 
 ROOT = Path(__file__).parents[2]

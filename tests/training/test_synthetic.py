@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from speech.audio import AudioError, decode
-from speech.importers import Defaults, import_table
-from speech.manifest import Utterance, assign_splits, quarter_of
-from speech.text import normalize, unexpected_characters
-from training.synthetic import (
+from speech.audio.decode import AudioError, decode
+from speech.corpus.importers import Defaults, import_table
+from speech.corpus.manifest import Utterance, assign_splits, quarter_of
+from speech.corpus.synthetic import (
     BROKEN_KINDS,
     DRIFT_QUARTERS,
     SynthesisError,
@@ -30,6 +29,7 @@ from training.synthetic import (
     speaker_of,
     write_quarter,
 )
+from speech.text import normalize, unexpected_characters
 
 ROOT = Path(__file__).parents[2]
 MINUTES = 3.0
@@ -76,7 +76,9 @@ def quarter(request: pytest.FixtureRequest) -> SyntheticQuarter:
 def test_another_process_writes_the_same_bytes(english: SyntheticQuarter, tmp_path: Path) -> None:
     """Data versions are digests: a corpus that differs between runs would retrain every model."""
     arguments = [str(tmp_path / "q"), "en", "2024-04", "--minutes", str(MINUTES)]
-    subprocess.run([sys.executable, "-m", "training.synthetic", *arguments], check=True, capture_output=True, cwd=ROOT)
+    subprocess.run(
+        [sys.executable, "-m", "speech.corpus.synthetic", *arguments], check=True, capture_output=True, cwd=ROOT
+    )
     assert digests(tmp_path / "q") == digests(english.folder)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from speech.manifest import Utterance, write_manifest
+from speech.corpus.manifest import Utterance, write_manifest
 
 SAMPLE_RATE = 16_000
 WORDS = {"yes": 500.0, "no": 900.0, "stop": 1_400.0, "play": 2_000.0}  # Hz

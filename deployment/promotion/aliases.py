@@ -1,0 +1,202 @@
+"""The registry's side of the ledger: aliases that follow it, and a note of its end.
+
+An alias in MLflow can be moved by anyone with a browser and remembers nobody, so nothing rests on it: it is set to what
+the ledger says. The ledger's head is noted at the model in the registry, as the last step of each decision. Against
+that note two things show: entries that were cut off at the end, and an entry that no decision finished.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from deployment.promotion.ledger import PRODUCTION, Action, Decision, LedgerError, champion_in_force
+from deployment.promotion.rules import Rules, about
+from deployment.registry.models import CHALLENGER, CHAMPION, ModelVersion, Registry, RegistryError
+
+HEAD_TAG = "ledger_head"
+STATUS_TAG = "soundstage.status"  # on a version: who has to do what until when, or what was decided
+
+_HEAD = re.compile(r"[0-9]{1,9}:[0-9a-f]{64}")
+_SAID: Mapping[Action, str] = {
+    "approve": "champion, approved",
+    "voice": "approved by one person, waits for another; approved",
+    "reject": "rejected",
+    "request_changes": "changes asked for",
+    "expire": "closed",
+    "override": "failed gates accepted",
+    "rollback": "champion again, rolled back to",
+}
+
+
+@dataclass(frozen=True)
+class AliasState:
+    """How the registry's alias stands to the ledger; `explanation` is one sentence for people."""
+
+    agrees: bool
+    ledger_version: str | None
+    alias_version: str | None
+    explanation: str
+
+
+@dataclass(frozen=True)
+class Aliases:
+    """What the registry shows of a ledger, and whether it still does.
+
+    Attributes:
+        registry: where versions, aliases and the note are.
+        rules: which decisions close a version, so that it is the challenger no longer.
+    """
+
+    registry: Registry
+    rules: Rules
+
+    def follow(self, entries: Sequence[Decision], language: str, model: str | None = None) -> None:
+        """Move the aliases to where the ledger says; repeating it changes nothing.
+
+        The last entry's model is noted last, because that note says that all is done.
+        """
+        now = champion_in_force(entries)
+        models = {entry.model for entry in entries} | ({model} if model else set())
+        for name in sorted(models, key=lambda name: (bool(entries) and name == entries[-1].model, name)):
+            self._set_champion(name, now.version if now and now.model == name else None)
+            challenger = self.registry.challenger(name)
+            if challenger is not None and (
+                self.rules.closed(entries, challenger)
+                or any(entry.action in PRODUCTION and about(entry, challenger) for entry in entries)
+            ):
+                self.registry.remove_alias(name, CHALLENGER)
+            if entries:
+                self._show(entries[-1], name)
+                try:
+                    self.registry.set_model_tag(name, f"{HEAD_TAG}.{language}", entries[-1].head)
+                except RegistryError:
+                    if name == entries[-1].model:  # an earlier model of the language may be gone
+                        raise
+
+    def check(self, entries: Sequence[Decision], language: str, model: str) -> AliasState:
+        """Whether a model's alias and its note of the ledger's head agree with the ledger."""
+        now = champion_in_force(entries)
+        if now and now.model != model:
+            now = None
+        alias = self.registry.champion(model)
+        expected, found = (now.version if now else None), (alias.version if alias else None)
+
+        def differs(why: str) -> AliasState:
+            return AliasState(False, expected, found, why)
+
+        if wrong := self.why_astray(entries, language, model):
+            return differs(wrong)
+        if expected != found:
+            aside = f"the alias '{CHAMPION}' of {model} points to {_named(found)}, but the ledger says "
+            if expected and self.registry.deleted(model, expected):
+                return differs(
+                    f"{aside}version {expected}, which was deleted in MLflow: the decision stands, and its verified "
+                    "copy is served while one is kept; approve another version, or roll back to an earlier champion"
+                )
+            return differs(
+                f"{aside}{_named(expected)}: it was moved by hand; the job `reconcile` sets it to the ledger"
+            )
+        if now and alias and now.digest != alias.digest:
+            return differs(
+                f"{model} version {found} is tagged as bundle {alias.digest[:12]}, but {now.digest[:12]} was approved"
+            )
+        return AliasState(True, expected, found, f"the alias '{CHAMPION}' of {model} is {_named(found)}, as decided")
+
+    def why_astray(self, entries: Sequence[Decision], language: str, model: str) -> str | None:
+        """A sentence when entries are missing at the ledger's end, or one is there that no decision has finished."""
+        return self.why_cut_off(entries, language, model) or self.why_unfinished(entries)
+
+    def why_cut_off(self, entries: Sequence[Decision], language: str, model: str) -> str | None:
+        """A sentence when the registry remembers a decision that the ledger no longer has."""
+        noted = self._noted(model, language)
+        if noted is None or not _HEAD.fullmatch(noted) or noted in {entry.head for entry in entries}:
+            return None
+        return (
+            f"the registry notes decision {noted.partition(':')[0]} about {model}, which the ledger of '{language}' "
+            "does not have: entries were removed from its end; restore the ledger from its backup. If it is whole, the "
+            f"note was edited in MLflow: remove the tag '{HEAD_TAG}.{language}' of {model}, then launch `reconcile`"
+        )
+
+    def why_unfinished(self, entries: Sequence[Decision]) -> str | None:
+        """A sentence when the registry does not know the last entry: no decision finished it, or the note is wrong."""
+        if not entries or not self.interrupted(entries[-1]):
+            return None
+        last = entries[-1]
+        if damaged := self.why_damaged(entries):
+            return damaged
+        return (
+            f"decision {last.sequence} of '{last.language}' ({last.action} by {last.approver}) was interrupted or "
+            "written by hand, since the registry does not know it: launch the same decision again, or remove the "
+            "entry if nobody took it, or have it examined and accepted with the job `reconcile`"
+        )
+
+    def why_damaged(self, entries: Sequence[Decision]) -> str | None:
+        """A sentence when the note was edited or removed in MLflow; before the first decision ends there is none."""
+        last = entries[-1]
+        noted = self._noted(last.model, last.language)
+        removed = noted is None and len(entries) > 1 and not self.known(entries)
+        if not removed and (noted is None or _HEAD.fullmatch(noted)):
+            return None
+        found = "is missing" if noted is None else f"is {noted[:80]!r}, not a number and a hash"
+        return (
+            f"the registry's note of the last decision of '{last.language}' (the tag '{HEAD_TAG}.{last.language}' of "
+            f"{last.model}) {found}: it was edited in MLflow; compare the ledger with its backup, then set the note "
+            "right with the job `reconcile`"
+        )
+
+    def interrupted(self, last: Decision) -> bool:
+        """Whether a decision was recorded but its aliases were not all moved; the note is the last step."""
+        return self._noted(last.model, last.language) != last.head
+
+    def known(self, entries: Sequence[Decision]) -> int:
+        """How many entries the registry knows of: the last of them that is noted at any of their models."""
+        notes = {self._noted(model, entries[0].language) for model in {entry.model for entry in entries}}
+        return max((entry.sequence for entry in entries if entry.head in notes), default=0)
+
+    def require_whole(self, entries: Sequence[Decision], language: str, model: str) -> None:
+        """Nothing rests on a ledger that was cut off, nor on an entry that may have been added by hand.
+
+        Raises:
+            LedgerError: the sentence of `why_astray`.
+        """
+        if wrong := self.why_astray(entries, language, model):
+            raise LedgerError(wrong)
+
+    def supersede(self, entries: Sequence[Decision], newer: ModelVersion) -> None:
+        """Say at versions that nobody decided about that they wait no longer: only the newest is the challenger."""
+        said = f"superseded by version {newer.version}, which waits in its place"
+        for version in self.registry.versions(newer.name):
+            undecided = version.version != newer.version and not any(about(entry, version) for entry in entries)
+            if undecided and STATUS_TAG in version.tags:
+                self.registry.set_version_tag(version.name, version.version, STATUS_TAG, said)
+
+    def _set_champion(self, model: str, wanted: str | None) -> None:
+        champion = self.registry.champion(model)
+        if wanted and (champion is None or champion.version != wanted):
+            try:
+                self.registry.set_alias(model, CHAMPION, wanted)
+            except RegistryError:  # someone deleted the version: the decision stands, and `check` tells of it
+                self.registry.remove_alias(model, CHAMPION)
+        elif wanted is None and champion is not None:
+            self.registry.remove_alias(model, CHAMPION)
+
+    def _show(self, last: Decision, model: str) -> None:
+        """Say at the versions that a decision was about what it made of them."""
+        said = {last.version: f"{_SAID[last.action]} by {last.approver} on {last.time[:10]}: {last.reason}"}
+        before, _, number = last.previous_champion.rpartition("/")
+        if last.action in PRODUCTION and before == model and number != last.version:
+            said[number] = (
+                f"champion until {last.time[:10]}: {last.action} of version {last.version} by {last.approver}"
+            )
+        for version, status in said.items():
+            if version and (last.model == model or version == number):
+                with suppress(RegistryError):  # someone deleted the version, which changes nothing decided
+                    self.registry.set_version_tag(model, version, STATUS_TAG, status)
+
+    def _noted(self, model: str, language: str) -> str | None:
+        return self.registry.model_tag(model, f"{HEAD_TAG}.{language}")
+
+
+def _named(version: str | None) -> str:
+    return f"version {version}" if version else "no version"

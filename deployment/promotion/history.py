@@ -1,0 +1,71 @@
+"""Who put what into production, when and why: the ledgers, printed, and compared with what the registry notes of them.
+
+    python -m deployment.promotion.history [language ...]
+
+The exit code is 1 when a ledger is broken, entries are missing at its end, or no decision finished its last one.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from deployment.promotion.decisions import Promotions
+from deployment.promotion.ledger import Ledger, LedgerError
+from deployment.promotion.rules import Rules
+from deployment.registry.models import Registry
+from deployment.settings import Settings, SettingsError
+
+WIDE = 240  # columns of a page that is kept in a file: nothing is cut there
+
+
+def print_decisions(settings: Settings, languages: Sequence[str]) -> int:
+    """Print the ledgers of some languages; returns 1 when one of them is not whole."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console, broken = Console(markup=False, width=None if sys.stdout.isatty() else WIDE), 0
+    ledger, registry = settings.home / "ledger", Registry(settings.tracking_uri, cache=settings.home / "bundles")
+    promotions = Promotions(registry, ledger, Rules(verdicts=settings.home / "verdicts"))
+    for language in languages:
+        try:
+            entries = Ledger(ledger, language).entries()
+            model = f"{settings.registry.model_prefix}-{language}"
+            wrong = promotions.verify(language, model) if registry.exists else None
+        except LedgerError as error:
+            entries, wrong = (), str(error)
+        table = Table(title=f"{language}: who decided what, when and why", title_justify="left")
+        for column in ("#", "when (UTC)", "what", "version", "bundle", "who", "why", "training launched by"):
+            table.add_column(column, overflow="fold")
+        for entry in entries:
+            accepted = f" (accepting: {', '.join(entry.overridden)})" if entry.overridden else ""
+            table.add_row(
+                str(entry.sequence),
+                entry.time[:16],
+                entry.action,
+                f"{entry.model}/{entry.version}" if entry.version else entry.model,
+                entry.digest[:12],
+                entry.approver,
+                entry.reason + accepted,
+                entry.launched_by,
+            )
+        if entries:
+            console.print(table)
+        elif not wrong:
+            console.print(f"{language}: nothing was decided yet", highlight=False)
+        if wrong:
+            console.print(wrong, style="red", highlight=False, soft_wrap=True)
+            broken = 1
+    return broken
+
+
+def main() -> int:
+    """Run the command line."""
+    try:
+        settings = Settings.load(trains=False)
+    except SettingsError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return print_decisions(settings, sys.argv[1:] or settings.languages)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

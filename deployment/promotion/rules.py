@@ -1,0 +1,302 @@
+"""The rules of promotion: what a decision needs before it may be written, asked for again before anything rests on it.
+
+Every step forward, roll-back included, re-reads the persisted verdict for exactly the bundle in question. Whatever is
+missing is a refusal: a missing, altered, stale or foreign verdict, a closed or expired version, too few people.
+
+Under the two-person rule an approval by the person who launched the training is one voice, and another approver has
+to approve (`deployment.promotion.signatures` says who that was).
+
+Not covered: names are taken as given, from the launchpad and from tags alike; whoever can reach Dagster or MLflow can
+write another's, unless a proxy in front of them signs people in.
+"""
+
+import hashlib
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from deployment.promotion.ledger import BETTER, CLOSING, Decision, accepted_gates, champion_in_force
+from deployment.promotion.signatures import UNSIGNED, Launchers
+from deployment.registry.models import ModelVersion
+from evaluation.gates import UNCHECKED, GateRefused, GateSettings, Verdict, load_verdict
+from evaluation.results import Interval
+
+NAME_CHARACTERS, REASON_CHARACTERS = 200, 2_000  # of a decision: it is shown wherever people look
+
+# Control characters but tab and line feed, those that turn the direction of writing, and halves of surrogate pairs.
+_UNFIT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+class PromotionRefused(Exception):
+    """A decision that may not be taken: no such approver, no reason, or nothing to go back to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What a team asks of a decision about production.
+
+    Attributes:
+        verdicts: folder of the persisted verdicts.
+        approvers: who may decide. An empty list means nobody; None means that no list is kept.
+        launchers: who launched a bundle's training.
+        gates: the thresholds in force; a verdict judged by others is stale. None: not compared.
+        compare_champion: an approval needs a verdict that compared with today's champion.
+        require_better: an approval needs a paired interval that shows improvement over the champion.
+        two_person: who launched the training cannot be the only approver.
+        expires_days: an approval needs a verdict that is not older. None: any age.
+        allow_override: failed gates may be accepted by an explicit decision.
+    """
+
+    verdicts: Path
+    approvers: Collection[str] | None = None
+    launchers: Launchers = field(default_factory=Launchers)
+    gates: GateSettings | None = None
+    compare_champion: bool = True
+    require_better: bool = False
+    two_person: bool = False
+    expires_days: int | None = None
+    allow_override: bool = False
+
+    def require_person(self, approver: str, reason: str) -> tuple[str, str]:
+        """The name and the reason, trimmed, if that person may decide.
+
+        Raises:
+            PromotionRefused: no name, one that is not on the list, no reason, or too long or unprintable a text.
+        """
+        approver, reason = approver.strip(), reason.strip()
+        if not approver:
+            raise PromotionRefused("a decision needs the name of the person who takes it")
+        if self.approvers is not None and approver not in self.approvers:
+            raise PromotionRefused(f"'{approver}' may not decide about production ({self.allowed})")
+        if not reason:
+            raise PromotionRefused("a decision needs a reason that others can read later")
+        for what, text, most in (("the name", approver, NAME_CHARACTERS), ("the reason", reason, REASON_CHARACTERS)):
+            if len(text) > most:
+                raise PromotionRefused(f"{what} has {len(text):,} characters; {most:,} are enough: link to the rest")
+            if unfit := _UNFIT.search(text):
+                raise PromotionRefused(
+                    f"{what} holds the character U+{ord(unfit[0]):04X}, which does not print as it reads: remove it"
+                )
+        return approver, reason
+
+    @property
+    def allowed(self) -> str:
+        """Who may decide, for a sentence."""
+        if self.approvers is None:
+            return "anyone may"
+        return f"allowed: {', '.join(sorted(self.approvers)) or 'nobody yet: name approvers in the settings'}"
+
+    def require_override_allowed(self) -> None:
+        """Refuse an override where the team has not switched them on."""
+        if not self.allow_override:
+            raise PromotionRefused(
+                "overriding gates is switched off: a team that wants it sets promotion.allow_override in its settings"
+            )
+
+    def require_eligible(
+        self, entries: Sequence[Decision], candidate: ModelVersion, override: bool
+    ) -> tuple[Verdict, tuple[str, ...]]:
+        """What an approval needs, whoever gives it; returns the verdict and the labels of its gates to be overridden.
+
+        Raises:
+            PromotionRefused: the version was closed, expired or is no better than the champion.
+            GateRefused: no passing, current verdict for exactly this bundle.
+        """
+        if closed := self.closed(entries, candidate):
+            raise PromotionRefused(closed_sentence(closed))
+        now = champion_in_force(entries)
+        verdict = load_verdict(self.verdicts, candidate.digest)
+        accepted = self.overridden(entries, candidate.digest, verdict.file_sha256) if override else ()
+        self._require_passed(entries, verdict, candidate.tags.get("language", ""), accepted)
+        name = f"{candidate.name} version {candidate.version}"
+        self._require_fresh(verdict, name)
+        used = labels(verdict)
+        if self.require_better and now and not verdict.improves:
+            found = f"{points(verdict.comparison)} points of WER" if verdict.comparison else "no paired comparison"
+            if not override:
+                raise PromotionRefused(
+                    f"{name} is not shown to be better than champion {now.model}/{now.version} ({found} on the "
+                    "benchmark; the whole interval must lie below zero): keep the champion, or train on more"
+                )
+            used += (BETTER,)
+        return verdict, used
+
+    def obstacle(self, entries: Sequence[Decision], candidate: ModelVersion) -> str | None:
+        """Why an approval would be refused as things stand, and whether an override would help."""
+        try:
+            self.require_eligible(entries, candidate, override=False)
+        except (GateRefused, PromotionRefused) as refused:
+            try:
+                self.require_eligible(entries, candidate, override=self.allow_override)
+            except (GateRefused, PromotionRefused):
+                return str(refused)
+            return f"{refused} `promote` approves it all the same with `override_gates`."
+        return None
+
+    def require_overridable(self, entries: Sequence[Decision], digest: str, language: str) -> Verdict:
+        """The verdict of a bundle, if that it failed gates is all that stands in its way.
+
+        Raises:
+            PromotionRefused: its verdict expired, or every gate was passed.
+            GateRefused: the verdict is missing, altered, stale or foreign, which nobody can override.
+        """
+        verdict = load_verdict(self.verdicts, digest)
+        self._require_passed(entries, verdict, language, labels(verdict))
+        self._require_fresh(verdict, verdict.model_name)
+        if not verdict.failures:
+            raise PromotionRefused(f"{verdict.model_name} ({digest[:12]}) passed every gate: nothing to override")
+        return verdict
+
+    def overridden(self, entries: Sequence[Decision], digest: str, verdict_sha256: str) -> tuple[str, ...]:
+        """Labels of the gates that people accepted for exactly this bundle and verdict."""
+        made = (e for e in reversed(entries) if (e.action, e.digest) == ("override", digest))
+        last = next(made, None)
+        return last.overridden if last and last.verdict_sha256 == verdict_sha256 else ()
+
+    def closed(self, entries: Sequence[Decision], version: ModelVersion) -> Decision | None:
+        """The decision that keeps a version from being approved: a rejection for good, others until it is rejudged."""
+        closing = [entry for entry in reversed(entries) if entry.action in CLOSING and about(entry, version)]
+        if not closing:
+            return None
+        if rejected := next((entry for entry in closing if entry.action == "reject"), None):
+            return rejected
+        last = closing[0]
+        return last if last.verdict_sha256 == self.verdict_sha256(version.digest) else None
+
+    def expires_at(self, version: ModelVersion) -> datetime | None:
+        """When a version that nobody decides about is closed; None where none ever is."""
+        if self.expires_days is None:
+            return None
+        try:
+            judged = instant(load_verdict(self.verdicts, version.digest).judged_at)
+        except GateRefused:
+            judged = None
+        since = judged or version.created_at
+        return since + timedelta(days=self.expires_days) if since else None
+
+    def overdue(self, version: ModelVersion) -> bool:
+        """Whether a version waited longer than the rules allow."""
+        deadline = self.expires_at(version)
+        return deadline is not None and datetime.now(UTC) > deadline
+
+    def voices(self, entries: Sequence[Decision], version: ModelVersion, verdict_sha256: str) -> dict[str, Decision]:
+        """Approvals of a version on that verdict that were not enough by themselves, by approver.
+
+        Only of people who may still decide: whoever left the list has no say in what goes into production now.
+        """
+        return {
+            e.approver: e
+            for e in entries
+            if e.action == "voice"
+            and about(e, version)
+            and e.verdict_sha256 == verdict_sha256
+            and (self.approvers is None or e.approver in self.approvers)
+        }
+
+    def suffices(self, entries: Sequence[Decision], version: ModelVersion, verdict_sha256: str, approver: str) -> bool:
+        """Whether an approval by this person is enough: by another than the launcher, or as the second voice."""
+        launchers = {name.casefold() for name in self.launchers.of(version)} or {UNSIGNED}
+        if not self.two_person or (UNSIGNED not in launchers and approver.casefold() not in launchers):
+            return True
+        voices = self.voices(entries, version, verdict_sha256)
+        return any(name.casefold() != approver.casefold() for name in voices)
+
+    def who_may_approve(self, version: ModelVersion) -> tuple[str, ...] | None:
+        """Whose approval would be enough, or would be one of two; None: anyone with a name."""
+        if self.approvers is None:
+            return None
+        alone = {name.casefold() for name in self.launchers.of(version)} if self.two_person else set()
+        return tuple(sorted(name for name in self.approvers if name.casefold() not in alone))
+
+    def verdict_sha256(self, digest: str) -> str:
+        """SHA-256 of a bundle's verdict as it is now; empty without one."""
+        try:
+            return hashlib.sha256((self.verdicts / f"{digest}.json").read_bytes()).hexdigest()
+        except OSError:
+            return ""
+
+    def _require_passed(
+        self, entries: Sequence[Decision], verdict: Verdict, language: str, overridden: Collection[str]
+    ) -> None:
+        now = champion_in_force(entries)
+        verdict.require_passed(
+            language=language,
+            settings=self.gates if self.compare_champion else None,
+            champion_digest=(now.digest if now else None) if self.compare_champion else UNCHECKED,
+            overridden=overridden,
+        )
+
+    def _require_fresh(self, verdict: Verdict, name: str) -> None:
+        if self.expires_days is None:
+            return
+        judged = instant(verdict.judged_at)
+        if judged is None or datetime.now(UTC) - judged > timedelta(days=self.expires_days):
+            when = f"on {judged:%Y-%m-%d}" if judged else "at an unknown time"
+            raise PromotionRefused(
+                f"{name} expired: it was judged {when}, and a verdict holds for {self.expires_days} days; "
+                "evaluate and judge it again, then register it again"
+            )
+
+
+def require_still_passed(verdicts: Path, entries: Sequence[Decision], entry: Decision) -> Verdict:
+    """The verdict of a decided bundle must still open the way, or that very decision accepted its failures.
+
+    They are accepted as far as an override before the decision covers them, and only on the verdict it was taken on.
+
+    Raises:
+        GateRefused: no passing verdict for exactly this bundle.
+    """
+    verdict = load_verdict(verdicts, entry.digest)
+    accepted = accepted_gates(entries, entry) if verdict.file_sha256 == entry.verdict_sha256 else ()
+    verdict.require_passed(language=entry.language, overridden=accepted)
+    return verdict
+
+
+def labels(verdict: Verdict) -> tuple[str, ...]:
+    """The gates that a verdict failed, as decisions name them."""
+    return tuple(dict.fromkeys(gate.label for gate in verdict.failures))
+
+
+def require_language(version: ModelVersion, language: str) -> ModelVersion:
+    """The same version, if it is for that language."""
+    found = version.tags.get("language", "")
+    if found != language:
+        raise PromotionRefused(
+            f"{version.name} version {version.version} is for language '{found}', not for '{language}'"
+        )
+    return version
+
+
+def about(entry: Decision, version: ModelVersion) -> bool:
+    """Whether a decision is about a version."""
+    return (entry.model, entry.version) == (version.name, version.version)
+
+
+def closed_sentence(closed: Decision) -> str:
+    """Why a closed version cannot be approved, and what would have to happen first."""
+    what = f"{closed.model} version {closed.version}"
+    when = f"on {closed.time[:10]}: {closed.reason}"
+    if closed.action == "reject":
+        return f"{what} was rejected by {closed.approver} {when}; that is final for this bundle, so train another"
+    if closed.action == "expire":
+        return f"{what} expired {when}"
+    return (
+        f"{closed.approver} asked for changes to {what} {when}; make them, then evaluate, judge and register it again"
+    )
+
+
+def instant(text: str) -> datetime | None:
+    """A point in time from ISO 8601; None if it is none."""
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return None
+
+
+def points(interval: Interval | None) -> str:
+    """A difference of WER in points, with its interval."""
+    if interval is None:
+        return ""
+    return f"{interval.estimate * 100:+.2f} ({interval.low * 100:+.2f} to {interval.high * 100:+.2f})"

@@ -1,0 +1,80 @@
+"""Decisions asked for by tags on a version in MLflow, for people who work there and not in Dagster.
+
+Someone sets `soundstage.approver`, `soundstage.reason` and, last, `soundstage.decision`; whoever looks next takes the
+request once, under the same rules as any other, and the answer comes back as a tag. Tags can be edited by anyone with
+MLflow open, so nothing in them is taken for more than a wish.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+from deployment.registry.models import ModelVersion, Registry
+
+DECISION_TAG, APPROVER_TAG, REASON_TAG = "soundstage.decision", "soundstage.approver", "soundstage.reason"
+OUTCOME_TAG, ANSWERED_TAG = "soundstage.outcome", "soundstage.requests_answered"
+CHOICES = ("approve", "reject", "request_changes")  # what a person can ask for by tags
+_COUNT = re.compile(r"[0-9]{1,9}")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A decision that someone asked for by tags on a version; `number` counts the requests answered before it."""
+
+    model: str
+    version: str
+    decision: str
+    approver: str
+    reason: str
+    number: int
+
+    @property
+    def key(self) -> str:
+        """Names this request and no other, so that it is taken once."""
+        asked = "\0".join((self.decision, self.approver, self.reason))
+        return f"{self.model}/{self.version}/{self.number}/{hashlib.sha256(asked.encode()).hexdigest()[:16]}"
+
+    @property
+    def missing(self) -> str:
+        """The tags that are still to be set, or empty."""
+        given = {DECISION_TAG: self.decision, APPROVER_TAG: self.approver, REASON_TAG: self.reason}
+        return ", ".join(tag for tag, value in given.items() if not value)
+
+
+def requested(registry: Registry, model: str) -> tuple[Request, ...]:
+    """Decisions about a model's versions that were asked for and not answered yet."""
+    return tuple(_request(version) for version in registry.tagged(model, DECISION_TAG))
+
+
+def answer(registry: Registry, request: Request, outcome: str) -> None:
+    """Write what became of a request to the version, and take the request's tags off."""
+    now = _request(registry.version(request.model, request.version))
+    if now.number != request.number:
+        return  # answered already, by the run that this one repeats
+    registry.set_version_tag(request.model, request.version, OUTCOME_TAG, outcome)
+    registry.set_version_tag(request.model, request.version, ANSWERED_TAG, str(request.number + 1))
+    if now == request:  # else someone changed the tags meanwhile, which is a new request
+        for tag in (DECISION_TAG, APPROVER_TAG, REASON_TAG):
+            registry.remove_version_tag(request.model, request.version, tag)
+
+
+def remark(registry: Registry, request: Request, outcome: str) -> None:
+    """Tell who is setting the tags of a request what is still missing."""
+    version = registry.version(request.model, request.version)
+    if version.tags.get(OUTCOME_TAG) != outcome:
+        registry.set_version_tag(request.model, request.version, OUTCOME_TAG, outcome)
+
+
+def _request(version: ModelVersion) -> Request:
+    def tag(name: str) -> str:
+        return version.tags.get(name, "").strip()
+
+    answered = tag(ANSWERED_TAG)
+    return Request(
+        version.name,
+        version.version,
+        tag(DECISION_TAG),
+        tag(APPROVER_TAG),
+        tag(REASON_TAG),
+        int(answered) if _COUNT.fullmatch(answered) else 0,  # anyone can edit the tag
+    )

@@ -1,0 +1,155 @@
+"""Any recording in, 16 kHz mono float32 out: decoding, encoding, limits and typed refusals.
+
+Recordings arrive in every container there is, and some arrive broken, mislabelled or hostile. This module decides from
+the bytes alone (never from a file's extension) and promises three things:
+
+* The same bytes give the same samples, whole or in chunks of any length.
+* Memory stays bounded whatever the header claims: limits are enforced on what is really decoded.
+* A recording that cannot be trusted raises `AudioError` with a short code; nothing is guessed or quietly repaired.
+
+The way of a recording: its bytes (`speech.audio.source`), blocks of frames (`speech.audio.decoders`, which also says
+when a recording counts as truncated), mono at 16 kHz (`speech.audio.mixdown`).
+"""
+
+import io
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from speech.audio.decoders import AudioInfo, header
+from speech.audio.mixdown import SAMPLE_RATE, resampled
+from speech.audio.source import AudioError, AudioLimits, AudioSource, opened
+
+DEFAULT_LIMITS = AudioLimits()
+
+
+@dataclass(frozen=True, eq=False)
+class Waveform:
+    """Mono audio: `samples` is float32 of shape [n], nominally within [-1, 1]."""
+
+    samples: np.ndarray
+    sample_rate: int = SAMPLE_RATE
+
+    @property
+    def duration_s(self) -> float:
+        """Length in seconds."""
+        return len(self.samples) / self.sample_rate
+
+
+def decode(source: AudioSource, limits: AudioLimits = DEFAULT_LIMITS, name: str | None = None) -> Waveform:
+    """Decode a whole recording to 16 kHz mono.
+
+    Args:
+        source: a path, the file's bytes, or an open binary stream (read from its beginning; one that cannot seek is
+            spooled to a temporary file first).
+        limits: what is accepted.
+        name: what errors call the recording; by default the path.
+
+    Raises:
+        AudioError: the recording is refused.
+    """
+    with opened(source, limits, name) as recording:
+        return Waveform(np.concatenate(list(resampled(recording, limits))))
+
+
+def decode_chunks(
+    source: AudioSource, limits: AudioLimits = DEFAULT_LIMITS, chunk_s: float = 30.0, name: str | None = None
+) -> Iterator[np.ndarray]:
+    """Decode a recording piece by piece in bounded memory.
+
+    Yields float32 arrays of shape [chunk_s * 16_000], the last one shorter but never empty; joined they equal
+    `decode(source).samples` bit for bit. Refusals that only show at the end (truncated, damaged) are raised after the
+    chunks before them, so a consumer must not publish what it made of them before the iterator has ended.
+
+    Raises:
+        AudioError: the recording is refused.
+    """
+    size = round(chunk_s * SAMPLE_RATE)
+    if size < 1:
+        raise ValueError(f"chunk_s is {chunk_s}, which is less than one sample; give a positive length in seconds")
+    return _chunked(source, limits, size, name)
+
+
+def probe(source: AudioSource, name: str | None = None) -> AudioInfo:
+    """Read what the header claims without decoding; no limit is applied, since nothing of it is certain yet.
+
+    Raises:
+        AudioError: the recording is no audio or its header cannot be read.
+    """
+    with opened(source, DEFAULT_LIMITS, name) as recording:
+        return header(recording)
+
+
+def encode_flac(waveform: Waveform, path: str | os.PathLike[str]) -> None:
+    """Write PCM16 FLAC atomically; values outside [-1, 1] are clipped and no dither is added, so bytes repeat."""
+    _write_flac([waveform.samples], path, waveform.sample_rate)
+
+
+def write_flac_chunks(chunks: Iterable[np.ndarray], path: str | os.PathLike[str]) -> float:
+    """Write 16 kHz mono float chunks as one PCM16 FLAC, atomically and in bounded memory; returns its seconds.
+
+    The bytes depend on the samples only, not on how they were cut. If `chunks` raises, `path` is left as it was.
+    """
+    return _write_flac(chunks, path, SAMPLE_RATE) / SAMPLE_RATE
+
+
+def encode_wav(waveform: Waveform) -> bytes:
+    """PCM16 WAV bytes; values outside [-1, 1] are clipped."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, _pcm16(waveform.samples), waveform.sample_rate, format="WAV", subtype="PCM_16")
+    return buffer.getvalue()
+
+
+def _chunked(source: AudioSource, limits: AudioLimits, size: int, name: str | None) -> Iterator[np.ndarray]:
+    pending: list[np.ndarray] = []
+    held = 0
+    with opened(source, limits, name) as recording:
+        for piece in resampled(recording, limits):
+            pending.append(piece)
+            held += len(piece)
+            if held >= size:
+                joined = np.concatenate(pending)
+                whole = held - held % size
+                for start in range(0, whole, size):
+                    yield joined[start : start + size]
+                pending, held = [joined[whole:]], held - whole
+        if held:
+            yield np.concatenate(pending)
+
+
+def _pcm16(samples: np.ndarray) -> np.ndarray:
+    scaled = np.rint(np.asarray(samples, dtype=np.float64) * 32768.0)
+    if not np.isfinite(scaled).all():
+        raise ValueError("cannot write samples that are not finite numbers; mend the processing step before this one")
+    return np.clip(scaled, -32768, 32767).astype(np.int16)
+
+
+def _write_flac(chunks: Iterable[np.ndarray], path: str | os.PathLike[str], sample_rate: int) -> int:
+    """Write under a temporary name in the same folder, then rename: a reader sees the whole file or none."""
+    target = Path(path)
+    part = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
+    frames = 0
+    try:
+        with (
+            open(part, "xb+") as file,
+            soundfile.SoundFile(file, "w", sample_rate, channels=1, format="FLAC", subtype="PCM_16") as sound,
+        ):
+            for chunk in chunks:
+                sound.write(_pcm16(chunk))
+                frames += len(chunk)
+        os.replace(part, target)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    return frames
+
+
+__all__: Sequence[str] = (
+    "SAMPLE_RATE", "AudioError", "AudioInfo", "AudioLimits", "AudioSource", "Waveform", "decode", "decode_chunks",
+    "encode_flac", "encode_wav", "probe", "write_flac_chunks",
+)  # fmt: skip

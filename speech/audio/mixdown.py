@@ -1,0 +1,138 @@
+"""From blocks of frames to 16 kHz mono.
+
+Several channels become their mean. Channels in opposite phase would erase each other, so every half second whose mean
+holds less than a tenth of the energy that unrelated channels of that loudness would give takes its loudest channel
+instead, cross-faded over 10 ms. Partial cancellation at some frequencies is not noticed.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import soxr
+
+from speech.audio.decoders import blocks
+from speech.audio.source import AudioLimits, Recording
+
+SAMPLE_RATE = 16_000  # Hz; what every model of the platform listens to
+RESAMPLER_QUALITY = "HQ"  # soxr: 20 bit precision, passband to 0.91 of the lower Nyquist frequency
+
+_MIX_BLOCK_S = 0.5  # the mixdown is decided anew for each such stretch of source audio
+_MIX_FADE_S = 0.010
+_CANCELLED = 0.1  # mean / expected energy under which channels count as cancelling; above twice this the mean is back
+_LOUDEST_PLAUSIBLE = 128.0  # +42 dBFS; float files beyond it are scaled as integers or damaged
+
+
+def resampled(recording: Recording, limits: AudioLimits) -> Iterator[np.ndarray]:
+    """Mono pieces at 16 kHz; a change of rate or channels inside the recording starts a new mixdown and resampler."""
+    line: _Line | None = None
+    seconds, decoded_bytes, delivered = 0.0, 0, 0
+    for block, rate in blocks(recording, limits):
+        seconds += len(block) / rate
+        decoded_bytes += block.size * 4
+        if seconds > limits.max_duration_s:
+            raise recording.refuse("too-long", f"is longer than the limit of {limits.max_duration_s:,.0f} s; split it")
+        if decoded_bytes > limits.max_decoded_bytes:
+            raise recording.refuse(
+                "too-large", f"decodes to more than the limit of {limits.max_decoded_bytes:,} bytes; split it"
+            )
+        if line is None or (line.rate, line.channels) != (rate, block.shape[1]):
+            if line is not None:
+                for piece in line.flush():
+                    delivered += len(piece)
+                    yield piece
+            line = _Line(recording, rate, block.shape[1])
+        for piece in line.push(block):
+            delivered += len(piece)
+            yield piece
+    for piece in line.flush() if line is not None else ():
+        delivered += len(piece)
+        yield piece
+    if not delivered:
+        raise recording.refuse("empty", "holds less than one sample at 16 kHz; deliver it again")
+
+
+class _Line:
+    """Mixdown and resampler of one stretch of constant rate and channel count.
+
+    Works on blocks of half a second of source audio counted from the stretch's start, so that the result does not
+    depend on how decoders cut their frames.
+    """
+
+    def __init__(self, recording: Recording, rate: int, channels: int) -> None:
+        self.rate, self.channels = rate, channels
+        self._recording = recording
+        self._size = max(1, round(rate * _MIX_BLOCK_S))
+        self._fade = np.linspace(0, 1, max(1, round(rate * _MIX_FADE_S)), dtype=np.float32)
+        self._pending: list[np.ndarray] = []
+        self._held = 0
+        self._channel: int | None = None  # None: the mean of all
+        self._resampler = (
+            None
+            if rate == SAMPLE_RATE
+            else soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality=RESAMPLER_QUALITY)
+        )
+
+    def push(self, block: np.ndarray) -> Iterator[np.ndarray]:
+        if self.channels == 1 and self._resampler is None:
+            yield self._through(block, last=False)
+            return
+        self._pending.append(block)
+        self._held += len(block)
+        if self._held >= self._size:
+            joined = self._pending[0] if len(self._pending) == 1 else np.concatenate(self._pending)
+            whole = self._held - self._held % self._size
+            for start in range(0, whole, self._size):
+                yield self._through(joined[start : start + self._size], last=False)
+            self._pending, self._held = [joined[whole:]], self._held - whole
+
+    def flush(self) -> Iterator[np.ndarray]:
+        rest = np.concatenate(self._pending) if self._pending else np.zeros((0, self.channels), np.float32)
+        yield self._through(rest, last=True)
+
+    def _through(self, block: np.ndarray, last: bool) -> np.ndarray:
+        mono = self._mix(block)
+        if len(mono) and not max(mono.max(), -mono.min()) <= _LOUDEST_PLAUSIBLE:  # also false for NaN
+            raise self._recording.refuse(
+                "unreadable",
+                f"holds samples that are not numbers or lie far outside [-1, 1] (above {_LOUDEST_PLAUSIBLE:g}); "
+                "it is damaged or wrongly scaled: export it again",
+            )
+        if self._resampler is None:
+            return mono
+        return self._resampler.resample_chunk(mono, last=last)
+
+    def _mix(self, block: np.ndarray) -> np.ndarray:
+        if self.channels == 1 or not len(block):
+            return np.ascontiguousarray(block[:, 0])
+        before, self._channel = self._channel, self._choose(block)
+        mono = _mixed(block, self._channel)
+        if before != self._channel:
+            faded = min(len(self._fade), len(mono))
+            ramp = self._fade[:faded]
+            mono[:faded] = ramp * mono[:faded] + (1 - ramp) * _mixed(block[:faded], before)
+        return mono
+
+    def _choose(self, block: np.ndarray) -> int | None:
+        """None for the mean, or the channel that stands in for channels which cancel each other."""
+        energy = np.array([np.square(block[:, c]).sum(dtype=np.float64) for c in range(self.channels)])
+        expected = energy.sum() / self.channels**2  # of the mean, were the channels unrelated
+        if not expected > 0:
+            return self._channel
+        kept = np.square(_mixed(block, None)).sum(dtype=np.float64) / expected
+        # Twice the threshold to go back, and 3 dB to change the channel: no flicker between near equals.
+        if not kept < (_CANCELLED if self._channel is None else 2 * _CANCELLED):
+            return None
+        loudest = int(energy.argmax())
+        if self._channel is not None and energy[self._channel] > 0.5 * energy[loudest]:
+            return self._channel
+        return loudest
+
+
+def _mixed(block: np.ndarray, channel: int | None) -> np.ndarray:
+    if channel is not None:
+        return block[:, channel].copy()
+    mean = block[:, 0] + block[:, 1]
+    for c in range(2, block.shape[1]):
+        mean += block[:, c]
+    mean *= np.float32(1 / block.shape[1])
+    return mean

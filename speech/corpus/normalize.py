@@ -1,0 +1,242 @@
+"""From what a source holds to utterances fit to train and test on, each rejected row kept with its reason.
+
+Two steps, both total: every row that goes in comes out kept or quarantined, so `rows in = kept + quarantined` can be
+checked by whoever calls. A bad file or row never stops the others.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from speech.audio.decode import SAMPLE_RATE, AudioError, AudioLimits, decode_chunks, write_flac_chunks
+from speech.corpus.manifest import Utterance, write_manifest
+from speech.quality import measure
+from speech.store.outputs import digest_file, write_atomically
+from speech.text import normalize, unexpected_characters
+
+AUDIO_FOLDER = "audio"
+MANIFEST = "manifest.jsonl"
+QUARANTINE = "quarantine.jsonl"
+SOURCE_DIGEST = "source_digest"  # attribute of a normalised row: SHA-256 of the file it came from
+MIN_DURATION_S = 0.2  # shorter audio holds no word; two frames of an 80 ms model
+MAX_DURATION_S = 40.0  # longer utterances belong segmented: attention memory grows with the square
+TOLERANCE = SAMPLE_RATE // 10  # samples by which a segment may end beside its file's end: annotation tools round
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A row that was kept out, and why."""
+
+    id: str
+    source: str
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Sorted:
+    """What became of the rows of one step."""
+
+    kept: tuple[Utterance, ...]
+    quarantined: tuple[Quarantined, ...]
+
+    def write(self, folder: Path) -> None:
+        """Write the manifest and the quarantine into `folder`, with the same bytes for the same rows."""
+        write_manifest(folder / MANIFEST, self.kept)
+        lines = (json.dumps(asdict(row), ensure_ascii=False, sort_keys=True) + "\n" for row in self.quarantined)
+        write_atomically(folder / QUARANTINE, "".join(lines))
+
+
+def read_quarantine(folder: Path) -> list[Quarantined]:
+    """The quarantine that `Sorted.write` left in `folder`."""
+    return [Quarantined(**json.loads(line)) for line in (folder / QUARANTINE).read_text().splitlines()]
+
+
+def digest_sources(rows: Iterable[Utterance], workers: int = 4) -> list[Utterance]:
+    """The rows with the digest of their audio file filled in; a file that cannot be read keeps an empty one."""
+    rows = list(rows)
+    paths = sorted({row.audio for row in rows if not row.digest})
+
+    def digest(path: str) -> str:
+        try:
+            return digest_file(Path(path))
+        except (AudioError, OSError):  # normalisation meets the same file and says why
+            return ""
+
+    with ThreadPoolExecutor(workers) as pool:
+        digests = dict(zip(paths, pool.map(digest, paths), strict=True))
+    return [replace(row, digest=row.digest or digests[row.audio]) for row in rows]
+
+
+def normalize_audio(
+    rows: Iterable[Utterance], folder: Path, limits: AudioLimits | None = None, workers: int = 4
+) -> Sorted:
+    """Decode every row's audio to 16 kHz mono PCM16 FLAC under `folder/audio`, with its quality measured.
+
+    A file that holds several segments is decoded once. A row's digest becomes that of its normalised audio, so that
+    the same audio is recognised in whatever container it comes; the attribute `source_digest` keeps the file's own.
+    """
+    limits = limits or AudioLimits()
+    (folder / AUDIO_FOLDER).mkdir(parents=True, exist_ok=True)
+    ordered = sorted(rows, key=lambda row: (row.audio, row.offset_s, row.id))
+    recordings = [(path, list(group)) for path, group in groupby(ordered, key=lambda row: row.audio)]
+    with ThreadPoolExecutor(workers) as pool:
+        outcomes = list(pool.map(lambda item: _normalize_recording(item[0], item[1], folder, limits), recordings))
+    kept = [row for outcome in outcomes for row in outcome.kept]
+    quarantined = [row for outcome in outcomes for row in outcome.quarantined]
+    return Sorted(tuple(sorted(kept, key=lambda r: r.id)), tuple(sorted(quarantined, key=lambda r: r.id)))
+
+
+def _normalize_recording(path: str, rows: Sequence[Utterance], folder: Path, limits: AudioLimits) -> Sorted:
+    try:
+        if len(rows) == 1 and rows[0].offset_s == 0:
+            return Sorted((_write_utterance(rows[0], _beginning(path, rows[0], limits), folder),), ())
+        return _cut_segments(path, rows, folder, limits)
+    except AudioError as error:
+        return Sorted((), tuple(Quarantined(row.id, path, error.code, error.reason) for row in rows))
+    except _OutsideFile as outside:
+        return Sorted((), (Quarantined(rows[0].id, path, "segment-outside", str(outside)),))
+
+
+def _write_utterance(row: Utterance, chunks: Iterable[np.ndarray], folder: Path) -> Utterance:
+    path = folder / AUDIO_FOLDER / f"{_file_name(row.id)}.flac"
+    duration_s = write_flac_chunks(chunks, path)
+    return replace(
+        row,
+        audio=path.relative_to(folder).as_posix(),
+        offset_s=0.0,
+        duration_s=round(duration_s, 6),
+        digest=digest_file(path),
+        attributes={**row.attributes, SOURCE_DIGEST: row.digest},
+        quality=measure(decode_chunks(path)),
+    )
+
+
+class _OutsideFile(Exception):
+    """A segment whose times are not in its file; the message says so to who can correct them."""
+
+    def __init__(self, row: Utterance, end: int, samples: int) -> None:
+        super().__init__(
+            f"the segment {row.offset_s:.2f}-{end / SAMPLE_RATE:.2f} s lies outside the file, "
+            f"which holds {samples / SAMPLE_RATE:.2f} s: correct its times at the source"
+        )
+
+
+def _beginning(path: str, row: Utterance, limits: AudioLimits) -> Iterator[np.ndarray]:
+    """The audio of a row that is the only one of its file and starts with it; never held whole.
+
+    A file that goes on for no longer than the tolerance after the row's end belongs to the row: durations are rounded.
+    """
+    end, position = _segment_end(row), 0
+    beyond: list[np.ndarray] = []
+    for chunk in decode_chunks(path, limits):
+        inside = len(chunk) if end is None else max(0, min(len(chunk), end - position))
+        position += len(chunk)
+        if inside:
+            yield chunk[:inside]
+        if end is not None and position > end:
+            beyond.append(chunk[inside:])
+            if position - end > TOLERANCE:
+                return
+    if end is not None and end - position > TOLERANCE:
+        raise _OutsideFile(row, end, position)
+    yield from beyond
+
+
+def _cut_segments(path: str, rows: Sequence[Utterance], folder: Path, limits: AudioLimits) -> Sorted:
+    """Cut one file's segments in a single pass that holds only the segments still open."""
+    pending = [(row, round(row.offset_s * SAMPLE_RATE), _segment_end(row)) for row in rows]
+    held: dict[str, list[np.ndarray]] = {row.id: [] for row, _, _ in pending}
+    kept: list[Utterance] = []
+    quarantined: list[Quarantined] = []
+
+    def close(row: Utterance) -> None:
+        chunks = held.pop(row.id)
+        if any(len(chunk) for chunk in chunks):
+            kept.append(_write_utterance(row, chunks, folder))
+        else:
+            reason = f"the segment at {row.offset_s:.2f} s holds no sample: correct its times at the source"
+            quarantined.append(Quarantined(row.id, path, "segment-empty", reason))
+
+    position = 0
+    for chunk in decode_chunks(path, limits):
+        open_segments = []
+        for row, start, end in pending:
+            if start < position + len(chunk) and (end is None or end > position):
+                stop = len(chunk) if end is None else end - position
+                held[row.id].append(chunk[max(0, start - position) : stop])
+            if end is not None and end <= position + len(chunk):
+                close(row)
+            else:
+                open_segments.append((row, start, end))
+        pending = open_segments
+        position += len(chunk)
+    for row, start, end in pending:
+        if start < position and (end is None or end - position <= TOLERANCE):
+            close(row)
+        else:
+            quarantined.append(
+                Quarantined(row.id, path, "segment-outside", str(_OutsideFile(row, end or start, position)))
+            )
+    return Sorted(tuple(kept), tuple(quarantined))
+
+
+def _segment_end(row: Utterance) -> int | None:
+    return None if row.duration_s is None else round((row.offset_s + row.duration_s) * SAMPLE_RATE)
+
+
+def _file_name(utterance_id: str) -> str:
+    """A file name for any id: readable where the id is plain, and never leaving its folder."""
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in utterance_id)[:80]
+    return plain if plain == utterance_id else f"{plain}-{hashlib.sha256(utterance_id.encode()).hexdigest()[:8]}"
+
+
+def select_utterances(
+    rows: Iterable[Utterance],
+    language: str,
+    *,
+    min_duration_s: float = MIN_DURATION_S,
+    max_duration_s: float = MAX_DURATION_S,
+) -> Sorted:
+    """The normalised rows that can be trained and tested on; the others quarantined with the reason.
+
+    Refused are: audio too short or too long, no words in the transcript, characters that the language's scoring form
+    does not know, and audio that another row of the partition holds already.
+    """
+    kept: list[Utterance] = []
+    quarantined: list[Quarantined] = []
+    seen: dict[str, str] = {}
+    for row in sorted(rows, key=lambda r: r.id):
+        problem = _wrong_length(row, min_duration_s, max_duration_s) or _problem(row, language, seen)
+        if problem:
+            quarantined.append(Quarantined(row.id, row.audio, *problem))
+        else:
+            seen[row.digest] = row.id
+            kept.append(row)
+    return Sorted(tuple(kept), tuple(quarantined))
+
+
+def _wrong_length(row: Utterance, min_s: float, max_s: float) -> tuple[str, str] | None:
+    duration_s = row.duration_s or 0.0
+    if min_s <= duration_s <= max_s:
+        return None
+    return "duration", f"{duration_s:.2f} s is outside {min_s:g}-{max_s:g} s: segment the recording"
+
+
+def _problem(row: Utterance, language: str, seen: dict[str, str]) -> tuple[str, str] | None:
+    if not normalize(row.text, language):
+        return "no-words", f"the transcript '{row.text[:60]}' holds no words: transcribe the recording or drop the row"
+    strange = unexpected_characters(row.text, language)
+    if strange:
+        shown = " ".join(sorted(strange)[:8])
+        return "charset", f"the transcript has characters that '{language}' does not use ({shown}): correct it"
+    twin = seen.get(row.digest)
+    if twin is not None:
+        return "duplicate", f"the same audio is already in the partition as '{twin}': drop one of the two rows"
+    return None

@@ -1,0 +1,209 @@
+"""Lines of text files and the values in them, checked: what manifests and importers both read."""
+
+import datetime as dt
+import gzip
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from speech.store.outputs import parse_json
+
+if TYPE_CHECKING:
+    from speech.quality import Quality
+
+SPLITS = ("train", "dev", "test")
+MAX_LINE_BYTES = 4 * 2**20  # a transcript row is a few hundred bytes; a longer "line" is a file of another kind
+EARLIEST_DATE = dt.date(1900, 1, 1)
+
+PathLike = str | os.PathLike[str]
+
+
+class ManifestError(Exception):
+    """A manifest or corpus that cannot be used; says which file, which row (from 1) and why."""
+
+    def __init__(self, path: PathLike, row: int | None, reason: str) -> None:
+        self.path = str(path)
+        self.row = row
+        self.reason = reason
+        place = f"{self.path}, row {row}" if row is not None else self.path
+        super().__init__(f"{place}: {reason}" if place else reason)
+
+    def __reduce__(self) -> tuple[type["ManifestError"], tuple[str, int | None, str]]:
+        """Errors cross process boundaries with their fields."""
+        return type(self), (self.path, self.row, self.reason)
+
+
+@dataclass(frozen=True)
+class BadLine:
+    """A line that cannot be read, and why."""
+
+    reason: str
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, "str | BadLine"]]:
+    """Numbered lines of a text file, plain or gzipped; a line that is not text comes as its reason."""
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as stream:
+            number = 0
+            while line := stream.readline(MAX_LINE_BYTES):
+                number += 1
+                if number == 1:
+                    if line.startswith((b"\xff\xfe", b"\xfe\xff")):
+                        raise ManifestError(path, None, "is UTF-16; save it as UTF-8")
+                    line = line.removeprefix(b"\xef\xbb\xbf")
+                if len(line) >= MAX_LINE_BYTES and not line.endswith(b"\n"):
+                    while (rest := stream.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+                        pass
+                    yield number, BadLine(f"the line is longer than {MAX_LINE_BYTES // 2**20} MiB")
+                    continue
+                line = line.rstrip(b"\r\n")
+                try:
+                    text = line.decode()
+                except UnicodeDecodeError:
+                    yield number, BadLine("the line is not UTF-8")
+                    continue
+                yield number, BadLine("the line holds a NUL character") if "\x00" in text else text
+    except FileNotFoundError:
+        raise ManifestError(path, None, "is missing") from None
+    except (OSError, EOFError) as error:  # EOFError and BadGzipFile: a damaged .gz
+        raise ManifestError(path, None, f"cannot be read ({reason_of(error)})") from error
+
+
+def numbered_objects(path: Path) -> Iterator[tuple[int, "dict[str, Any] | BadLine"]]:
+    """Numbered objects of a JSON-lines file, plain or gzipped; a line that holds none comes as its reason."""
+    for number, line in numbered_lines(path):
+        if isinstance(line, BadLine):
+            yield number, line
+        elif line.strip():
+            try:
+                yield number, _json_object(line)
+            except ValueError as error:
+                yield number, BadLine(str(error))
+
+
+def parse_date(value: str) -> dt.date:
+    """A calendar day from an ISO date or time stamp, from 2024/05/31, or from 31.05.2024.
+
+    Raises ValueError for anything else; 05/06/2024 means two different days and is therefore refused.
+    """
+    value = value.strip()
+    dotted = re.fullmatch(r"(\d{1,2})\.(\d{1,2})\.(\d{4})", value)
+    slashed = re.fullmatch(r"(\d{4})/(\d{1,2})/(\d{1,2})", value)
+    try:
+        if dotted:
+            date = dt.date(int(dotted[3]), int(dotted[2]), int(dotted[1]))
+        elif slashed:
+            date = dt.date(int(slashed[1]), int(slashed[2]), int(slashed[3]))
+        elif re.match(r"\d{4}-?\d\d-?\d\d(?:$|[T ])", value):
+            date = dt.datetime.fromisoformat(value).date()
+        else:
+            raise ValueError
+    except ValueError:
+        raise ValueError(f"{value!r} is not a date; write it as 2024-05-31") from None
+    if date < EARLIEST_DATE:
+        raise ValueError(f"{value!r} is before there were recordings like this one")
+    return date
+
+
+def _json_object(line: str) -> dict[str, Any]:
+    """A JSON object from a line. Raises ValueError for anything else."""
+    try:
+        row = parse_json(line)
+    except ValueError:
+        raise ValueError("the line is not JSON") from None
+    if not isinstance(row, dict):
+        raise ValueError("the line is not a JSON object")
+    return row
+
+
+def is_uri(location: str) -> bool:
+    """Whether a location names a scheme, as in s3://bucket/call.flac."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", location) is not None
+
+
+def cell_text(value: Any) -> str:
+    """A cell as text, trimmed; empty for None. Raises ValueError for what is neither text nor a number."""
+    if value is None:
+        return ""
+    if isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        return str(value).strip()
+    raise ValueError(f"{value!r} is neither text nor a number")
+
+
+def text_field(row: Mapping[str, Any], key: str) -> str:
+    """A field of a row; empty where it is missing. Raises ValueError for what is not text."""
+    value = row.get(key)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise ValueError(f"{key} is not text")
+    return value
+
+
+def required_field(row: Mapping[str, Any], key: str) -> str:
+    """A field of a row. Raises ValueError where it is missing, empty or not text."""
+    value = text_field(row, key)
+    if not value:
+        raise ValueError(f"{key} is missing")
+    return value
+
+
+def as_seconds(value: Any, name: str) -> float:
+    """A length or position in seconds. Raises ValueError for what is no finite number of at least zero."""
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} {value!r} is not a number of seconds") from None
+    if not math.isfinite(seconds) or seconds < 0:
+        raise ValueError(f"{name} {value!r} is not a number of seconds")
+    return seconds
+
+
+def as_optional_seconds(value: Any, name: str, *, positive: bool = False) -> float | None:
+    """Seconds, or None for None. Raises ValueError as `as_seconds`, and where zero is none."""
+    if value is None:
+        return None
+    seconds = as_seconds(value, name)
+    if positive and seconds == 0:
+        raise ValueError(f"{name} is zero")
+    return seconds
+
+
+def as_split(value: Any) -> str | None:
+    """One of SPLITS, by the names that corpora give them, or None. Raises ValueError for another name."""
+    if value is None:
+        return None
+    name = str(value).lower()
+    name = {"validation": "dev", "valid": "dev", "val": "dev", "eval": "test"}.get(name, name)
+    if name not in SPLITS:
+        raise ValueError(f"split {value!r} is none of {', '.join(SPLITS)}")
+    return name
+
+
+def as_text_mapping(value: Any) -> dict[str, str]:
+    """Attributes with their values as text. Raises ValueError for what is no object."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ValueError("attributes is not an object")
+    return {str(key): cell_text(item) for key, item in value.items()}
+
+
+def as_quality(value: Any) -> "Quality | None":
+    """Quality measures as they were written, or None."""
+    if value is None:
+        return None
+    from speech.quality import Quality
+
+    return Quality.from_dict(value)
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error says, without the place that it names."""
+    if isinstance(error, ManifestError):
+        return error.reason
+    return str(error.args[0] if isinstance(error, KeyError) and error.args else error) or type(error).__name__

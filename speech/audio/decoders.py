@@ -6,7 +6,11 @@ through PyAV, which may read the given bytes only: no network protocol, no secon
 Truncation. A recording is refused as "truncated" when its header declares a length and less is decoded than
 `declared - (0.1 s + 1 % of declared, at most 5 s)`; codec delay and rounding stay below that. Where the container
 declares no length (Ogg, ADTS, AMR, MP3 without a Xing or VBRI header, WAV written to a pipe) a cut cannot be seen, and
-all that decodes is delivered. Gaps in a container's time stamps are closed up, not filled.
+all that decodes is delivered. A recording that goes on behind what its header declares is refused too (`audio.tail`).
+
+Time. Sample n lies n / rate after the container's start, which is where its earliest track starts: a sound track that
+starts after the pictures, or that pauses, has silence there, so that times and subtitles fit the recording as it plays.
+Time stamps that go back, or on by more than an hour, are a clock that was set anew: the sound goes on without a gap.
 
 Among several audio streams the one flagged default is decoded, else the first.
 """
@@ -24,6 +28,7 @@ import soundfile
 
 from speech.audio.mpeg import MpegFrame
 from speech.audio.source import AudioError, AudioLimits, Recording, sentence_of
+from speech.audio.tail import end_of_sound, refuse_more_behind, refuse_more_behind_flac, refuse_second_movie
 
 if TYPE_CHECKING:
     from av.audio.stream import AudioStream
@@ -34,6 +39,8 @@ Block = tuple[np.ndarray, int]  # float32 [frames, channels], sample rate
 _BLOCK_FRAMES = 1 << 16  # frames read from libsndfile at a time
 _FLAC_BLOCK_FRAMES = 1 << 12  # FLAC's usual frame
 _IO_BUFFER_BYTES = 1 << 16
+_JITTER_S = 0.1  # how far time stamps may be off before silence is put in; FFmpeg's resampler takes the same
+_LONGEST_PAUSE_S = 3_600.0  # a longer jump of the time stamps is no pause, but a clock that was set anew
 
 # FFmpeg demuxers that may open a recording. Left out on purpose: playlists (hls, concat, dash, sdp), images, devices,
 # text renderings (tty) and headerless formats, all of which either read elsewhere or turn any bytes into "audio".
@@ -167,6 +174,8 @@ def _open_soundfile(recording: Recording) -> soundfile.SoundFile | None:
     """The recording in libsndfile if that is the right reader for it, else None."""
     if recording.head[:4] not in (b"RIFF", b"RIFX", b"RF64", b"FORM", b"fLaC"):
         return None
+    if recording.head[:4] == b"fLaC":  # libFLAC takes a tag at the end for damage
+        recording.end_at(end_of_sound(recording))
     recording.reader.seek(0)
     try:
         if recording.descriptor is None:
@@ -192,6 +201,8 @@ def _soundfile_blocks(sound: soundfile.SoundFile, recording: Recording, limits: 
     size = _FLAC_BLOCK_FRAMES if sound.format == "FLAC" else _BLOCK_FRAMES
     frames, damage = 0, ""
     while True:
+        if sound.format == "FLAC" and declared is not None:  # a tag or padding behind the sound is none of it
+            size = min(size, declared - frames)
         try:
             block = sound.read(size, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
@@ -201,7 +212,9 @@ def _soundfile_blocks(sound: soundfile.SoundFile, recording: Recording, limits: 
             break
         frames += len(block)
         yield block, rate
-    cut = not damage or recording.read_to_end()
+    if sound.format == "FLAC" and frames == declared:
+        refuse_more_behind_flac(recording, recording.place())
+    cut = not damage or recording.place() >= recording.size
     _check_complete(recording, frames / rate, None if declared is None else declared / rate, damage, cut)
 
 
@@ -247,26 +260,10 @@ def _declared_frames(recording: Recording, sound: soundfile.SoundFile) -> int | 
         return None
     start, length = declared
     present = recording.size - start
-    _check_remainder(recording, start + length + (length & 1), length)
+    refuse_more_behind(recording, start + length, length)
     if length <= present or present <= 0:
         return sound.frames
     return round(sound.frames * (length / present))
-
-
-def _check_remainder(recording: Recording, start: int, length: int) -> None:
-    """Refuse a WAV or AIFF with more behind its samples than they declare, unless that is a further chunk.
-
-    A recorder that died before it wrote the final size leaves such files: most of the speech would go unheard.
-    """
-    rest = recording.size - start
-    if rest <= 8 + length // 100:
-        return
-    tag = recording.peek(start, 4)
-    if not all(32 <= byte < 127 for byte in tag):
-        raise recording.refuse(
-            "unreadable",
-            f"the header declares {length:,} bytes of samples, but {rest:,} more follow; mend the header and retry",
-        )
 
 
 def _declared_data_bytes(recording: Recording) -> tuple[int, int] | None:
@@ -323,6 +320,15 @@ def _open_container(recording: Recording) -> "Iterator[InputContainer]":
         yield container
 
 
+def _check_alone(container: "InputContainer", recording: Recording) -> None:
+    """Refuse what holds more than FFmpeg decodes: it stops after the first recording, or where a header says so."""
+    kind = _container_name(container)
+    if kind in ("wav", "aiff") and (declared := _declared_data_bytes(recording)):
+        refuse_more_behind(recording, sum(declared), declared[1])
+    elif kind == "mov":
+        refuse_second_movie(recording)
+
+
 def _unopenable(recording: Recording) -> AudioError:
     for offset, magic, kind, code in _SIGNATURES:
         if recording.head[offset : offset + len(magic)] == magic:
@@ -365,7 +371,8 @@ def _declared_duration_s(container: "InputContainer", stream: "AudioStream", rec
         return max(0.0, float(stream.duration * stream.time_base)) or None
     alone = sum(s.type in ("audio", "video") for s in container.streams) == 1
     if kind in _DECLARES_WHOLE and alone and container.duration:
-        return max(0.0, container.duration / 1e6) or None  # in microseconds
+        begun = container.start_time or 0 if kind == "matroska" else 0  # Matroska counts its duration from 0
+        return max(0.0, (container.duration - begun) / 1e6) or None  # in microseconds
     return None
 
 
@@ -373,6 +380,7 @@ def _container_blocks(container: "InputContainer", recording: Recording, limits:
     import av
     from av.stream import Discard
 
+    _check_alone(container, recording)
     stream = _audio_stream(container, recording)
     stream.codec_context.thread_count = 1
     for other in container.streams:
@@ -382,6 +390,7 @@ def _container_blocks(container: "InputContainer", recording: Recording, limits:
     tick_s = float(stream.time_base or 0)
     got_s = lost_s = 0.0
     first_s = end_s = None
+    clock = _Clock((container.start_time or 0) / 1e6)  # in microseconds
     lost, ends_lost, stopped = 0, False, ""
     packets = container.demux(stream)
     while True:
@@ -403,6 +412,8 @@ def _container_blocks(container: "InputContainer", recording: Recording, limits:
             block = _float_frames(frame)
             _check_shape(recording, limits, rate, block.shape[1])
             got_s += len(block) / rate
+            for silence in clock.before(None if frame.pts is None else frame.pts * tick_s, block, rate):
+                yield silence, rate
             if frame.pts is not None:
                 first_s = frame.pts * tick_s if first_s is None else first_s
                 end_s = frame.pts * tick_s + len(block) / rate
@@ -416,8 +427,28 @@ def _container_blocks(container: "InputContainer", recording: Recording, limits:
     damage = f"reading stops with: {stopped}" if stopped and (got_s or declared_s is None) else ""
     if lost and (not got_s or lost_s > _tolerance_s(got_s + lost_s)):
         damage = f"{lost} parts of {lost_s:.2f} s could not be decoded"
-    # Gaps in time stamps are no loss elsewhere: what counts is how far the audio reaches.
+    # Pauses in time stamps are no loss elsewhere: what counts is how far the audio reaches.
     _check_complete(recording, got_s and reach_s, declared_s, damage, cut=not damage or ends_lost or bool(stopped))
+
+
+class _Clock:
+    """Where the sound of a track is in its recording: puts silence in where the track has none."""
+
+    def __init__(self, start_s: float) -> None:
+        self._start_s = start_s  # the time stamp of the recording's beginning
+        self._delivered_s = 0.0
+
+    def before(self, stamp_s: float | None, block: np.ndarray, rate: int) -> Iterator[np.ndarray]:
+        """The silence, float32 [frames, channels], that belongs before a block with this time stamp."""
+        late_s = 0.0 if stamp_s is None else stamp_s - self._start_s - self._delivered_s
+        if late_s < -_JITTER_S or late_s > _LONGEST_PAUSE_S:
+            self._start_s += late_s
+        elif late_s > _JITTER_S:
+            frames = round(late_s * rate)
+            self._delivered_s += frames / rate
+            for start in range(0, frames, _BLOCK_FRAMES):
+                yield np.zeros((min(_BLOCK_FRAMES, frames - start), block.shape[1]), np.float32)
+        self._delivered_s += len(block) / rate
 
 
 def _float_frames(frame: Any) -> np.ndarray:

@@ -128,10 +128,15 @@ class Recording:
         self.reader.seek(place)
         return data
 
-    def read_to_end(self) -> bool:
-        """Whether libsndfile has taken all bytes there are."""
-        place = self.reader.tell() if self.descriptor is None else os.lseek(self.descriptor, 0, os.SEEK_CUR)
-        return place >= self.size
+    def place(self) -> int:
+        """Up to where libsndfile has read."""
+        return self.reader.tell() if self.descriptor is None else os.lseek(self.descriptor, 0, os.SEEK_CUR)
+
+    def end_at(self, size: int) -> None:
+        """Hide what lies behind the first `size` bytes."""
+        if size < self.size:
+            self.size = self.reader.size = size
+            self.descriptor = None  # it has no end but the file's
 
 
 @contextlib.contextmanager

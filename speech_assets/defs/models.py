@@ -2,11 +2,10 @@
 
 Training runs in a process of its own (`training.command`, by default `python -m training.run`), reporting through
 Dagster Pipes: NeMo's memory and crashes stay out of Dagster's, and the same command works by hand. Its folder is named
-by what goes into the training, so a run that was killed resumes there, and one whose inputs have not changed is not
-repeated.
+by what goes into the training, so a run that was killed resumes there. What it leaves is published and the folder
+removed; a training whose inputs are those of the output in force is not repeated.
 """
 
-import hashlib
 import json
 import shlex
 import shutil
@@ -19,10 +18,10 @@ from typing import Any
 import dagster as dg
 
 from speech.audio.decode import decode
-from speech.bundle import ModelBundle
+from speech.bundle import BundleError, ModelBundle
 from speech.corpus.manifest import audio_location, quarter_title, read_manifest
 from speech.corpus.normalize import MANIFEST
-from speech.store.outputs import digest_file, write_json
+from speech.store.outputs import DIGEST_CHARS, StoreError, digest_file, write_json
 from speech_assets.defs.corpus import TRAINING_DATA, base_corpus, benchmark_set, utterances, validated_utterances
 from speech_assets.defs.metadata import candidate_name, markdown_table, quarter_heading
 from speech_assets.defs.partitions import (
@@ -38,15 +37,18 @@ from speech_assets.defs.partitions import (
     training_window,
     window_ending,
 )
-from speech_assets.defs.processes import SupervisedProcess
+from speech_assets.defs.processes import SupervisedProcess, alone_in, clear_abandoned
 from speech_assets.defs.resources import Workspace, git_revision, version_of
 from speech_assets.defs.retries import retried_when_unreachable
 from training.recipe import load_recipe
+from training.specification import TrackingSpec, TrainingSpec, fingerprint_of
 
 ROOT = Path(__file__).parents[2]
 TRAINING_RECORD = "training.json"
 CHECKPOINT = "checkpoint.nemo"
 BUNDLE = "bundle"
+SPECIFICATION = "specification.json"
+FINGERPRINT = "fingerprint"
 ENDED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
 BATCH = 16  # utterances recognised at once
 CORPUS_WAIT_S = 3_600.0  # for earlier quarters that are being built at this moment
@@ -71,48 +73,46 @@ def train(
     """
     settings = workspace.settings.training
     data = {quarter: digest_file(folder / MANIFEST) for quarter, folder in folders.items()}
-    inputs = {
-        "recipe": recipe_version(recipe),
-        "language": language,
-        "seed": settings.seed,
-        "base": digest_file(Path(base)) if base and Path(base).is_file() else base,
-        "data": data,
-    }
-    fingerprint = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
-    work = workspace.store.path("training", *place, fingerprint)
-    manifests = [str(folder / MANIFEST) for folder in folders.values()]
+    manifests = [folder / MANIFEST for folder in folders.values()]
     run_tags = {"dagster_run_id": context.run.run_id, "asset": "/".join(place), "git_revision": git_revision()}
-    spec = {
-        "recipe": recipe,
-        "language": language,
-        "name": name,
-        "train": manifests,
-        "dev": manifests,
-        "base": base,
-        "output": str(work),
-        "seed": settings.seed,
-        "overrides": {"threads": settings.threads, **settings.overrides},
-        "shared_speakers": workspace.settings.corpus.split == "given",
-        "mlflow": {"tracking_uri": workspace.tracking_uri, "experiment": f"training-{language}", "tags": run_tags},
-    }
-    write_json(work.with_suffix(".json"), spec)
-    pipes.run(
-        context=context,
-        command=[*training_command(settings.command), str(work.with_suffix(".json"))],
-        cwd=ROOT,
-        folder=work,
-        max_runtime_s=settings.max_runtime_s,
-        setting="training.max_runtime_s",
+    spec = TrainingSpec(
+        recipe=recipe,
+        language=language,
+        name=name,
+        train=manifests,
+        dev=manifests,
+        base=base,
+        output=workspace.store.path("training", *place),
+        seed=settings.seed,
+        overrides={"threads": settings.threads, **settings.overrides},
+        shared_speakers=workspace.settings.corpus.split == "given",
+        mlflow=TrackingSpec(tracking_uri=workspace.tracking_uri, experiment=f"training-{language}", tags=run_tags),
     )
-    record = training_record(work)
-    with workspace.store.replace(*place) as staging:
-        shutil.copyfile(work / CHECKPOINT, staging.path / CHECKPOINT)
-        write_json(staging.path / TRAINING_RECORD, {**record, "data": data})
-        shutil.copytree(work / BUNDLE, staging.path / BUNDLE)
-    for other in work.parent.iterdir():
-        if other.is_dir() and other != work:
-            shutil.rmtree(other, ignore_errors=True)
-    bundle = ModelBundle.load(staging.published.path / BUNDLE)
+    fingerprint = fingerprint_of(spec)
+    work = spec.output / fingerprint[:DIGEST_CHARS]
+    with alone_in(work) as alone:
+        published = _trained(workspace, place, fingerprint)
+        if published is None:
+            specification = work / SPECIFICATION
+            write_json(specification, spec.model_copy(update={"output": work}).model_dump(mode="json"))
+            pipes.run(
+                context=context,
+                command=[*training_command(settings.command), str(specification)],
+                cwd=ROOT,
+                alone=alone,
+                max_runtime_s=settings.max_runtime_s,
+                setting="training.max_runtime_s",
+            )
+            with workspace.store.replace(*place) as staging:
+                shutil.copyfile(work / CHECKPOINT, staging.path / CHECKPOINT)
+                facts = {"data": data, FINGERPRINT: fingerprint}
+                write_json(staging.path / TRAINING_RECORD, {**training_record(work), **facts})
+                shutil.copytree(work / BUNDLE, staging.path / BUNDLE)
+            published = staging.published.path
+        shutil.rmtree(work, ignore_errors=True)
+    clear_abandoned(work.parent)
+    record = training_record(published)
+    bundle = ModelBundle.load(published / BUNDLE)
     device_hours = record["seconds"] / 3600 * record.get("hardware", {}).get("devices", 1)
     price = settings.price_per_device_hour
     return dg.MaterializeResult(
@@ -128,11 +128,22 @@ def train(
             "parity": bundle.parity.get("equal", 0.0),
             "resumed_from": record.get("resumed_from") or 0,
             "data": markdown_table(("quarter", "manifest sha256"), list(data.items())),
-            "checkpoint": dg.MetadataValue.path(str(staging.published.path / CHECKPOINT)),
+            "checkpoint": dg.MetadataValue.path(str(published / CHECKPOINT)),
             "mlflow_run": dg.MetadataValue.url(workspace.mlflow_run_url(record)),
         },
         data_version=dg.DataVersion(bundle.digest),
     )
+
+
+def _trained(workspace: Workspace, place: Sequence[str], fingerprint: str) -> Path | None:
+    """The output in force at `place`, if it is what this very training came to, and whole."""
+    try:
+        published = workspace.store.current(*place).path
+        ModelBundle.load(published / BUNDLE)
+        same = (published / CHECKPOINT).is_file() and training_record(published).get(FINGERPRINT) == fingerprint
+        return published if same else None
+    except (StoreError, BundleError, OSError, ValueError):
+        return None
 
 
 def training_command(command: str) -> list[str]:
@@ -143,7 +154,7 @@ def training_command(command: str) -> list[str]:
 
 def recipe_version(recipe: str) -> str:
     """Changes whenever a recipe does, so that Dagster shows the models made with the old one as stale."""
-    return version_of(load_recipe(recipe, SETTINGS.training.overrides))
+    return version_of(json.dumps(load_recipe(recipe, SETTINGS.training.overrides).deciding(), sort_keys=True))
 
 
 def training_record(folder: Path) -> dict[str, Any]:

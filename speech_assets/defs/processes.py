@@ -5,7 +5,7 @@ stopped when its time is up, with SIGTERM first, so that it leaves a checkpoint;
 started it; and its end is told apart: a process that was killed (out of memory, a machine reclaimed) is started again
 and goes on at its checkpoint, a training that refused its input is not.
 
-The command is called with the path of a specification file (JSON, see `TrainingSpec` in `training/specification.py`) as its last
+The command is called with the path of a specification file (JSON, see `training/specification.py`) as its last
 argument, and leaves three things in the folder that the specification names as `output`:
 
 - `checkpoint.nemo`: what the next fine-tune can start from;

@@ -137,9 +137,9 @@ def evaluate(
     """Transcribe every set with the candidate and the champion, and measure both.
 
     `sets` is {"quarter": ..., "benchmark": ...}. `champion` has no default: None is the statement that the language has
-    none yet, and must not happen by forgetting. Utterances whose audio cannot be decoded, or on which a model fails, are
-    listed in the result of that model, and the evidence gate refuses a candidate for them. Two models are compared on
-    exactly those utterances that both heard. Deterministic but for `rtfx`.
+    none yet, and must not happen by forgetting. Utterances that cannot be decoded, or that a model fails on, are listed
+    in the result of that model, and the evidence gate refuses a candidate for them. Two models are compared on exactly
+    those utterances that both heard. Deterministic but for `rtfx`.
     """
     results = {}
     audio_s = computing_s = 0.0

@@ -10,7 +10,6 @@ import json
 import shlex
 import shutil
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,11 +25,9 @@ from speech_assets.defs.corpus import TRAINING_DATA, base_corpus, benchmark_set,
 from speech_assets.defs.metadata import candidate_name, markdown_table, quarter_heading
 from speech_assets.defs.partitions import (
     CPU_POOL,
-    PARTITION_TAG,
     SETTINGS,
     first_quarters,
     languages,
-    partition_of,
     quarter_and_language,
     quarter_language,
     same_language,
@@ -40,6 +37,7 @@ from speech_assets.defs.partitions import (
 from speech_assets.defs.processes import SupervisedProcess, alone_in, clear_abandoned
 from speech_assets.defs.resources import Workspace, git_revision, version_of
 from speech_assets.defs.retries import retried_when_unreachable
+from speech_assets.defs.waiting import wait_until_built
 from training.recipe import load_recipe
 from training.specification import TrackingSpec, TrainingSpec, fingerprint_of
 
@@ -49,10 +47,7 @@ CHECKPOINT = "checkpoint.nemo"
 BUNDLE = "bundle"
 SPECIFICATION = "specification.json"
 FINGERPRINT = "fingerprint"
-ENDED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
 BATCH = 16  # utterances recognised at once
-CORPUS_WAIT_S = 3_600.0  # for earlier quarters that are being built at this moment
-POLL_S = 1.0
 
 
 def train(
@@ -258,53 +253,6 @@ def finetuned_model(
         if (base / "base.json").exists()
         else str(base / CHECKPOINT),
     )
-
-
-def wait_until_built(context: dg.AssetExecutionContext, quarters: Sequence[str], language: str) -> None:
-    """Wait for runs, waiting or under way, that are to build the utterances of earlier quarters.
-
-    A fine-tune must not wait for earlier quarters in Dagster's own way: a backfill takes everything downstream of a
-    failed partition for failed, and one broken quarter would hold back the models of the next three. So a backfill
-    starts it as soon as its own quarter is there, and it waits here for the others to be built, or to fail.
-
-    Raises:
-        dg.Failure: they did not end in time.
-    """
-    deadline = time.monotonic() + CORPUS_WAIT_S
-    said = False
-    while busy := [q for q in quarters if _being_built(context.instance, partition_of(q, language), context.run_id)]:
-        if time.monotonic() > deadline:
-            raise dg.Failure(
-                f"the utterances of {', '.join(busy)} in '{language}' have been under way for {CORPUS_WAIT_S:.0f} s: "
-                "see what their runs wait for, then launch this partition again",
-                allow_retries=False,
-            )
-        if not said:
-            context.log.info(f"waiting for the utterances of {', '.join(busy)}, which are being built")
-            said = True
-        time.sleep(POLL_S)
-
-
-def _being_built(instance: dg.DagsterInstance, partition: str, this_run: str) -> bool:
-    """Whether a run that is not over is still to build a partition's utterances."""
-    unfinished = dg.RunsFilter(
-        statuses=[status for status in dg.DagsterRunStatus if status not in ENDED], tags={PARTITION_TAG: partition}
-    )
-    lost = dg.RunsFilter(
-        statuses=[dg.DagsterRunStatus.FAILURE], tags={PARTITION_TAG: partition, "dagster/will_retry": "true"}
-    )
-    again = [run for run in instance.get_runs(lost) if run.is_complete_and_waiting_to_retry]
-    runs = [
-        run
-        for run in (*instance.get_runs(unfinished), *again)
-        if run.run_id != this_run and utterances.key in (run.asset_selection or {utterances.key})
-    ]
-    if not runs:
-        return False
-    found = instance.fetch_materializations(
-        dg.AssetRecordsFilter(asset_key=utterances.key, asset_partitions=[partition]), limit=1
-    ).records
-    return any(not found or found[0].run_id != run.run_id for run in runs)
 
 
 @dg.asset(

@@ -10,6 +10,7 @@ REPOSITORY = "__repository__"
 ASSET_JOB = "__ASSET_JOB"
 LAUNCHED_BY = "soundstage/launched_by"  # run tag: who launched it; `user`, which proxies set, is taken too
 POLL_S = 0.5
+RETRIED_TAG, AGAIN_TAG = "dagster/will_retry", "dagster/auto_retry_run_id"  # of a run that another takes the place of
 RESTARTING = frozenset({502, 503, 504})  # what a proxy says while the server behind it is away
 ENDED = frozenset({"SUCCESS", "FAILURE", "CANCELED"})
 
@@ -45,7 +46,7 @@ RUN = """
 query Run($id: ID!) {
   runOrError(runId: $id) {
     __typename
-    ... on Run { status startTime endTime stepStats { stepKey status } }
+    ... on Run { status startTime endTime stepStats { stepKey status } tags { key value } }
   }
 }
 """
@@ -356,21 +357,28 @@ class DagsterClient:
         return found
 
     def wait(self, run_id: str, timeout_s: float = 600.0) -> str:
-        """Wait until a run has ended; returns its status.
+        """Wait until a run, and whatever Dagster starts in its place, has ended; returns the status of the last.
 
         Raises:
             DagsterError: it did not end in time, or there is no such run.
         """
 
         def ended() -> str | None:
-            status: str = self.run(run_id)["status"]
-            return status if status in ENDED else None
+            found = self.run(self._last_try(run_id))
+            status: str = found["status"]
+            return status if status in ENDED and not _will_retry(found) else None
 
         return _waited_for(f"run {run_id}", ended, timeout_s)
 
+    def _last_try(self, run_id: str) -> str:
+        """The run that took a run's place, once Dagster has started it; else the run itself."""
+        while (found := self.run(run_id)) and _will_retry(found) and (again := _tags(found).get(AGAIN_TAG)):
+            run_id = again
+        return run_id
+
     def why_failed(self, run_id: str) -> list[str]:
         """Sentences that say why a run failed: failed checks first, then failed steps."""
-        events = self.query(FAILURES, id=run_id)["logsForRun"]["events"]
+        events = self.query(FAILURES, id=self._last_try(run_id))["logsForRun"]["events"]
         checks = [
             f"{'/'.join(e['evaluation']['assetKey']['path'])}: check {e['evaluation']['checkName']} failed: "
             f"{e['evaluation']['description']}"
@@ -398,6 +406,14 @@ class DagsterClient:
         """Per asset: FRESH, STALE (an input or the code changed) or MISSING."""
         nodes = self.query(STALE, keys=[{"path": [asset]} for asset in assets], partition=partition)["assetNodes"]
         return {node["assetKey"]["path"][-1]: node["staleStatus"] for node in nodes}
+
+
+def _tags(run: Mapping[str, Any]) -> dict[str, str]:
+    return {tag["key"]: tag["value"] for tag in run.get("tags") or ()}
+
+
+def _will_retry(run: Mapping[str, Any]) -> bool:
+    return run["status"] == "FAILURE" and _tags(run).get(RETRIED_TAG) == "true"
 
 
 def _waited_for(what: str, look: Callable[[], Found | None], timeout_s: float) -> Found:

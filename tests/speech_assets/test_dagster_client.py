@@ -16,8 +16,9 @@ Answer = tuple[int, str]
 Serve = Callable[..., DagsterClient]
 
 
-def run(status: str) -> Answer:
-    found = {"__typename": "Run", "status": status, "startTime": 1.0, "endTime": None, "stepStats": []}
+def run(status: str, **tags: str) -> Answer:
+    said = [{"key": f"dagster/{key}", "value": value} for key, value in tags.items()]
+    found = {"__typename": "Run", "status": status, "startTime": 1.0, "endTime": None, "stepStats": [], "tags": said}
     return 200, json.dumps({"data": {"runOrError": found}})
 
 
@@ -86,3 +87,10 @@ def test_a_run_that_is_not_there_is_not_waited_for(serve: Serve) -> None:
 def test_a_page_of_another_server_is_not_waited_for(serve: Serve) -> None:
     with pytest.raises(DagsterError, match="not Dagster"):
         serve((200, "<html>sign in</html>")).wait("abc", 20)
+
+
+def test_a_run_that_is_started_again_has_not_ended(serve: Serve) -> None:
+    """A machine that is lost, or a run that made room in the queue, is no failure of what was asked for."""
+    lost = run("FAILURE", will_retry="true")
+    replaced = run("FAILURE", will_retry="true", auto_retry_run_id="again")
+    assert serve(lost, lost, replaced, run("STARTED"), run("SUCCESS")).wait("run", 20) == "SUCCESS"

@@ -16,7 +16,16 @@ import numpy as np
 
 from evaluation.calibration import reliability
 from evaluation.results import ChampionResult, Evaluation, EvaluationError, NonSpeech, Scored, SetResult, Unreadable
-from evaluation.scoring import count_edits, difference_of, score_of, slice_scores_of, slices_of, word_outcomes, words_of
+from evaluation.scoring import (
+    Counts,
+    count_edits,
+    difference_of,
+    score_of,
+    slice_scores_of,
+    slices_of,
+    word_outcomes,
+    words_of,
+)
 
 if TYPE_CHECKING:
     from speech.corpus.manifest import Utterance
@@ -128,8 +137,9 @@ def evaluate(
     """Transcribe every set with the candidate and the champion, and measure both.
 
     `sets` is {"quarter": ..., "benchmark": ...}. `champion` has no default: None is the statement that the language has
-    none yet, and must not happen by forgetting. Utterances whose audio cannot be decoded are listed in the result,
-    and the evidence gate refuses them. Deterministic but for `rtfx`.
+    none yet, and must not happen by forgetting. Utterances that cannot be decoded, or that a model fails on, are listed
+    in the result of that model, and the evidence gate refuses a candidate for them. Two models are compared on exactly
+    those utterances that both heard. Deterministic but for `rtfx`.
     """
     results = {}
     audio_s = computing_s = 0.0
@@ -146,7 +156,8 @@ def evaluate(
                 score=score_of(theirs, bootstrap, seed),
                 slices=slice_scores_of(other.rows, theirs, bootstrap, seed),
                 rows=tuple(other.rows),
-                difference=difference_of(counts, theirs, bootstrap, seed),
+                difference=difference_of(*_both_heard(run.rows, counts, other.rows, theirs), bootstrap, seed),
+                unreadable=tuple(other.unreadable),
             )
         results[set_name] = SetResult(
             score=score_of(counts, bootstrap, seed),
@@ -173,6 +184,14 @@ def evaluate(
         parity=json.loads(json.dumps(dict(candidate.parity))),
         rtfx=audio_s / computing_s if computing_s > 0 else math.nan,
     )
+
+
+def _both_heard(ours: list[Scored], our: Counts, theirs: list[Scored], their: Counts) -> tuple[Counts, Counts]:
+    """The counts of the utterances that are in both lists, in the same order."""
+    places = {row.id: place for place, row in enumerate(theirs)}
+    pairs = [(place, places[row.id]) for place, row in enumerate(ours) if row.id in places]
+    chosen = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    return our.only(chosen[:, 0]), their.only(chosen[:, 1])
 
 
 @dataclass(eq=False)
@@ -210,9 +229,12 @@ def _transcribe(
                 audio.append((utterance, samples))
         if audio:
             before = time.perf_counter()
-            recognitions = contestant.recognizer.transcribe_batch([samples for _, samples in audio])
+            recognitions = _recognized(contestant.recognizer, [samples for _, samples in audio])
             run.computing_s += time.perf_counter() - before
             for (utterance, samples), recognition in zip(audio, recognitions, strict=True):
+                if isinstance(recognition, str):
+                    run.unreadable.append(Unreadable(utterance.id, recognition))
+                    continue
                 duration_s = len(samples) / 16_000
                 run.audio_s += duration_s
                 rows[utterance.id] = Scored(
@@ -236,6 +258,19 @@ def _transcribe(
         run.outcomes.extend(outcomes[row.id])
     run.unreadable.sort(key=lambda unread: unread.id)
     return run
+
+
+def _recognized(recognizer: Transcriber, batch: list[np.ndarray]) -> Sequence["Recognition | str"]:
+    """What a model made of each recording, or why it could not; one that it fails on costs no other."""
+    try:
+        return recognizer.transcribe_batch(batch)
+    except MemoryError:
+        raise
+    except Exception as error:  # onnxruntime raises its own types, which share no base but Exception
+        if len(batch) > 1:
+            return [found for samples in batch for found in _recognized(recognizer, [samples])]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return [f"the model failed on it: {reason}"]
 
 
 def _batches(utterances: Iterable["Utterance"]) -> Iterator[list["Utterance"]]:

@@ -74,7 +74,7 @@ class GateSettings(BaseModel):
         5, ge=1, description="Fewest speakers in a test set; below five no interval can be trusted (speakers)."
     )
     max_unreadable_share: float = Field(
-        0.0, ge=0, le=1, description="Highest share of test utterances whose audio could not be decoded (share)."
+        0.0, ge=0, le=1, description="Highest share of test utterances that could not be decoded or recognised (share)."
     )
     champion_margin: float = Field(
         0.0,
@@ -317,7 +317,7 @@ def _evidence(evaluation: Evaluation, settings: GateSettings) -> Iterator[GateRe
             "evidence",
             share,
             settings.max_unreadable_share,
-            f"{len(result.unreadable)} of {attempted} utterances of the {name} set could not be decoded.",
+            f"{len(result.unreadable)} of {attempted} utterances of the {name} set could not be decoded or recognised.",
             test_set=name,
             unit="share undecoded",
         )
@@ -407,6 +407,10 @@ def _champion(evaluation: Evaluation, settings: GateSettings) -> Iterator[GateRe
     interval = Interval(difference.low, difference.high, difference.estimate)
     points = f"{difference.estimate * 100:+.2f} points of WER"
     against = f"{points} against champion {evaluation.champion_name} on the benchmark"
+    failed = {row.id for row in (*benchmark.unreadable, *benchmark.champion.unreadable)}
+    if failed:
+        attempted = len(benchmark.rows) + len(benchmark.unreadable)
+        against += f" ({attempted - len(failed)} of {attempted} utterances, which both heard)"
     span = f"95 % interval {difference.low * 100:+.2f} to {difference.high * 100:+.2f}"
     yield _gate(
         name,

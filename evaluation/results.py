@@ -94,7 +94,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A test utterance that could not be decoded, so it was not scored."""
+    """A test utterance that could not be decoded, or that a model failed on, so it was not scored."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -104,7 +104,7 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class ChampionResult:
-    """What the model in production does on the same utterances."""
+    """What the model in production does on the same utterances; the difference is over those that both heard."""
 
     __pydantic_config__ = ConfigDict(extra="forbid", ser_json_inf_nan="null")
 
@@ -112,6 +112,7 @@ class ChampionResult:
     slices: Mapping[str, Score]
     rows: tuple[Scored, ...]
     difference: Difference
+    unreadable: tuple[Unreadable, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,18 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 LOCATION = "speech_assets.definitions"
 REPOSITORY = "__repository__"
 ASSET_JOB = "__ASSET_JOB"
 LAUNCHED_BY = "soundstage/launched_by"  # run tag: who launched it; `user`, which proxies set, is taken too
-POLL_S = 1.0
+POLL_S = 0.5
+RETRIED_TAG, AGAIN_TAG = "dagster/will_retry", "dagster/auto_retry_run_id"  # of a run that another takes the place of
+RESTARTING = frozenset({502, 503, 504})  # what a proxy says while the server behind it is away
 ENDED = frozenset({"SUCCESS", "FAILURE", "CANCELED"})
+
+Found = TypeVar("Found")
 
 LAUNCH = """
 mutation Launch($params: ExecutionParams!) {
@@ -42,7 +46,7 @@ RUN = """
 query Run($id: ID!) {
   runOrError(runId: $id) {
     __typename
-    ... on Run { status startTime endTime stepStats { stepKey status } }
+    ... on Run { status startTime endTime stepStats { stepKey status } tags { key value } }
   }
 }
 """
@@ -172,9 +176,12 @@ class DagsterClient:
 
         try:
             answer = self._http.post("/graphql", json={"query": text, "variables": variables})
-        except httpx.TransportError as error:
+            if answer.status_code in RESTARTING:
+                answer.raise_for_status()
+        except (httpx.TransportError, httpx.HTTPStatusError) as error:
+            why = str(error).partition("\n")[0]
             raise DagsterUnreachable(
-                f"Dagster does not answer at {self._http.base_url} ({error}): start it with `make up`, or name its "
+                f"Dagster does not answer at {self._http.base_url} ({why}): start it with `make up`, or name its "
                 "address in `dagster_url`"
             ) from error
         try:
@@ -282,20 +289,17 @@ class DagsterClient:
         Raises:
             DagsterError: it did not end in time.
         """
-        deadline = time.monotonic() + timeout_s
         before: BackfillStatus | None = None
-        while time.monotonic() < deadline:
-            try:
-                found = self.backfill_status(backfill_id)
-                if found.ended:
-                    return found
-                if found != before and found.assets:
-                    told(found)
-                before = found
-            except DagsterUnreachable:
-                pass  # the webserver restarts
-            time.sleep(POLL_S)
-        raise DagsterError(f"backfill {backfill_id} did not end within {timeout_s:.0f} s: open it in Dagster")
+
+        def ended() -> BackfillStatus | None:
+            nonlocal before
+            found = self.backfill_status(backfill_id)
+            if not found.ended and found != before and found.assets:
+                told(found)
+            before = found
+            return found if found.ended else None
+
+        return _waited_for(f"backfill {backfill_id}", ended, timeout_s)
 
     def runs(self, tags: Mapping[str, str], statuses: Sequence[str] = ()) -> list[dict[str, Any]]:
         """The runs that carry all of `tags`, newest first; `tags` of each are a mapping."""
@@ -342,23 +346,39 @@ class DagsterClient:
         return run_id
 
     def run(self, run_id: str) -> dict[str, Any]:
-        """Status and steps of a run."""
+        """Status and steps of a run.
+
+        Raises:
+            DagsterError: there is no such run.
+        """
         found: dict[str, Any] = self.query(RUN, id=run_id)["runOrError"]
+        if found["__typename"] != "Run":
+            raise DagsterError(f"run {run_id} cannot be read: {found.get('message') or found['__typename']}")
         return found
 
     def wait(self, run_id: str, timeout_s: float = 600.0) -> str:
-        """Wait until a run has ended; returns its status."""
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            status: str = self.run(run_id)["status"]
-            if status in ENDED:
-                return status
-            time.sleep(0.5)
-        raise DagsterError(f"run {run_id} did not end within {timeout_s:.0f} s: open it in Dagster")
+        """Wait until a run, and whatever Dagster starts in its place, has ended; returns the status of the last.
+
+        Raises:
+            DagsterError: it did not end in time, or there is no such run.
+        """
+
+        def ended() -> str | None:
+            found = self.run(self._last_try(run_id))
+            status: str = found["status"]
+            return status if status in ENDED and not _will_retry(found) else None
+
+        return _waited_for(f"run {run_id}", ended, timeout_s)
+
+    def _last_try(self, run_id: str) -> str:
+        """The run that took a run's place, once Dagster has started it; else the run itself."""
+        while (found := self.run(run_id)) and _will_retry(found) and (again := _tags(found).get(AGAIN_TAG)):
+            run_id = again
+        return run_id
 
     def why_failed(self, run_id: str) -> list[str]:
         """Sentences that say why a run failed: failed checks first, then failed steps."""
-        events = self.query(FAILURES, id=run_id)["logsForRun"]["events"]
+        events = self.query(FAILURES, id=self._last_try(run_id))["logsForRun"]["events"]
         checks = [
             f"{'/'.join(e['evaluation']['assetKey']['path'])}: check {e['evaluation']['checkName']} failed: "
             f"{e['evaluation']['description']}"
@@ -386,6 +406,29 @@ class DagsterClient:
         """Per asset: FRESH, STALE (an input or the code changed) or MISSING."""
         nodes = self.query(STALE, keys=[{"path": [asset]} for asset in assets], partition=partition)["assetNodes"]
         return {node["assetKey"]["path"][-1]: node["staleStatus"] for node in nodes}
+
+
+def _tags(run: Mapping[str, Any]) -> dict[str, str]:
+    return {tag["key"]: tag["value"] for tag in run.get("tags") or ()}
+
+
+def _will_retry(run: Mapping[str, Any]) -> bool:
+    return run["status"] == "FAILURE" and _tags(run).get(RETRIED_TAG) == "true"
+
+
+def _waited_for(what: str, look: Callable[[], Found | None], timeout_s: float) -> Found:
+    """What `look` finds at last; a Dagster that does not answer may be back at the next look."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        away = None
+        try:
+            if (found := look()) is not None:
+                return found
+        except DagsterUnreachable as unreachable:
+            away = unreachable
+        if time.monotonic() > deadline:
+            raise away or DagsterError(f"{what} did not end within {timeout_s:.0f} s: open it in Dagster")
+        time.sleep(POLL_S)
 
 
 def partition_tags(partition: str) -> dict[str, str]:

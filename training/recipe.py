@@ -15,6 +15,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 RECIPES = Path(__file__).parent / "recipes"
 
 
+# Fields that say how a training runs and is told of, and leave its result alone.
+EXECUTION: dict[str, Any] = {
+    "description": True,
+    "threads": True,
+    "checkpoint_every_s": True,
+    "checkpoint_every_steps": True,
+    "report_every_s": True,
+    "batch": {"workers", "cache_mb"},
+}
+
+
 class TrainingError(Exception):
     """A run that cannot start or go on for a reason that the user can mend; the message says how."""
 
@@ -169,6 +180,10 @@ class Recipe(_Section):
     batch: BatchSettings = BatchSettings()
     augmentation: AugmentationSettings = AugmentationSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
+
+    def deciding(self) -> dict[str, Any]:
+        """The fields that decide what a training comes to, as plain JSON values."""
+        return self.model_dump(mode="json", exclude=EXECUTION)
 
 
 def recipe_names() -> list[str]:

@@ -30,13 +30,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from training.asr import Interrupted, fit, recorded
 from training.data import read_split, require_disjoint_speakers
 from training.loop import Progress
-from training.network import is_file_base
 from training.recipe import Recipe, TrainingError, load_recipe, recipe_names
+from training.specification import TrainingSpec, fingerprint_of
 
 OK, FAILED, REFUSED, TERMINATED = 0, 1, 2, 128 + signal.SIGTERM
 
@@ -47,37 +47,6 @@ PROGRESS = "progress.json"
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
 PARITY_UTTERANCES = 100  # dev utterances whose text must survive the export
-
-
-class TrackingSpec(BaseModel):
-    """Where a run's parameters and metrics are logged."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    tracking_uri: str
-    experiment: str = "soundstage"
-    tags: dict[str, str] = {}
-
-
-class TrainingSpec(BaseModel):
-    """Everything that a run is asked for."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    recipe: str = Field(description="Name of a shipped recipe, or the path of a YAML file.")
-    language: str = Field(min_length=2, description="BCP-47 primary tag.")
-    name: str = Field(min_length=1, description="The model's name, as people read it.")
-    train: list[Path] = Field(min_length=1, description="Manifests whose train rows are learnt from.")
-    dev: list[Path] = Field(min_length=1, description="Manifests whose dev rows are measured on.")
-    base: str | None = Field(None, description="A trusted .nemo file or a published checkpoint's name.")
-    output: Path
-    seed: int = 0
-    overrides: dict[str, Any] = Field({}, description="Recipe fields by dotted name.")
-    mlflow: TrackingSpec | None = None
-    shared_speakers: bool = Field(
-        False, description="Train and dev may share speakers: for a corpus whose official split is by take, say."
-    )
-    replace: bool = Field(False, description="Train again where another specification's result is finished.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -118,7 +87,7 @@ def run(spec: TrainingSpec, stop: "_Stop | None" = None) -> dict[str, Any]:
     dev = read_split(spec.dev, "dev", spec.language)
     if not spec.shared_speakers:
         require_disjoint_speakers(train, dev)
-    fingerprint = fingerprint_of(spec, recipe, [*train.digests.values()], [*dev.digests.values()])
+    fingerprint = fingerprint_of(spec)
     output = spec.output
     _make_folder(output)
     with _exclusive(output) if first else contextlib.nullcontext(), _pipes() as pipes:
@@ -202,24 +171,6 @@ def run(spec: TrainingSpec, stop: "_Stop | None" = None) -> dict[str, Any]:
         shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
         _report_to_dagster(pipes, record)
         return record
-
-
-def fingerprint_of(spec: TrainingSpec, recipe: Recipe, train: Sequence[str], dev: Sequence[str]) -> str:
-    """Return a digest of all that decides the result; where it lies and who tracks it do not."""
-    base = spec.base
-    if base is not None and is_file_base(base) and Path(base).is_file():
-        with open(base, "rb") as stream:
-            base = hashlib.file_digest(stream, "sha256").hexdigest()
-    identity = {
-        "recipe": recipe.model_dump(mode="json", exclude={"description", "report_every_s", "checkpoint_every_s"}),
-        "language": spec.language,
-        "name": spec.name,
-        "seed": spec.seed,
-        "base": base,
-        "train": list(train),
-        "dev": list(dev),
-    }
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 # ------------------------------------------------------------------------------------------------ command line

@@ -99,13 +99,15 @@ def _normalize_recording(path: str, rows: Sequence[Utterance], folder: Path, lim
             return Sorted((_write_utterance(rows[0], _beginning(path, rows[0], limits), folder),), ())
         return _cut_segments(path, rows, folder, limits)
     except AudioError as error:
+        for row in rows:  # what is wrong with a file may show at its end only, when its first segments are written
+            _place(row, folder).unlink(missing_ok=True)
         return Sorted((), tuple(Quarantined(row.id, path, error.code, error.reason) for row in rows))
     except _OutsideFile as outside:
         return Sorted((), (Quarantined(rows[0].id, path, "segment-outside", str(outside)),))
 
 
 def _write_utterance(row: Utterance, chunks: Iterable[np.ndarray], folder: Path) -> Utterance:
-    path = folder / AUDIO_FOLDER / f"{_file_name(row.id)}.flac"
+    path = _place(row, folder)
     duration_s = write_flac_chunks(chunks, path)
     return replace(
         row,
@@ -116,6 +118,10 @@ def _write_utterance(row: Utterance, chunks: Iterable[np.ndarray], folder: Path)
         attributes={**row.attributes, SOURCE_DIGEST: row.digest},
         quality=measure(decode_chunks(path)),
     )
+
+
+def _place(row: Utterance, folder: Path) -> Path:
+    return folder / AUDIO_FOLDER / f"{_file_name(row.id)}.flac"
 
 
 class _OutsideFile(Exception):

@@ -1,16 +1,20 @@
 """Evaluation: candidate and champion on the same test sets, and the verdict of the gates."""
 
+from contextlib import suppress
+from pathlib import Path
+
 import dagster as dg
 
 from deployment.promotion.ledger import LedgerError
 from deployment.registry.models import RegistryError
 from evaluation.evaluate import Contestant, evaluate
 from evaluation.gates import GateResult, judge, save_verdict
+from evaluation.report import REPORT_NAME
 from evaluation.results import EVALUATION_NAME, Evaluation
 from speech.bundle import BundleError
-from speech.corpus.manifest import read_manifest
+from speech.corpus.manifest import Utterance, read_manifest
 from speech.corpus.normalize import MANIFEST
-from speech.store.outputs import digest_file
+from speech.store.outputs import StoreError, digest_file, write_atomically
 from speech_assets.defs.corpus import benchmark_set, located, utterances, validated_utterances
 from speech_assets.defs.metadata import candidate_name, inline_plot, markdown_table, quarter_heading
 from speech_assets.defs.models import BUNDLE, model_bundle
@@ -24,7 +28,7 @@ from speech_assets.defs.partitions import (
 from speech_assets.defs.resources import Workspace, version_of
 from speech_assets.defs.retries import retried_when_unreachable, unreachable
 
-REPORT = "report.html"
+REPORT_PLACE = "report"  # of a partition: the page of its evaluation, with the verdict in force
 
 
 @dg.asset(
@@ -39,10 +43,10 @@ REPORT = "report.html"
 def evaluation(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
     """WER and CER of the candidate and of today's champion, on the quarter's own test set and on the frozen benchmark.
 
-    Figures come with intervals by speaker and per slice; the report has the worst utterances, aligned and audible.
+    Figures come with intervals by speaker and per slice; the report, with the worst utterances aligned and audible, is
+    written with the verdict.
     """
     from evaluation.plots import wer_by_slice_png
-    from evaluation.report import write_report
 
     quarter, language = quarter_and_language(context)
     store = workspace.store
@@ -51,13 +55,9 @@ def evaluation(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
         "quarter": validated_utterances(workspace, quarter, language) / MANIFEST,
         "benchmark": store.current("benchmark_set", language).path / MANIFEST,
     }
-    sets = {
-        key: [located(row, path) for row in read_manifest(path) if row.split == "test"]
-        for key, path in manifests.items()
-    }
     result = evaluate(
         Contestant.load(store.current("model_bundle", quarter, language).path / BUNDLE),
-        sets,
+        {key: _test_rows(path) for key, path in manifests.items()},
         lambda row: row.audio,
         language=language,
         partition=context.partition_key,
@@ -67,17 +67,7 @@ def evaluation(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
     )
     with store.replace("evaluation", quarter, language) as staging:
         result.save(staging.path)
-        sounds = {(key, row.id): row.audio for key, rows in sets.items() for row in rows}
-        write_report(
-            staging.path,
-            result,
-            verdict=judge(result, workspace.settings.gates),
-            audio=lambda set_name, utterance: sounds.get((set_name, utterance)),
-        )
     published = staging.published
-    pages = store.path("pages", "reports", quarter, language)
-    pages.mkdir(parents=True, exist_ok=True)
-    (pages / "index.html").write_bytes((published.path / REPORT).read_bytes())
     headline = {
         f"{key}_{measure}": round(getattr(part.score, measure), 4)
         for key, part in result.sets.items()
@@ -123,11 +113,18 @@ def evaluation(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
 )
 @retried_when_unreachable
 def verdict(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
-    """The judgement of the gates over exactly this bundle, stored under its digest."""
+    """The judgement of the gates over exactly this bundle, stored under its digest, and the report that shows it."""
+    from evaluation.report import write_report
+
     quarter, language = quarter_and_language(context)
     result = load_evaluation(workspace, quarter, language)
     judged = judge(result, workspace.settings.gates)
     save_verdict(judged, workspace.verdicts)
+    sounds = _sounds(workspace, result, quarter, language)
+    with workspace.store.replace(REPORT_PLACE, quarter, language) as staging:
+        write_report(staging.path, result, verdict=judged, audio=lambda name, utterance: sounds.get((name, utterance)))
+    page = workspace.store.path("pages", "reports", quarter, language) / "index.html"
+    write_atomically(page, (staging.published.path / REPORT_NAME).read_bytes())
     failures = "; ".join(gate.explanation for gate in judged.failures)
     return dg.MaterializeResult(
         metadata={
@@ -135,6 +132,7 @@ def verdict(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Works
             "passed": judged.passed,
             "gates_failed": len(judged.failures),
             "bundle_digest": judged.bundle_digest,
+            "report": dg.MetadataValue.url(f"{workspace.settings.pages.url}/reports/{quarter}/{language}/"),
             "gates": gate_table(judged.gates),
         },
         data_version=dg.DataVersion(f"{judged.bundle_digest[:16]}-{judged.evaluation_digest[:16]}"),
@@ -152,6 +150,22 @@ def verdict(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Works
 def load_evaluation(workspace: Workspace, quarter: str, language: str) -> Evaluation:
     """The stored evaluation of a partition."""
     return Evaluation.load(workspace.store.current("evaluation", quarter, language).path)
+
+
+def _test_rows(manifest: Path) -> list[Utterance]:
+    return [located(row, manifest) for row in read_manifest(manifest) if row.split == "test"]
+
+
+def _sounds(workspace: Workspace, result: Evaluation, quarter: str, language: str) -> dict[tuple[str, str], str]:
+    """Where the recordings of an evaluation are, by set and utterance; of a set made anew since, nothing is known."""
+    places = {"quarter": ("utterances", quarter, language), "benchmark": ("benchmark_set", language)}
+    found: dict[tuple[str, str], str] = {}
+    for key, place in places.items():
+        with suppress(StoreError, OSError):
+            manifest = workspace.store.current(*place).path / MANIFEST
+            if digest_file(manifest) == result.dataset_digests.get(key):
+                found |= {(key, row.id): row.audio for row in _test_rows(manifest)}
+    return found
 
 
 def gate_table(gates: tuple[GateResult, ...]) -> dg.MarkdownMetadataValue:

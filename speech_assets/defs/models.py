@@ -2,16 +2,14 @@
 
 Training runs in a process of its own (`training.command`, by default `python -m training.run`), reporting through
 Dagster Pipes: NeMo's memory and crashes stay out of Dagster's, and the same command works by hand. Its folder is named
-by what goes into the training, so a run that was killed resumes there, and one whose inputs have not changed is not
-repeated.
+by what goes into the training, so a run that was killed resumes there. What it leaves is published and the folder
+removed; a training whose inputs are those of the output in force is not repeated.
 """
 
-import hashlib
 import json
 import shlex
 import shutil
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,38 +17,37 @@ from typing import Any
 import dagster as dg
 
 from speech.audio.decode import decode
-from speech.bundle import ModelBundle
+from speech.bundle import BundleError, ModelBundle
 from speech.corpus.manifest import audio_location, quarter_title, read_manifest
 from speech.corpus.normalize import MANIFEST
-from speech.store.outputs import digest_file, write_json
+from speech.store.outputs import DIGEST_CHARS, StoreError, digest_file, write_json
 from speech_assets.defs.corpus import TRAINING_DATA, base_corpus, benchmark_set, utterances, validated_utterances
 from speech_assets.defs.metadata import candidate_name, markdown_table, quarter_heading
 from speech_assets.defs.partitions import (
     CPU_POOL,
-    PARTITION_TAG,
     SETTINGS,
     first_quarters,
     languages,
-    partition_of,
     quarter_and_language,
     quarter_language,
     same_language,
     training_window,
     window_ending,
 )
-from speech_assets.defs.processes import SupervisedProcess
+from speech_assets.defs.processes import SupervisedProcess, alone_in, clear_abandoned
 from speech_assets.defs.resources import Workspace, git_revision, version_of
 from speech_assets.defs.retries import retried_when_unreachable
+from speech_assets.defs.waiting import wait_until_built
 from training.recipe import load_recipe
+from training.specification import TrackingSpec, TrainingSpec, fingerprint_of
 
 ROOT = Path(__file__).parents[2]
 TRAINING_RECORD = "training.json"
 CHECKPOINT = "checkpoint.nemo"
 BUNDLE = "bundle"
-ENDED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
+SPECIFICATION = "specification.json"
+FINGERPRINT = "fingerprint"
 BATCH = 16  # utterances recognised at once
-CORPUS_WAIT_S = 3_600.0  # for earlier quarters that are being built at this moment
-POLL_S = 1.0
 
 
 def train(
@@ -71,48 +68,46 @@ def train(
     """
     settings = workspace.settings.training
     data = {quarter: digest_file(folder / MANIFEST) for quarter, folder in folders.items()}
-    inputs = {
-        "recipe": recipe_version(recipe),
-        "language": language,
-        "seed": settings.seed,
-        "base": digest_file(Path(base)) if base and Path(base).is_file() else base,
-        "data": data,
-    }
-    fingerprint = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
-    work = workspace.store.path("training", *place, fingerprint)
-    manifests = [str(folder / MANIFEST) for folder in folders.values()]
+    manifests = [folder / MANIFEST for folder in folders.values()]
     run_tags = {"dagster_run_id": context.run.run_id, "asset": "/".join(place), "git_revision": git_revision()}
-    spec = {
-        "recipe": recipe,
-        "language": language,
-        "name": name,
-        "train": manifests,
-        "dev": manifests,
-        "base": base,
-        "output": str(work),
-        "seed": settings.seed,
-        "overrides": {"threads": settings.threads, **settings.overrides},
-        "shared_speakers": workspace.settings.corpus.split == "given",
-        "mlflow": {"tracking_uri": workspace.tracking_uri, "experiment": f"training-{language}", "tags": run_tags},
-    }
-    write_json(work.with_suffix(".json"), spec)
-    pipes.run(
-        context=context,
-        command=[*training_command(settings.command), str(work.with_suffix(".json"))],
-        cwd=ROOT,
-        folder=work,
-        max_runtime_s=settings.max_runtime_s,
-        setting="training.max_runtime_s",
+    spec = TrainingSpec(
+        recipe=recipe,
+        language=language,
+        name=name,
+        train=manifests,
+        dev=manifests,
+        base=base,
+        output=workspace.store.path("training", *place),
+        seed=settings.seed,
+        overrides={"threads": settings.threads, **settings.overrides},
+        shared_speakers=workspace.settings.corpus.split == "given",
+        mlflow=TrackingSpec(tracking_uri=workspace.tracking_uri, experiment=f"training-{language}", tags=run_tags),
     )
-    record = training_record(work)
-    with workspace.store.replace(*place) as staging:
-        shutil.copyfile(work / CHECKPOINT, staging.path / CHECKPOINT)
-        write_json(staging.path / TRAINING_RECORD, {**record, "data": data})
-        shutil.copytree(work / BUNDLE, staging.path / BUNDLE)
-    for other in work.parent.iterdir():
-        if other.is_dir() and other != work:
-            shutil.rmtree(other, ignore_errors=True)
-    bundle = ModelBundle.load(staging.published.path / BUNDLE)
+    fingerprint = fingerprint_of(spec)
+    work = spec.output / fingerprint[:DIGEST_CHARS]
+    with alone_in(work) as alone:
+        published = _trained(workspace, place, fingerprint)
+        if published is None:
+            specification = work / SPECIFICATION
+            write_json(specification, spec.model_copy(update={"output": work}).model_dump(mode="json"))
+            pipes.run(
+                context=context,
+                command=[*training_command(settings.command), str(specification)],
+                cwd=ROOT,
+                alone=alone,
+                max_runtime_s=settings.max_runtime_s,
+                setting="training.max_runtime_s",
+            )
+            with workspace.store.replace(*place) as staging:
+                shutil.copyfile(work / CHECKPOINT, staging.path / CHECKPOINT)
+                facts = {"data": data, FINGERPRINT: fingerprint}
+                write_json(staging.path / TRAINING_RECORD, {**training_record(work), **facts})
+                shutil.copytree(work / BUNDLE, staging.path / BUNDLE)
+            published = staging.published.path
+        shutil.rmtree(work, ignore_errors=True)
+    clear_abandoned(work.parent)
+    record = training_record(published)
+    bundle = ModelBundle.load(published / BUNDLE)
     device_hours = record["seconds"] / 3600 * record.get("hardware", {}).get("devices", 1)
     price = settings.price_per_device_hour
     return dg.MaterializeResult(
@@ -128,11 +123,22 @@ def train(
             "parity": bundle.parity.get("equal", 0.0),
             "resumed_from": record.get("resumed_from") or 0,
             "data": markdown_table(("quarter", "manifest sha256"), list(data.items())),
-            "checkpoint": dg.MetadataValue.path(str(staging.published.path / CHECKPOINT)),
+            "checkpoint": dg.MetadataValue.path(str(published / CHECKPOINT)),
             "mlflow_run": dg.MetadataValue.url(workspace.mlflow_run_url(record)),
         },
         data_version=dg.DataVersion(bundle.digest),
     )
+
+
+def _trained(workspace: Workspace, place: Sequence[str], fingerprint: str) -> Path | None:
+    """The output in force at `place`, if it is what this very training came to, and whole."""
+    try:
+        published = workspace.store.current(*place).path
+        ModelBundle.load(published / BUNDLE)
+        same = (published / CHECKPOINT).is_file() and training_record(published).get(FINGERPRINT) == fingerprint
+        return published if same else None
+    except (StoreError, BundleError, OSError, ValueError):
+        return None
 
 
 def training_command(command: str) -> list[str]:
@@ -143,7 +149,7 @@ def training_command(command: str) -> list[str]:
 
 def recipe_version(recipe: str) -> str:
     """Changes whenever a recipe does, so that Dagster shows the models made with the old one as stale."""
-    return version_of(load_recipe(recipe, SETTINGS.training.overrides))
+    return version_of(json.dumps(load_recipe(recipe, SETTINGS.training.overrides).deciding(), sort_keys=True))
 
 
 def training_record(folder: Path) -> dict[str, Any]:
@@ -247,53 +253,6 @@ def finetuned_model(
         if (base / "base.json").exists()
         else str(base / CHECKPOINT),
     )
-
-
-def wait_until_built(context: dg.AssetExecutionContext, quarters: Sequence[str], language: str) -> None:
-    """Wait for runs, waiting or under way, that are to build the utterances of earlier quarters.
-
-    A fine-tune must not wait for earlier quarters in Dagster's own way: a backfill takes everything downstream of a
-    failed partition for failed, and one broken quarter would hold back the models of the next three. So a backfill
-    starts it as soon as its own quarter is there, and it waits here for the others to be built, or to fail.
-
-    Raises:
-        dg.Failure: they did not end in time.
-    """
-    deadline = time.monotonic() + CORPUS_WAIT_S
-    said = False
-    while busy := [q for q in quarters if _being_built(context.instance, partition_of(q, language), context.run_id)]:
-        if time.monotonic() > deadline:
-            raise dg.Failure(
-                f"the utterances of {', '.join(busy)} in '{language}' have been under way for {CORPUS_WAIT_S:.0f} s: "
-                "see what their runs wait for, then launch this partition again",
-                allow_retries=False,
-            )
-        if not said:
-            context.log.info(f"waiting for the utterances of {', '.join(busy)}, which are being built")
-            said = True
-        time.sleep(POLL_S)
-
-
-def _being_built(instance: dg.DagsterInstance, partition: str, this_run: str) -> bool:
-    """Whether a run that is not over is still to build a partition's utterances."""
-    unfinished = dg.RunsFilter(
-        statuses=[status for status in dg.DagsterRunStatus if status not in ENDED], tags={PARTITION_TAG: partition}
-    )
-    lost = dg.RunsFilter(
-        statuses=[dg.DagsterRunStatus.FAILURE], tags={PARTITION_TAG: partition, "dagster/will_retry": "true"}
-    )
-    again = [run for run in instance.get_runs(lost) if run.is_complete_and_waiting_to_retry]
-    runs = [
-        run
-        for run in (*instance.get_runs(unfinished), *again)
-        if run.run_id != this_run and utterances.key in (run.asset_selection or {utterances.key})
-    ]
-    if not runs:
-        return False
-    found = instance.fetch_materializations(
-        dg.AssetRecordsFilter(asset_key=utterances.key, asset_partitions=[partition]), limit=1
-    ).records
-    return any(not found or found[0].run_id != run.run_id for run in runs)
 
 
 @dg.asset(

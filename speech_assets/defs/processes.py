@@ -5,27 +5,30 @@ stopped when its time is up, with SIGTERM first, so that it leaves a checkpoint;
 started it; and its end is told apart: a process that was killed (out of memory, a machine reclaimed) is started again
 and goes on at its checkpoint, a training that refused its input is not.
 
-The command is called with the path of a specification file (JSON, see `TrainingSpec` in `training/run.py`) as its last
+The command is called with the path of a specification file (JSON, see `training/specification.py`) as its last
 argument, and leaves three things in the folder that the specification names as `output`:
 
 - `checkpoint.nemo`: what the next fine-tune can start from;
 - `bundle/`: the exported model, a folder that `speech.bundle.ModelBundle.load` accepts;
 - `training.json`, written last: at least `dev_wer`, `loss`, `steps`, `seconds` and `audio_hours_seen`.
 
-Called again with the same file it goes on where it was, and returns at once where it had finished. Exit codes: 0 done,
-2 input that must be mended first, 143 stopped by SIGTERM; a last line on stderr says why.
+Called again with the same file it goes on where it was, and returns at once where it had finished. What it left is
+published and the folder removed. Exit codes: 0 done, 2 input that must be mended first, 143 stopped by SIGTERM; a last
+line on stderr says why.
 """
 
 import ctypes
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -39,6 +42,8 @@ ORPHAN_S = CHECKPOINT_S + 30.0  # how long a training whose run was lost may sti
 KILLED_RETRIES = 3
 RETRY_S = 2.0  # wait before the first retry; doubled with each
 POLL_S = 0.2
+LOCK = ".supervised"
+ABANDONED_S = 86_400.0  # a run that is tried again, or that someone launches again, goes on at its checkpoint before
 LAST_LINES = 5
 SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 LIBC = ctypes.CDLL(None)
@@ -53,11 +58,11 @@ class SupervisedProcess(dg.PipesClient):
         context: dg.AssetExecutionContext,
         command: Sequence[str],
         cwd: Path,
-        folder: Path,
+        alone: IO[str],
         max_runtime_s: float,
         setting: str,
     ) -> None:
-        """Run `command`, the only process that writes into `folder`, for at most `max_runtime_s` seconds.
+        """Run `command` for at most `max_runtime_s` seconds in the folder that `alone_in` keeps for this process.
 
         `setting` names where the limit is set, for the sentence that says it was reached.
 
@@ -65,32 +70,28 @@ class SupervisedProcess(dg.PipesClient):
             dg.Failure: the command refused, failed, or took too long; running it again would not help.
             dg.RetryRequested: the process was killed from outside.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".supervised").open("w") as lock:
-            _wait_for_orphan(lock, folder)
-            with dg.open_pipes_session(
-                context=context,
-                context_injector=dg.PipesTempFileContextInjector(),
-                message_reader=dg.PipesTempFileMessageReader(),
-            ) as session:
-                try:
-                    process = subprocess.Popen(
-                        command,
-                        cwd=cwd,
-                        env={**os.environ, **session.get_bootstrap_env_vars()},
-                        stderr=subprocess.PIPE,
-                        text=True,
-                        errors="replace",
-                        pass_fds=[lock.fileno()],  # the lock is free when the last process that holds it has ended
-                        preexec_fn=_end_with_parent,
-                    )
-                except OSError as error:
-                    raise dg.Failure(
-                        f"the training command '{command[0]}' cannot be started ({error.strerror}): "
-                        "check training.command",
-                        allow_retries=False,
-                    ) from error
-                said, late = _supervise(process, max_runtime_s)
+        with dg.open_pipes_session(
+            context=context,
+            context_injector=dg.PipesTempFileContextInjector(),
+            message_reader=dg.PipesTempFileMessageReader(),
+        ) as session:
+            try:
+                process = subprocess.Popen(
+                    command,
+                    cwd=cwd,
+                    env={**os.environ, **session.get_bootstrap_env_vars()},
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    errors="replace",
+                    pass_fds=[alone.fileno()],  # the folder is free when the last process that holds it has ended
+                    preexec_fn=_end_with_parent,
+                )
+            except OSError as error:
+                raise dg.Failure(
+                    f"the training command '{command[0]}' cannot be started ({error.strerror}): check training.command",
+                    allow_retries=False,
+                ) from error
+            said, late = _supervise(process, max_runtime_s)
         if process.returncode == 0:
             return
         if late:
@@ -149,17 +150,47 @@ def _end_with_parent() -> None:
     LIBC.prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
 
 
-def _wait_for_orphan(lock: IO[str], folder: Path) -> None:
-    """Take the folder's lock; a training whose run was lost may hold it while it writes its checkpoint."""
+@contextmanager
+def alone_in(folder: Path) -> Iterator[IO[str]]:
+    """Make a folder and be its only user inside the block; who held it may end the block by removing it.
+
+    A training whose run was lost may hold it for as long as it takes to write its checkpoint.
+
+    Raises:
+        dg.Failure: another run does not let go of it.
+    """
     deadline = time.monotonic() + ORPHAN_S
     while True:
+        folder.mkdir(parents=True, exist_ok=True)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise dg.Failure(
-                    f"another training writes into {folder}: wait for the run that started it, or end that process",
-                    allow_retries=False,
-                ) from None
-            time.sleep(POLL_S)
+            lock = (folder / LOCK).open("w")
+        except FileNotFoundError:  # it was removed this very moment
+            continue
+        with lock:
+            if _take(lock, folder):
+                yield lock
+                return
+        if time.monotonic() > deadline:
+            raise dg.Failure(
+                f"another training writes into {folder}: wait for the run that started it, or end that process",
+                allow_retries=False,
+            )
+        time.sleep(POLL_S)
+
+
+def clear_abandoned(folder: Path) -> None:
+    """Remove the folders in `folder` that nobody holds, and that nobody has written into for a day."""
+    for left in folder.iterdir():
+        with suppress(OSError), (left / LOCK).open() as held:
+            touched = max(path.stat().st_mtime for path in (left, *left.iterdir()))
+            if time.time() - touched > ABANDONED_S and _take(held, left):
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _take(lock: IO[str], folder: Path) -> bool:
+    """Whether the lock could be had, and still is the folder's: one that was removed keeps nobody out."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(lock.fileno()), os.stat(folder / LOCK))
+    except (BlockingIOError, FileNotFoundError):
+        return False

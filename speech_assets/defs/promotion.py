@@ -5,6 +5,7 @@ read again. Its checks say whether someone has to decide, and whether the ledger
 """
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -17,11 +18,12 @@ from deployment.promotion.signatures import UNSIGNED
 from deployment.promotion.tag_requests import APPROVER_TAG, CHOICES, DECISION_TAG, OUTCOME_TAG, REASON_TAG
 from deployment.registry.models import LAUNCHED_BY_TAG, ModelVersion
 from evaluation.gates import GateRefused, Verdict, require_passed
+from evaluation.report import REPORT_NAME
 from evaluation.results import Evaluation
 from speech.bundle import BundleError, ModelBundle
-from speech.store.outputs import StoreError
+from speech.store.outputs import DataStore, StoreError
 from speech_assets.dagster_client import LAUNCHED_BY, LOCATION
-from speech_assets.defs.evaluation import REPORT, load_evaluation, verdict
+from speech_assets.defs.evaluation import REPORT_PLACE, load_evaluation, verdict
 from speech_assets.defs.metadata import markdown_table, quarter_heading
 from speech_assets.defs.models import BUNDLE, CHECKPOINT, finetuned_model, training_record
 from speech_assets.defs.partitions import (
@@ -73,7 +75,7 @@ def registered_model(context: dg.AssetExecutionContext, workspace: dg.ResourcePa
         bundle.path,
         model / CHECKPOINT,
         passed,
-        store.current("evaluation", quarter, language).path / REPORT,
+        _report(store, quarter, language),
         partition=context.partition_key,
         dataset_digests={
             **evaluation.dataset_digests,
@@ -316,6 +318,14 @@ def _require_one_line(
             f"Bundle {short} of {partition} was not made from the `finetuned_model` that is there now "
             f"({exported.digest[:12]}): materialise `model_bundle`, `evaluation` and `verdict` again."
         )
+
+
+def _report(store: DataStore, quarter: str, language: str) -> Path | None:
+    """The page that was written with the verdict; it shows what was judged, and nothing rests on it."""
+    try:
+        return store.current(REPORT_PLACE, quarter, language).path / REPORT_NAME
+    except StoreError:
+        return None
 
 
 def _launched_by(context: dg.AssetExecutionContext) -> tuple[str, ...]:

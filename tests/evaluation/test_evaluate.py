@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from evaluation.evaluate import Contestant, Progress, evaluate, insertions_on_nonspeech, nonspeech_probes
+from evaluation.gates import COMPARISON_GATE, GateSettings, judge
 from evaluation.results import Evaluation, EvaluationError, Summary
 from speech.audio.decode import Waveform, encode_flac
 from speech.bundle import ModelBundle
@@ -143,3 +144,62 @@ def test_another_schema_or_a_torn_file_is_an_error_that_says_so(tone_corpus, tmp
             (tmp_path / name).write_text(content)
             with pytest.raises(EvaluationError, match="evaluate again"):
                 kind.load(tmp_path)
+
+
+class Stumbling:
+    """A recogniser that cannot stand recordings of some lengths, as one that runs into its own limits."""
+
+    def __init__(self, bundle: ModelBundle, seconds: set[float]) -> None:
+        self.recognizer = Recognizer(bundle)
+        self.seconds = seconds
+
+    def transcribe_batch(self, batch):
+        if any(round(len(samples) / 16_000, 3) in self.seconds for samples in batch):
+            raise RuntimeError("the network ran into its limit")
+        return self.recognizer.transcribe_batch(batch)
+
+
+def stumbling(bundle: ModelBundle, *rows) -> Contestant:
+    return Contestant(bundle.name, bundle.digest, Stumbling(bundle, {round(row.duration_s, 3) for row in rows}))
+
+
+def test_an_utterance_that_fails_for_one_model_is_counted_there_and_left_out_of_the_comparison(tone_corpus, tmp_path):
+    """Else the pairs would shift by one, and a difference between two equal models would be made up."""
+    bundle, rows, _ = tone_corpus
+    other = write_toy_bundle(tmp_path / "other", name="other")
+    rows = [rows[1], rows[3], rows[2]]  # in order: one word, one error of two words, three words
+    found = run(bundle, {"benchmark": rows}, champion=stumbling(other, rows[0])).sets["benchmark"]
+    assert [row.id for row in found.rows] == [row.id for row in rows]
+    assert found.unreadable == ()
+    assert [row.id for row in found.champion.rows] == [row.id for row in rows[1:]]
+    assert [(failed.id, failed.reason) for failed in found.champion.unreadable] == [
+        (rows[0].id, "the model failed on it: the network ran into its limit")
+    ]
+    assert found.champion.difference.words == 5
+    assert found.champion.difference.estimate == 0.0
+
+
+def test_a_candidate_that_fails_on_an_utterance_is_refused_for_it(tone_corpus, tmp_path):
+    """A model that breaks down on what is hard must not win by having heard only what is easy."""
+    bundle, rows, _ = tone_corpus
+    other = write_toy_bundle(tmp_path / "other", name="other")
+    candidate = stumbling(bundle, rows[2])
+    found = evaluate(
+        candidate,
+        {"quarter": rows, "benchmark": rows},
+        lambda row: row.audio,
+        language="en",
+        partition="2024-04|en",
+        champion=Contestant(other.name, other.digest, Recognizer(other)),
+        dataset_digests={"quarter": "0" * 64},
+        bootstrap=100,
+    )
+    benchmark = found.sets["benchmark"]
+    assert [failed.id for failed in benchmark.unreadable] == [rows[2].id]
+    assert len(benchmark.champion.rows) == len(rows)
+    assert benchmark.champion.difference.words == 5
+    gates = judge(found, GateSettings()).gates
+    refused = [gate for gate in gates if gate.unit == "share undecoded" and not gate.passed]
+    assert {gate.test_set for gate in refused} == {"quarter", "benchmark"}
+    against = next(gate for gate in gates if gate.name == COMPARISON_GATE)
+    assert "3 of 4 utterances, which both heard" in against.explanation

@@ -100,6 +100,22 @@ def test_a_segment_without_a_sample_costs_no_other(tmp_path: Path) -> None:
     assert [(bad.id, bad.code) for bad in outcome.quarantined] == [("nothing", "segment-empty")]
 
 
+def test_a_file_that_turns_out_truncated_leaves_no_audio_of_its_segments(tmp_path: Path) -> None:
+    """That a file breaks off shows at its end, when its first segments are written: audio without a row is nobody's."""
+    source = tone(tmp_path / "long.flac", 100.0)
+    source.write_bytes(source.read_bytes()[: source.stat().st_size * 3 // 4])
+    rows = [
+        row("early", source, offset_s=1.0, duration_s=2.0),
+        row("late", source, offset_s=90.0, duration_s=2.0),
+        row("sound", tone(tmp_path / "sound.flac", 1.0)),
+    ]
+    outcome = normalize_audio(rows, tmp_path / "out")
+    assert {bad.id for bad in outcome.quarantined} == {"early", "late"}
+    assert [kept.id for kept in outcome.kept] == ["sound"]
+    written = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out" / "audio").iterdir()}
+    assert written == {kept.audio for kept in outcome.kept}
+
+
 def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
     rows = [row("b", tone(tmp_path / "b.flac", 1.0)), row("a", tone(tmp_path / "a.flac", 2.0, 500))]
     for folder, order in (("one", rows), ("two", rows[::-1])):

@@ -27,21 +27,22 @@ def trained_by(code: str, folder: Path, *, max_runtime_s: float = 30.0) -> tuple
     """Run a training command of a few lines inside an asset; returns the result and the failure's sentence."""
     import dagster as dg
 
-    from speech_assets.defs.processes import SupervisedProcess
+    from speech_assets.defs.processes import SupervisedProcess, alone_in
 
     script = folder / "train.py"
     script.write_text(code)
 
     @dg.asset
     def model(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-        SupervisedProcess().run(
-            context=context,
-            command=[sys.executable, str(script), str(folder)],
-            cwd=folder,
-            folder=folder / "work",
-            max_runtime_s=max_runtime_s,
-            setting="training.max_runtime_s",
-        )
+        with alone_in(folder / "work") as alone:
+            SupervisedProcess().run(
+                context=context,
+                command=[sys.executable, str(script), str(folder)],
+                cwd=folder,
+                alone=alone,
+                max_runtime_s=max_runtime_s,
+                setting="training.max_runtime_s",
+            )
         return dg.MaterializeResult()
 
     result = materialize(model, folder)
@@ -92,18 +93,19 @@ def test_a_training_that_takes_too_long_leaves_a_checkpoint_and_says_so(tmp_path
 def test_a_command_that_is_not_there_names_the_setting(tmp_path: Path) -> None:
     import dagster as dg
 
-    from speech_assets.defs.processes import SupervisedProcess
+    from speech_assets.defs.processes import SupervisedProcess, alone_in
 
     @dg.asset
     def model(context: dg.AssetExecutionContext) -> None:
-        SupervisedProcess().run(
-            context=context,
-            command=["no-such-trainer"],
-            cwd=tmp_path,
-            folder=tmp_path,
-            max_runtime_s=1,
-            setting="training.max_runtime_s",
-        )
+        with alone_in(tmp_path) as alone:
+            SupervisedProcess().run(
+                context=context,
+                command=["no-such-trainer"],
+                cwd=tmp_path,
+                alone=alone,
+                max_runtime_s=1,
+                setting="training.max_runtime_s",
+            )
 
     result = materialize(model, tmp_path)
     event = next(event for event in result.all_events if event.is_step_failure)

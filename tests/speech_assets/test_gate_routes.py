@@ -127,7 +127,6 @@ class House:
         )
         with store.replace("evaluation", QUARTER, LANGUAGE) as staging:
             evaluation.save(staging.path)
-            (staging.path / "report.html").write_text("<html>report</html>")
 
     def judge(self, number: int, judged_at: dt.datetime | None = None, **figures: int) -> None:
         """Figures and their verdict."""
@@ -1237,6 +1236,19 @@ def test_the_verdict_names_its_age_and_comparison(house: House) -> None:
     assert verdict.improves
     assert verdict.comparison.high < 0
     assert dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(verdict.judged_at) < dt.timedelta(minutes=5)
+
+
+def test_the_report_shows_the_verdict_in_force(house: House) -> None:
+    """What people read beside a decision is what was judged, whatever was judged before under other thresholds."""
+    page = house.home / "pages" / "reports" / QUARTER / LANGUAGE / "index.html"
+    house.candidate(1, wrong=1)
+    assert not page.exists(), "nothing was judged yet"
+    assert house.materialize("verdict").success
+    assert "passed every gate" in page.read_text()
+    stricter = house.ruled(gates=GateSettings(wer=0.01))
+    assert stricter.materialize("verdict").result.get_asset_materialization_events()
+    assert "passed every gate" not in page.read_text()
+    assert "refused by" in page.read_text()
 
 
 def test_reconcile_refuses_a_language_that_is_not_there(house: House) -> None:

@@ -1,7 +1,8 @@
 """The code location: everything under `defs/`, with the resources of this deployment.
 
-`build` is the seam where tests put their own resources in. Nothing heavy is imported here: torch, NeMo, MLflow and
-Great Expectations load inside the assets that use them.
+Nothing is read or made when this is imported: `build` makes the graph of the settings that it is given, and Dagster
+calls `defs`. Nothing heavy is imported either: torch, NeMo, MLflow and Great Expectations load inside the assets that
+use them.
 """
 
 import inspect
@@ -11,6 +12,7 @@ from typing import Any, cast
 
 import dagster as dg
 
+from deployment.settings import Settings
 from speech_assets.defs import (
     alerts,
     approvals,
@@ -22,34 +24,45 @@ from speech_assets.defs import (
     retraining,
     serving,
 )
-from speech_assets.defs.partitions import SETTINGS
+from speech_assets.defs.partitions import Grid
 from speech_assets.defs.resources import resources
 
 MODULES = (corpus, models, evaluation, promotion, approvals, serving, automation, retraining, alerts)
 
 
-def build(resource_overrides: Mapping[str, Any] | None = None) -> dg.Definitions:
-    """The graph with this deployment's resources, some of them replaced by `resource_overrides`."""
-    found = dg.load_definitions_from_modules(MODULES)
-    assets: Sequence[Any] = [_linked(asset) for asset in found.assets or ()]
-    if SETTINGS.source_code is not None:
+def build(settings: Settings, resource_overrides: Mapping[str, Any] | None = None) -> dg.Definitions:
+    """The graph of a deployment, some of its resources replaced by `resource_overrides`.
+
+    Raises:
+        SettingsError: Dagster does not take a schedule or an owner as it is written.
+    """
+    grid = Grid(settings)
+    declared = dg.Definitions.merge(*(module.definitions(grid) for module in MODULES))
+    assets: Sequence[Any] = [_linked(asset) for asset in declared.assets or ()]
+    if settings.source_code is not None:
         assets = dg.link_code_references_to_git(
             assets,
-            git_url=SETTINGS.source_code.url,
-            git_branch=SETTINGS.source_code.branch,
+            git_url=settings.source_code.url,
+            git_branch=settings.source_code.branch,
             file_path_mapping=dg.AnchorBasedFilePathMapping(
                 local_file_anchor=Path(__file__).parents[1], file_anchor_path_in_repository=""
             ),
         )
     return dg.Definitions(
         assets=assets,
-        asset_checks=found.asset_checks,
-        jobs=found.jobs,
-        schedules=found.schedules,
-        sensors=found.sensors,
-        resources={**resources(), **(resource_overrides or {})},
+        asset_checks=declared.asset_checks,
+        jobs=declared.jobs,
+        schedules=declared.schedules,
+        sensors=declared.sensors,
+        resources={**resources(settings), **(resource_overrides or {})},
         executor=dg.in_process_executor,
-    ).map_asset_specs(func=lambda spec: spec.replace_attributes(owners=list(SETTINGS.owners)))
+    ).map_asset_specs(func=lambda spec: spec.replace_attributes(owners=list(settings.owners)))
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    """What Dagster loads: the graph of the deployment that soundstage.toml describes."""
+    return build(Settings.load())
 
 
 def _linked(asset: Any) -> Any:
@@ -63,5 +76,3 @@ def _linked(asset: Any) -> Any:
     references = dg.CodeReferencesMetadataValue(code_references=[place])
     return asset.map_asset_specs(lambda spec: spec.merge_attributes(metadata={"dagster/code_references": references}))
 
-
-defs = build()

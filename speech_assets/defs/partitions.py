@@ -7,61 +7,18 @@ they judge a partition; `BackfillPolicy.multi_run(1)` does the same, but its run
 checks found in a range without its partition.
 """
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 
 import dagster as dg
 
 from deployment.settings import Settings
 
-SETTINGS = Settings.load()
 CPU_POOL = "cpu"  # whatever keeps a core busy and is no training
 PARTITION_TAG = "dagster/partition"
 
-quarters = dg.TimeWindowPartitionsDefinition(
-    start=datetime.strptime(SETTINGS.first_quarter, "%Y-%m"),
-    fmt="%Y-%m",
-    cron_schedule="0 0 1 1,4,7,10 *",
-    end_offset=1,  # the running quarter can be built before it closes
-)
-languages = dg.StaticPartitionsDefinition(list(SETTINGS.languages))
-quarter_language = dg.MultiPartitionsDefinition({"quarter": quarters, "language": languages})
-
 same_language = dg.MultiToSingleDimensionPartitionMapping("language")
-
-
-# A fine-tune reads its own quarter and those before it that the window holds, in its language.
-training_window = dg.MultiPartitionMapping(
-    {
-        "quarter": dg.DimensionPartitionMapping(
-            "quarter",
-            dg.TimeWindowPartitionMapping(
-                start_offset=1 - SETTINGS.training.window, allow_nonexistent_upstream_partitions=True
-            ),
-        ),
-        "language": dg.DimensionPartitionMapping("language", dg.IdentityPartitionMapping()),
-    }
-)
-
-
-def first_quarters(count: int) -> list[str]:
-    """Keys of the first `count` quarters."""
-    keys = quarters.get_partition_keys()[:count]
-    return list(keys)
-
-
-# The quarters that base models learn from, as partitions of their own: a language's base model then depends on exactly
-# its own first quarters, which no mapping from all quarters to a language can say.
-base_quarter_language = dg.MultiPartitionsDefinition(
-    {
-        "quarter": dg.TimeWindowPartitionsDefinition(
-            start=quarters.start,
-            end=quarters.time_window_for_partition_key(first_quarters(SETTINGS.training.base_quarters)[-1]).end,
-            fmt=quarters.fmt,
-            cron_schedule=quarters.cron_schedule,
-        ),
-        "language": languages,
-    }
-)
 same_quarter_and_language = dg.MultiPartitionMapping(
     {
         "quarter": dg.DimensionPartitionMapping("quarter", dg.TimeWindowPartitionMapping()),
@@ -70,23 +27,80 @@ same_quarter_and_language = dg.MultiPartitionMapping(
 )
 
 
-def window_ending(quarter: str, count: int) -> list[str]:
-    """Keys of `quarter` and of the up to `count - 1` quarters before it, oldest first."""
-    keys = quarters.get_partition_keys()
-    end = keys.index(quarter) + 1
-    return list(keys[max(0, end - count) : end])
+@dataclass(frozen=True)
+class Grid:
+    """The partitions of a deployment, as its settings say."""
 
+    settings: Settings
 
-def previous_quarter(quarter: str) -> str | None:
-    """The key before `quarter`, or None for the first."""
-    window = window_ending(quarter, 2)
-    return window[0] if len(window) == 2 else None
+    @cached_property
+    def quarters(self) -> dg.TimeWindowPartitionsDefinition:
+        """Every quarter from the first to the running one, which can be built before it closes."""
+        return dg.TimeWindowPartitionsDefinition(
+            start=datetime.strptime(self.settings.first_quarter, "%Y-%m"),
+            fmt="%Y-%m",
+            cron_schedule="0 0 1 1,4,7,10 *",
+            end_offset=1,
+        )
 
+    @cached_property
+    def languages(self) -> dg.StaticPartitionsDefinition:
+        """The languages."""
+        return dg.StaticPartitionsDefinition(list(self.settings.languages))
 
-def latest_closed_quarter(now: datetime | None = None) -> str | None:
-    """Key of the newest quarter that has ended by `now` (UTC; the present by default); None before the first has."""
-    keys = quarters.get_partition_keys(current_time=now or datetime.now(UTC))
-    return keys[-2] if len(keys) > 1 else None  # the last is the running quarter
+    @cached_property
+    def quarter_language(self) -> dg.MultiPartitionsDefinition:
+        """Every quarter in every language."""
+        return dg.MultiPartitionsDefinition({"quarter": self.quarters, "language": self.languages})
+
+    @cached_property
+    def base_quarter_language(self) -> dg.MultiPartitionsDefinition:
+        """The quarters that base models learn from, as partitions of their own.
+
+        A language's base model then depends on exactly its own first quarters, which no mapping from all quarters to a
+        language can say.
+        """
+        last = self.first_quarters(self.settings.training.base_quarters)[-1]
+        quarters = dg.TimeWindowPartitionsDefinition(
+            start=self.quarters.start,
+            end=self.quarters.time_window_for_partition_key(last).end,
+            fmt=self.quarters.fmt,
+            cron_schedule=self.quarters.cron_schedule,
+        )
+        return dg.MultiPartitionsDefinition({"quarter": quarters, "language": self.languages})
+
+    @cached_property
+    def training_window(self) -> dg.MultiPartitionMapping:
+        """A fine-tune reads its own quarter and those before it that the window holds, in its language."""
+        window = dg.TimeWindowPartitionMapping(
+            start_offset=1 - self.settings.training.window, allow_nonexistent_upstream_partitions=True
+        )
+        return dg.MultiPartitionMapping(
+            {
+                "quarter": dg.DimensionPartitionMapping("quarter", window),
+                "language": dg.DimensionPartitionMapping("language", dg.IdentityPartitionMapping()),
+            }
+        )
+
+    def first_quarters(self, count: int) -> list[str]:
+        """Keys of the first `count` quarters."""
+        return list(self.quarters.get_partition_keys()[:count])
+
+    def window_ending(self, quarter: str, count: int) -> list[str]:
+        """Keys of `quarter` and of the up to `count - 1` quarters before it, oldest first."""
+        keys = self.quarters.get_partition_keys()
+        end = keys.index(quarter) + 1
+        return list(keys[max(0, end - count) : end])
+
+    def previous_quarter(self, quarter: str) -> str | None:
+        """The key before `quarter`, or None for the first."""
+        window = self.window_ending(quarter, 2)
+        return window[0] if len(window) == 2 else None
+
+    def latest_closed_quarter(self, now: datetime | None = None) -> str | None:
+        """Key of the newest quarter that has ended by `now` (UTC; the present by default); None before the first."""
+        keys = self.quarters.get_partition_keys(current_time=now or datetime.now(UTC))
+        return keys[-2] if len(keys) > 1 else None  # the last is the running quarter
 
 
 def partition_of(quarter: str, language: str) -> str:

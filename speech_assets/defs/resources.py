@@ -5,7 +5,7 @@ import json
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from deployment.settings import Settings
 from speech.store.outputs import DataStore
+from speech_assets.defs.partitions import Grid
 from speech_assets.defs.processes import SupervisedProcess
 
 if TYPE_CHECKING:
@@ -29,6 +30,11 @@ class Workspace:
     """
 
     settings: Settings
+
+    @cached_property
+    def grid(self) -> Grid:
+        """Its quarters and languages."""
+        return Grid(self.settings)
 
     @property
     def store(self) -> DataStore:
@@ -113,6 +119,6 @@ def version_of(*parts: BaseModel | str) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def resources() -> dict[str, object]:
-    """The resources of this deployment."""
-    return {"workspace": Workspace(Settings.load()), "pipes": SupervisedProcess()}
+def resources(settings: Settings) -> dict[str, object]:
+    """The resources of a deployment."""
+    return {"workspace": Workspace(settings), "pipes": SupervisedProcess()}

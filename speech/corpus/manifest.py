@@ -20,6 +20,7 @@ from speech.corpus.rows import (
     BadLine,
     ManifestError,
     PathLike,
+    as_channel,
     as_optional_seconds,
     as_quality,
     as_split,
@@ -56,6 +57,7 @@ class Utterance:
     recorded_at: dt.date  # decides the quarter
     digest: str = ""  # sha256 of the audio content the row came from; "" until known
     offset_s: float = 0.0  # where the utterance starts inside the file
+    channel: int | None = None  # of the file, counted from 0; None: it has one, or the transcript is of all of them
     split: str | None = None  # "train" | "dev" | "test"
     attributes: Mapping[str, str] = field(default_factory=dict, hash=False)  # "gender", "age_band", "accent", ...
     quality: "Quality | None" = field(default=None, hash=False)
@@ -76,6 +78,8 @@ class Utterance:
             "split": self.split,
             "attributes": dict(sorted(self.attributes.items())),
         }
+        if self.channel is not None:
+            row["channel"] = self.channel
         if self.quality is not None:
             row["quality"] = self.quality.to_dict()
         return row
@@ -95,6 +99,7 @@ class Utterance:
                 recorded_at=parse_date(required_field(row, "recorded_at")),
                 digest=text_field(row, "digest"),
                 offset_s=as_optional_seconds(row.get("offset"), "offset") or 0.0,
+                channel=as_channel(row.get("channel")),
                 split=as_split(row.get("split")),
                 attributes=as_text_mapping(row.get("attributes")),
                 quality=as_quality(row.get("quality")),

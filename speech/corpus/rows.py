@@ -173,6 +173,23 @@ def as_optional_seconds(value: Any, name: str, *, positive: bool = False) -> flo
     return seconds
 
 
+def as_channel(value: Any) -> int | None:
+    """A channel counted from 0, by its number, its letter (A is the first) or its side, or None.
+
+    Raises ValueError for anything else. A number is never taken to count from 1: which party it would mean is a guess.
+    """
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+        return value
+    name = str(value).strip().lower()
+    if re.fullmatch(r"[0-9]{1,3}(\.0)?", name):
+        return int(float(name))
+    if re.fullmatch(r"[a-p]", name):
+        return ord(name) - ord("a")
+    if name in ("left", "right"):
+        return int(name == "right")
+    raise ValueError(f"channel {value!r} is none: write its number counted from 0, or A, B, left or right")
+
+
 def as_split(value: Any) -> str | None:
     """One of SPLITS, by the names that corpora give them, or None. Raises ValueError for another name."""
     if value is None:

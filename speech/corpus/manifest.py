@@ -122,6 +122,14 @@ class RejectedRow:
         return {"source": self.source, "row": self.row, "reason": self.reason, "id": self.id}
 
 
+_encoded = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
+def row_line(utterance: Utterance) -> str:
+    """An utterance as a line of a manifest. Raises TypeError or ValueError for what JSON cannot hold."""
+    return _encoded(utterance.to_json())
+
+
 def read_manifest(path: PathLike) -> Iterator[Utterance]:
     """The utterances of a manifest, one at a time. Raises ManifestError at the first row that is not one."""
     for number, row in numbered_objects(Path(path)):
@@ -146,8 +154,7 @@ def write_manifest(path: PathLike, utterances: Iterable[Utterance]) -> int:
                 raise ManifestError(path, number, f"id {utterance.id!r} comes twice; ids must be unique")
             seen.add(utterance.id)
             try:
-                line = json.dumps(utterance.to_json(), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-                out.write(line.encode() + b"\n")
+                out.write(row_line(utterance).encode() + b"\n")
             except (TypeError, ValueError) as error:
                 raise ManifestError(path, number, f"cannot be written as JSON: {reason_of(error)}") from error
     return len(seen)
@@ -259,5 +266,5 @@ def age_band(years: float) -> str:
 __all__: Sequence[str] = (
     "AGE_BANDS", "LANGUAGE_TAG", "QUARTER_KEY", "SPLITS", "UNKNOWN_DOMAIN", "ManifestError", "RejectedRow", "Utterance",
     "age_band", "assign_splits", "audio_location", "parse_date", "primary_language", "quarter_of", "quarter_title",
-    "read_manifest", "split_of_speaker", "write_manifest",
+    "read_manifest", "row_line", "split_of_speaker", "write_manifest",
 )  # fmt: skip

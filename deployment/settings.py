@@ -134,6 +134,11 @@ class Source(Section):
         description="How transcripts and audio are laid out; `synthetic` is the embedded corpus."
     )
     path: str | None = Field(None, description="Folder or manifest file of the source; not used by `synthetic`.")
+    audio_root: str | None = Field(
+        None,
+        description="Folder that the recordings' paths are relative to; None: the manifest's own. A Kaldi recipe's are "
+        "relative to where it is run.",
+    )
     language: str | None = Field(
         None,
         description="Language of rows that do not say it; None: the only one of `languages`, or the rows must say it.",
@@ -484,7 +489,10 @@ class Settings(BaseSettings):
             raise SettingsError(f"{path} is not valid TOML: {error}") from error
         folder = path.parent
         sources = tuple(
-            s if s.path is None else s.model_copy(update={"path": str(folder / s.path)}) for s in settings.sources
+            source.model_copy(
+                update={name: str(folder / path) for name in ("path", "audio_root") if (path := getattr(source, name))}
+            )
+            for source in settings.sources
         )
         training = settings.training
         recipes = {

@@ -41,7 +41,9 @@ class Waveform:
         return len(self.samples) / self.sample_rate
 
 
-def decode(source: AudioSource, limits: AudioLimits = DEFAULT_LIMITS, name: str | None = None) -> Waveform:
+def decode(
+    source: AudioSource, limits: AudioLimits = DEFAULT_LIMITS, name: str | None = None, channel: int | None = None
+) -> Waveform:
     """Decode a whole recording to 16 kHz mono.
 
     Args:
@@ -49,22 +51,27 @@ def decode(source: AudioSource, limits: AudioLimits = DEFAULT_LIMITS, name: str 
             spooled to a temporary file first).
         limits: what is accepted.
         name: what errors call the recording; by default the path.
+        channel: the one to take, counted from 0; None mixes all of them.
 
     Raises:
         AudioError: the recording is refused.
     """
     with opened(source, limits, name) as recording:
-        return Waveform(np.concatenate(list(resampled(recording, limits))))
+        return Waveform(np.concatenate(list(resampled(recording, limits, channel))))
 
 
 def decode_chunks(
-    source: AudioSource, limits: AudioLimits = DEFAULT_LIMITS, chunk_s: float = 30.0, name: str | None = None
+    source: AudioSource,
+    limits: AudioLimits = DEFAULT_LIMITS,
+    chunk_s: float = 30.0,
+    name: str | None = None,
+    channel: int | None = None,
 ) -> Iterator[np.ndarray]:
     """Decode a recording piece by piece in bounded memory.
 
-    Yields float32 arrays of shape [chunk_s * 16_000], the last one shorter but never empty; joined they equal
-    `decode(source).samples` bit for bit. Refusals that only show at the end (truncated, damaged) are raised after the
-    chunks before them, so a consumer must not publish what it made of them before the iterator has ended.
+    Yields float32 arrays of shape [chunk_s * 16_000], the last one shorter but never empty; joined they equal the
+    samples of `decode` bit for bit. Refusals that only show at the end (truncated, damaged) are raised after the chunks
+    before them, so a consumer must not publish what it made of them before the iterator has ended.
 
     Raises:
         AudioError: the recording is refused.
@@ -72,7 +79,7 @@ def decode_chunks(
     size = round(chunk_s * SAMPLE_RATE)
     if size < 1:
         raise ValueError(f"chunk_s is {chunk_s}, which is less than one sample; give a positive length in seconds")
-    return _chunked(source, limits, size, name)
+    return _chunked(source, limits, size, name, channel)
 
 
 def probe(source: AudioSource, name: str | None = None) -> AudioInfo:
@@ -105,11 +112,13 @@ def encode_wav(waveform: Waveform) -> bytes:
     return buffer.getvalue()
 
 
-def _chunked(source: AudioSource, limits: AudioLimits, size: int, name: str | None) -> Iterator[np.ndarray]:
+def _chunked(
+    source: AudioSource, limits: AudioLimits, size: int, name: str | None, channel: int | None
+) -> Iterator[np.ndarray]:
     pending: list[np.ndarray] = []
     held = 0
     with opened(source, limits, name) as recording:
-        for piece in resampled(recording, limits):
+        for piece in resampled(recording, limits, channel):
             pending.append(piece)
             held += len(piece)
             if held >= size:

@@ -1,8 +1,9 @@
 """From blocks of frames to 16 kHz mono.
 
-Several channels become their mean. Channels in opposite phase would erase each other, so every half second whose mean
-holds less than a tenth of the energy that unrelated channels of that loudness would give takes its loudest channel
-instead, cross-faded over 10 ms. Partial cancellation at some frequencies is not noticed.
+One channel is taken where it is asked for. Otherwise several channels become their mean. Channels in opposite phase
+would erase each other, so every half second whose mean holds less than a tenth of the energy that unrelated channels of
+that loudness would give takes its loudest channel instead, cross-faded over 10 ms. Partial cancellation at some
+frequencies is not noticed.
 """
 
 from collections.abc import Iterator
@@ -22,8 +23,11 @@ _CANCELLED = 0.1  # mean / expected energy under which channels count as cancell
 _LOUDEST_PLAUSIBLE = 128.0  # +42 dBFS; float files beyond it are scaled as integers or damaged
 
 
-def resampled(recording: Recording, limits: AudioLimits) -> Iterator[np.ndarray]:
-    """Mono pieces at 16 kHz; a change of rate or channels inside the recording starts a new mixdown and resampler."""
+def resampled(recording: Recording, limits: AudioLimits, channel: int | None = None) -> Iterator[np.ndarray]:
+    """Mono pieces at 16 kHz; a change of rate or channels inside the recording starts a new mixdown and resampler.
+
+    `channel`, counted from 0, is cut out alone; None mixes all.
+    """
     line: _Line | None = None
     seconds, decoded_bytes, delivered = 0.0, 0, 0
     for block, rate in blocks(recording, limits):
@@ -35,6 +39,14 @@ def resampled(recording: Recording, limits: AudioLimits) -> Iterator[np.ndarray]
             raise recording.refuse(
                 "too-large", f"decodes to more than the limit of {limits.max_decoded_bytes:,} bytes; split it"
             )
+        if channel is not None:
+            if not 0 <= channel < block.shape[1]:
+                raise recording.refuse(
+                    "no-such-channel",
+                    f"has no channel {channel}: it holds {block.shape[1]}, counted from 0; "
+                    "correct the channel at the source",
+                )
+            block = block[:, channel : channel + 1]
         if line is None or (line.rate, line.channels) != (rate, block.shape[1]):
             if line is not None:
                 for piece in line.flush():

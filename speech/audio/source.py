@@ -18,8 +18,8 @@ class AudioError(Exception):
     Attributes:
         path: the file, or the name given for bytes and streams.
         reason: one sentence for a person: what is wrong and what to do about it.
-        code: "not-audio", "empty", "truncated", "too-long", "too-many-channels", "implausible-rate", "too-large",
-            "unreadable" (missing, forbidden, damaged) or "unsupported" (known, but no decoder).
+        code: "not-audio", "empty", "truncated", "too-long", "too-many-channels", "no-such-channel", "implausible-rate",
+            "too-large", "unreadable" (missing, forbidden, damaged) or "unsupported" (known, but no decoder).
     """
 
     def __init__(self, path: str, reason: str, code: str) -> None:

@@ -20,6 +20,7 @@ from speech.corpus.rows import (
     BadLine,
     ManifestError,
     PathLike,
+    as_channel,
     as_optional_seconds,
     as_quality,
     as_split,
@@ -56,6 +57,7 @@ class Utterance:
     recorded_at: dt.date  # decides the quarter
     digest: str = ""  # sha256 of the audio content the row came from; "" until known
     offset_s: float = 0.0  # where the utterance starts inside the file
+    channel: int | None = None  # of the file, counted from 0; None: it has one, or the transcript is of all of them
     split: str | None = None  # "train" | "dev" | "test"
     attributes: Mapping[str, str] = field(default_factory=dict, hash=False)  # "gender", "age_band", "accent", ...
     quality: "Quality | None" = field(default=None, hash=False)
@@ -76,6 +78,8 @@ class Utterance:
             "split": self.split,
             "attributes": dict(sorted(self.attributes.items())),
         }
+        if self.channel is not None:
+            row["channel"] = self.channel
         if self.quality is not None:
             row["quality"] = self.quality.to_dict()
         return row
@@ -95,6 +99,7 @@ class Utterance:
                 recorded_at=parse_date(required_field(row, "recorded_at")),
                 digest=text_field(row, "digest"),
                 offset_s=as_optional_seconds(row.get("offset"), "offset") or 0.0,
+                channel=as_channel(row.get("channel")),
                 split=as_split(row.get("split")),
                 attributes=as_text_mapping(row.get("attributes")),
                 quality=as_quality(row.get("quality")),
@@ -115,6 +120,14 @@ class RejectedRow:
     def to_json(self) -> dict[str, Any]:
         """The row as JSON-ready values."""
         return {"source": self.source, "row": self.row, "reason": self.reason, "id": self.id}
+
+
+_encoded = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
+def row_line(utterance: Utterance) -> str:
+    """An utterance as a line of a manifest. Raises TypeError or ValueError for what JSON cannot hold."""
+    return _encoded(utterance.to_json())
 
 
 def read_manifest(path: PathLike) -> Iterator[Utterance]:
@@ -141,8 +154,7 @@ def write_manifest(path: PathLike, utterances: Iterable[Utterance]) -> int:
                 raise ManifestError(path, number, f"id {utterance.id!r} comes twice; ids must be unique")
             seen.add(utterance.id)
             try:
-                line = json.dumps(utterance.to_json(), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-                out.write(line.encode() + b"\n")
+                out.write(row_line(utterance).encode() + b"\n")
             except (TypeError, ValueError) as error:
                 raise ManifestError(path, number, f"cannot be written as JSON: {reason_of(error)}") from error
     return len(seen)
@@ -254,5 +266,5 @@ def age_band(years: float) -> str:
 __all__: Sequence[str] = (
     "AGE_BANDS", "LANGUAGE_TAG", "QUARTER_KEY", "SPLITS", "UNKNOWN_DOMAIN", "ManifestError", "RejectedRow", "Utterance",
     "age_band", "assign_splits", "audio_location", "parse_date", "primary_language", "quarter_of", "quarter_title",
-    "read_manifest", "split_of_speaker", "write_manifest",
+    "read_manifest", "row_line", "split_of_speaker", "write_manifest",
 )  # fmt: skip

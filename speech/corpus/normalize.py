@@ -23,6 +23,7 @@ from speech.text import normalize, unexpected_characters
 AUDIO_FOLDER = "audio"
 MANIFEST = "manifest.jsonl"
 QUARANTINE = "quarantine.jsonl"
+NO_SUCH_CHANNEL = "no-such-channel"
 SOURCE_DIGEST = "source_digest"  # attribute of a normalised row: SHA-256 of the file it came from
 MIN_DURATION_S = 0.2  # shorter audio holds no word; two frames of an 80 ms model
 MAX_DURATION_S = 40.0  # longer utterances belong segmented: attention memory grows with the square
@@ -79,21 +80,47 @@ def normalize_audio(
 ) -> Sorted:
     """Decode every row's audio to 16 kHz mono PCM16 FLAC under `folder/audio`, with its quality measured.
 
-    A file that holds several segments is decoded once. A row's digest becomes that of its normalised audio, so that
+    A file that holds several segments is decoded once for each channel that they name; a row that names a channel gets
+    that one and no other. A row's digest becomes that of its normalised audio, so that
     the same audio is recognised in whatever container it comes; the attribute `source_digest` keeps the file's own.
     """
     limits = limits or AudioLimits()
     (folder / AUDIO_FOLDER).mkdir(parents=True, exist_ok=True)
     ordered = sorted(rows, key=lambda row: (row.audio, row.offset_s, row.id))
-    recordings = [(path, list(group)) for path, group in groupby(ordered, key=lambda row: row.audio)]
+    recordings = [list(group) for _, group in groupby(ordered, key=lambda row: row.audio)]
     with ThreadPoolExecutor(workers) as pool:
-        outcomes = list(pool.map(lambda item: _normalize_recording(item[0], item[1], folder, limits), recordings))
+        outcomes = list(pool.map(lambda rows: _normalize_recording(rows, folder, limits), recordings))
     kept = [row for outcome in outcomes for row in outcome.kept]
     quarantined = [row for outcome in outcomes for row in outcome.quarantined]
     return Sorted(tuple(sorted(kept, key=lambda r: r.id)), tuple(sorted(quarantined, key=lambda r: r.id)))
 
 
-def _normalize_recording(path: str, rows: Sequence[Utterance], folder: Path, limits: AudioLimits) -> Sorted:
+def _normalize_recording(rows: Sequence[Utterance], folder: Path, limits: AudioLimits) -> Sorted:
+    """The rows of one file, channel by channel, the last first.
+
+    Where one row names a channel that is not there, whoever wrote the rows counted otherwise, and what the others name
+    is not what they mean: none of them is cut.
+    """
+    kept: list[Utterance] = []
+    quarantined: list[Quarantined] = []
+    channels = sorted(
+        {row.channel for row in rows}, key=lambda channel: -1 if channel is None else channel, reverse=True
+    )
+    absent: Quarantined | None = None
+    for channel in channels:
+        named = [row for row in rows if row.channel == channel]
+        if absent is not None and channel is not None:
+            quarantined += [replace(absent, id=row.id) for row in named]
+            continue
+        outcome = _normalize_channel(named, folder, limits)
+        kept += outcome.kept
+        quarantined += outcome.quarantined
+        absent = next((row for row in outcome.quarantined if row.code == NO_SUCH_CHANNEL), absent)
+    return Sorted(tuple(kept), tuple(quarantined))
+
+
+def _normalize_channel(rows: Sequence[Utterance], folder: Path, limits: AudioLimits) -> Sorted:
+    path = rows[0].audio
     try:
         if len(rows) == 1 and rows[0].offset_s == 0:
             return Sorted((_write_utterance(rows[0], _beginning(path, rows[0], limits), folder),), ())
@@ -113,6 +140,7 @@ def _write_utterance(row: Utterance, chunks: Iterable[np.ndarray], folder: Path)
         row,
         audio=path.relative_to(folder).as_posix(),
         offset_s=0.0,
+        channel=None,
         duration_s=round(duration_s, 6),
         digest=digest_file(path),
         attributes={**row.attributes, SOURCE_DIGEST: row.digest},
@@ -141,7 +169,7 @@ def _beginning(path: str, row: Utterance, limits: AudioLimits) -> Iterator[np.nd
     """
     end, position = _segment_end(row), 0
     beyond: list[np.ndarray] = []
-    for chunk in decode_chunks(path, limits):
+    for chunk in decode_chunks(path, limits, channel=row.channel):
         inside = len(chunk) if end is None else max(0, min(len(chunk), end - position))
         position += len(chunk)
         if inside:
@@ -171,7 +199,7 @@ def _cut_segments(path: str, rows: Sequence[Utterance], folder: Path, limits: Au
             quarantined.append(Quarantined(row.id, path, "segment-empty", reason))
 
     position = 0
-    for chunk in decode_chunks(path, limits):
+    for chunk in decode_chunks(path, limits, channel=rows[0].channel):
         open_segments = []
         for row, start, end in pending:
             if start < position + len(chunk) and (end is None or end > position):

@@ -2,13 +2,14 @@
 
 import datetime as dt
 import gzip
+import io
 import math
 import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from speech.store.outputs import parse_json
 
@@ -45,15 +46,18 @@ class BadLine:
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, "str | BadLine"]]:
-    """Numbered lines of a text file, plain or gzipped; a line that is not text comes as its reason."""
+    """Numbered lines of a text file, plain or gzipped; a line that is not text comes as its reason.
+
+    The text is UTF-8, or UTF-16 that says so in its first two bytes. Lines end as on Unix or on Windows, or as on a
+    Macintosh of old where the file knows no other end.
+    """
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as stream:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+            stream = _recoded(cast(BinaryIO, file))
             number = 0
             while line := stream.readline(MAX_LINE_BYTES):
                 number += 1
                 if number == 1:
-                    if line.startswith((b"\xff\xfe", b"\xfe\xff")):
-                        raise ManifestError(path, None, "is UTF-16; save it as UTF-8")
                     line = line.removeprefix(b"\xef\xbb\xbf")
                 if len(line) >= MAX_LINE_BYTES and not line.endswith(b"\n"):
                     while (rest := stream.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
@@ -64,13 +68,37 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, "str | BadLine"]]:
                 try:
                     text = line.decode()
                 except UnicodeDecodeError:
-                    yield number, BadLine("the line is not UTF-8")
+                    yield number, BadLine("the line is not UTF-8: save the file anew in that encoding")
                     continue
                 yield number, BadLine("the line holds a NUL character") if "\x00" in text else text
     except FileNotFoundError:
         raise ManifestError(path, None, "is missing") from None
+    except UnicodeError:  # of a line that is UTF-8 it is met above
+        raise ManifestError(path, None, "is UTF-16 by its first bytes, but damaged; save it as UTF-8") from None
     except (OSError, EOFError) as error:  # EOFError and BadGzipFile: a damaged .gz
         raise ManifestError(path, None, f"cannot be read ({reason_of(error)})") from error
+
+
+class _Recoded:
+    """A text file of another encoding or with other ends of lines, read as if it had ours."""
+
+    def __init__(self, file: BinaryIO, encoding: str, written: str, newline: str | None) -> None:
+        self._text = io.TextIOWrapper(file, encoding, newline=newline)
+        self._written = written
+
+    def readline(self, limit: int) -> bytes:
+        return self._text.readline(limit).encode(self._written)
+
+
+def _recoded(file: BinaryIO) -> "BinaryIO | _Recoded":
+    """The file, from its beginning, with lines of UTF-8 that end in a line feed."""
+    first = file.readline(MAX_LINE_BYTES)
+    file.seek(0)
+    if first.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return _Recoded(file, "utf-16", "utf-8", newline="\n")
+    if b"\n" not in first and b"\r" in first:
+        return _Recoded(file, "latin-1", "latin-1", newline=None)
+    return file
 
 
 def numbered_objects(path: Path) -> Iterator[tuple[int, "dict[str, Any] | BadLine"]]:
@@ -171,6 +199,23 @@ def as_optional_seconds(value: Any, name: str, *, positive: bool = False) -> flo
     if positive and seconds == 0:
         raise ValueError(f"{name} is zero")
     return seconds
+
+
+def as_channel(value: Any) -> int | None:
+    """A channel counted from 0, by its number, its letter (A is the first) or its side, or None.
+
+    Raises ValueError for anything else. A number is never taken to count from 1: which party it would mean is a guess.
+    """
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+        return value
+    name = str(value).strip().lower()
+    if re.fullmatch(r"[0-9]{1,3}(\.0)?", name):
+        return int(float(name))
+    if re.fullmatch(r"[a-p]", name):
+        return ord(name) - ord("a")
+    if name in ("left", "right"):
+        return int(name == "right")
+    raise ValueError(f"channel {value!r} is none: write its number counted from 0, or A, B, left or right")
 
 
 def as_split(value: Any) -> str | None:

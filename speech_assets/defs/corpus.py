@@ -4,7 +4,7 @@ import json
 import shutil
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from deployment.settings import Source
 from evaluation.corpus.expectations import catalogue, validate
 from evaluation.corpus.profile import CorpusProfile, ProfileError
 from evaluation.corpus.validation import ExpectationOutcome, ValidationUnknown, failed_checks
-from speech.corpus.importers import IMPORTERS, Defaults
+from speech.corpus.importers import Defaults
+from speech.corpus.index import SourceIndex, index_of, without_audio
 from speech.corpus.manifest import (
     ManifestError,
     RejectedRow,
@@ -35,6 +36,7 @@ from speech.corpus.normalize import (
     read_quarantine,
     select_utterances,
 )
+from speech.corpus.refusals import grouped, summary
 from speech.store.outputs import DataStore, StoreError, digest_file, write_atomically, write_json
 from speech_assets.defs.metadata import counts_table, markdown_table, quarter_heading
 from speech_assets.defs.partitions import (
@@ -57,8 +59,12 @@ COUNTS = "counts.json"
 PROFILE = "profile.json"
 
 
-def read_source(source: Source, workspace: Workspace, quarter: str, language: str) -> Iterator[Utterance | RejectedRow]:
-    """The rows of a source, of every quarter and language that it holds."""
+def source_index(source: Source, workspace: Workspace, quarter: str, language: str) -> SourceIndex:
+    """The rows of a source, of every quarter and language that it holds.
+
+    Raises:
+        ManifestError: it cannot be read.
+    """
     kind, path = source.kind, source.path
     if kind == "synthetic":
         from speech.corpus.synthetic import write_quarter
@@ -82,8 +88,9 @@ def read_source(source: Source, workspace: Workspace, quarter: str, language: st
         domain=source.domain,
         recorded_at=source.recorded_at,
         speaker=source.speaker,
+        audio_root=source.audio_root,
     )
-    yield from IMPORTERS[kind](path, defaults)
+    return index_of(workspace.store, kind, path, defaults)
 
 
 def _sources_version() -> str:
@@ -112,34 +119,39 @@ def recordings(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
     """
     quarter, language = quarter_and_language(context)
     found: dict[str, Utterance] = {}
-    rejected: list[RejectedRow] = []
-    nowhere: list[str] = []  # rows that no partition of this deployment takes, and why
+    rejected: list[RejectedRow] = []  # rows that no importer could read: they may be of any partition
+    unusable: list[RejectedRow] = []  # rows of this partition
+    nowhere: Counter[str] = Counter()  # rows that no partition of this deployment takes, by why
     read = elsewhere = 0
     try:
         for source in workspace.settings.sources:
-            for row in read_source(source, workspace, quarter, language):
-                read += 1
-                if isinstance(row, RejectedRow):
-                    rejected.append(row)
-                elif why := _outside(row, workspace):
-                    nowhere.append(why)
-                elif row.language != language or quarter_of(row.recorded_at) != quarter:
-                    elsewhere += 1
-                elif row.id in found:
+            index = source_index(source, workspace, quarter, language)
+            read += index.read
+            rejected += index.rejections()
+            for partition, count in index.counts.items():
+                if why := _outside(*partition, workspace):
+                    nowhere[why] += count
+                elif partition != (language, quarter):
+                    elsewhere += count
+            for row in index.rows(language, quarter):
+                if row.id in found:
                     why = f"id '{row.id}' is also in another source: give one of the two rows another id"
-                    rejected.append(RejectedRow(row.audio, 0, why, row.id))
+                    unusable.append(RejectedRow(row.audio, 0, why, row.id))
+                elif missing := without_audio(row):
+                    unusable.append(missing)
                 else:
                     found[row.id] = row
     except ManifestError as unreadable:
         raise dg.Failure(f"a source cannot be read: {unreadable}", allow_retries=False) from unreadable
     rows = sorted(digest_sources(found.values()), key=lambda row: row.id)
-    quarantined = tuple(Quarantined(r.id or f"row {r.row}", r.source, "row", r.reason) for r in rejected)
+    quarantined = tuple(Quarantined(r.id or f"row {r.row}", r.source, "row", r.reason) for r in (*unusable, *rejected))
     counts = {
         "read": read,
         "kept": len(rows),
         "other_partitions": elsewhere,
-        "no_partition": len(nowhere),
+        "no_partition": nowhere.total(),
         "rejected": len(rejected),
+        "unusable": len(unusable),
     }
     with workspace.store.replace("recordings", quarter, language) as staging:
         Sorted(tuple(rows), quarantined).write(staging.path)
@@ -150,8 +162,8 @@ def recordings(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
             "quarter": quarter_heading(quarter, language),
             "recordings": len(rows),
             "speakers": len({row.speaker for row in rows}),
-            "rejected_rows": len(rejected),
-            "rejections": counts_table(("reason", "rows"), [row.reason for row in quarantined]),
+            "rejected_rows": len(quarantined),
+            "rejections": _refusals_table(row.reason for row in quarantined),
             "in_no_partition": counts_table(("why", "rows"), nowhere),
             "manifest": dg.MetadataValue.path(str(published.path / MANIFEST)),
         },
@@ -460,11 +472,11 @@ def _synthesised(store: DataStore, language: str, rows: Sequence[Utterance]) -> 
     return sum(row.attributes.get(SOURCE_DIGEST) in digests for row in rows)
 
 
-def _outside(row: Utterance, workspace: Workspace) -> str | None:
-    """Why no partition of this deployment takes a row; None where one does."""
-    if row.language not in workspace.settings.languages:
-        return f"language '{row.language}' is not in `languages`"
-    if (quarter := quarter_of(row.recorded_at)) < workspace.settings.first_quarter:
+def _outside(language: str, quarter: str, workspace: Workspace) -> str | None:
+    """Why no partition of this deployment takes rows of a language and quarter; None where one does."""
+    if language not in workspace.settings.languages:
+        return f"language '{language}' is not in `languages`"
+    if quarter < workspace.settings.first_quarter:
         return f"{quarter_title(quarter)} is before `first_quarter`"
     return None
 
@@ -473,15 +485,19 @@ def _why_empty(quarter: str, language: str, read: int, rejected: Sequence[Quaran
     """Why a partition has no recording: what most of the rejected rows lack, or that its sources hold none."""
     if not rejected:
         return f"no source holds a recording of {quarter} in '{language}': check `sources` in soundstage.toml"
-    commonest = Counter(row.reason for row in rejected).most_common(2)
-    reasons = "; ".join(f"{count} rows: {reason}" for reason, count in commonest)
-    return f"none of {read} rows read is of {quarter} in '{language}'; {len(rejected)} were refused: {reasons}"
+    reasons = summary(row.reason for row in rejected)
+    return f"no row of {read:,} can be used for {quarter} in '{language}'; {len(rejected):,} were refused: {reasons}"
 
 
 def _unreadable_share(workspace: Workspace, quarter: str, language: str) -> float:
-    """Share of all rows of the sources that no importer could read; nobody knows whose partition they were."""
+    """Share of a partition's rows that cannot be read or used.
+
+    Nobody knows whose the rows are that no importer could read: they count in every partition as in the whole.
+    """
     counts = json.loads((workspace.store.current("recordings", quarter, language).path / COUNTS).read_text())
-    return float(counts["rejected"]) / max(1, counts["read"])
+    unread = counts["rejected"] / max(1, counts["read"])
+    unusable = counts.get("unusable", 0) / max(1, counts.get("unusable", 0) + counts["kept"])
+    return float(unread + (1 - unread) * unusable)
 
 
 def _profile(workspace: Workspace, quarter: str, language: str) -> CorpusProfile | None:
@@ -513,7 +529,11 @@ def _expectation_check(outcome: ExpectationOutcome) -> dg.AssetCheckResult:
 
 
 def _quarantine_table(rows: tuple[Quarantined, ...]) -> dg.MarkdownMetadataValue:
-    return markdown_table(("recording", "why"), [(row.id, f"{row.code}: {row.reason}") for row in rows[:50]])
+    return _refusals_table(f"{row.code}: {row.reason}" for row in rows)
+
+
+def _refusals_table(reasons: Iterable[str]) -> dg.MarkdownMetadataValue:
+    return markdown_table(("rows", "why; the first of them"), grouped(reasons))
 
 
 def _median(values: list[float]) -> float:

@@ -30,6 +30,7 @@ CODES = {
     "truncated",
     "too-long",
     "too-many-channels",
+    "no-such-channel",
     "implausible-rate",
     "too-large",
     "unreadable",
@@ -209,6 +210,25 @@ def test_channels_become_their_mean():
     left, right = tone(440, 2), tone(1000, 2)
     samples = audio.decode(sound_bytes(np.stack([left, right], 1), subtype="FLOAT")).samples
     np.testing.assert_allclose(samples, (left + right) / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize(("form", "rate"), [("WAV", RATE), ("FLAC", 8_000), ("OGG", 48_000)])
+def test_a_channel_that_is_asked_for_comes_alone(form, rate):
+    """Whatever reads the container: of the other party not a trace."""
+    data = sound_bytes(np.stack([tone(440, 2, rate), tone(1000, 2, rate)], 1), rate, form, None)
+    for channel, wanted, other in ((0, 440, 1000), (1, 1000, 440)):
+        samples = audio.decode(data, channel=channel).samples
+        spectrum = np.abs(np.fft.rfft(samples[RATE // 2 : RATE // 2 + RATE]))  # a bin a hertz
+        assert np.argmax(spectrum) == wanted
+        assert spectrum[other - 2 : other + 3].max() < 0.02 * spectrum[wanted]
+        np.testing.assert_array_equal(np.concatenate(list(audio.decode_chunks(data, channel=channel))), samples)
+
+
+def test_a_channel_that_is_not_there_is_refused():
+    """Another one in its place would put other people's words under the transcript."""
+    with pytest.raises(AudioError, match="has no channel 2: it holds 2, counted from 0") as caught:
+        audio.decode(sound_bytes(np.stack([tone(), tone()], 1)), channel=2)
+    assert caught.value.code == "no-such-channel"
 
 
 def test_a_caller_on_one_channel_is_not_mistaken_for_cancellation():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 from speech.audio.decode import Waveform, decode, encode_flac
 from speech.corpus.manifest import Utterance, read_manifest
@@ -114,6 +115,45 @@ def test_a_file_that_turns_out_truncated_leaves_no_audio_of_its_segments(tmp_pat
     assert [kept.id for kept in outcome.kept] == ["sound"]
     written = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out" / "audio").iterdir()}
     assert written == {kept.audio for kept in outcome.kept}
+
+
+def stereo(path: Path, seconds: float, *hz: float) -> Path:
+    time = np.arange(round(seconds * 16_000)) / 16_000
+    soundfile.write(path, np.stack([0.3 * np.sin(2 * np.pi * f * time) for f in hz], 1), 16_000)
+    return path
+
+
+def pitch(path: Path) -> float:
+    samples = decode(path).samples
+    return float(np.argmax(np.abs(np.fft.rfft(samples))) * 16_000 / len(samples))
+
+
+def test_an_utterance_holds_its_own_channel_and_no_other(tmp_path: Path) -> None:
+    """Of a call the parties speak at the same time: mixed, each transcript would be learnt against both."""
+    call = stereo(tmp_path / "call.wav", 4.0, 400, 1000)
+    rows = [
+        row("agent", call, channel=0, duration_s=4.0),
+        row("agent-2", call, channel=0, offset_s=2.0, duration_s=1.0),
+        row("caller", call, channel=1, offset_s=0.5, duration_s=2.0),
+        row("both", call, offset_s=1.0, duration_s=1.0),
+    ]
+    outcome = normalize_audio(rows, tmp_path)
+    assert outcome.quarantined == ()
+    found = {kept.id: (kept.channel, kept.duration_s, round(pitch(tmp_path / kept.audio))) for kept in outcome.kept}
+    assert found.pop("both")[:2] == (None, 1.0)
+    assert found == {"agent": (None, 4.0, 400), "agent-2": (None, 1.0, 400), "caller": (None, 2.0, 1000)}
+
+
+def test_where_one_channel_is_not_there_none_of_the_file_is_cut(tmp_path: Path) -> None:
+    """Whoever counts from 1 means the first party by 1: as it stands, half the rows would hold the other's words."""
+    call = stereo(tmp_path / "call.wav", 2.0, 400, 1000)
+    rows = [row("agent", call, channel=1), row("caller", call, channel=2), row("both", call)]
+    outcome = normalize_audio(rows, tmp_path)
+    assert [kept.id for kept in outcome.kept] == ["both"]
+    assert [(bad.id, bad.code) for bad in outcome.quarantined] == [
+        ("agent", "no-such-channel"),
+        ("caller", "no-such-channel"),
+    ]
 
 
 def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:

@@ -45,7 +45,9 @@ class TestManifest:
     def test_what_is_written_is_read_back(self, tmp_path: Path) -> None:
         """A manifest is the only record between two steps; a field that does not survive is lost for good."""
         rows = [
-            utterance("a", attributes={"gender": "female", "age": "31"}, split="dev", digest="0" * 64, offset_s=2.5),
+            utterance(
+                "a", attributes={"gender": "female", "age": "31"}, split="dev", digest="0" * 64, offset_s=2.5, channel=1
+            ),
             utterance("b", duration_s=None),
         ]
         assert write_manifest(tmp_path / "m.jsonl", rows) == 2

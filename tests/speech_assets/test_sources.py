@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 
 from deployment.settings import Source
-from speech.audio.decode import Waveform, encode_flac
+from speech.audio.decode import Waveform, decode, encode_flac
 from speech.corpus.manifest import read_manifest, split_of_speaker
 from speech.corpus.normalize import MANIFEST
 
@@ -77,10 +78,10 @@ def reasons(result: Any) -> list[str]:
 def test_a_row_that_names_no_language_is_not_put_into_every_one(ingest: Any, tmp_path: Path) -> None:
     """With two languages configured, a German sentence would otherwise be learnt as English as well."""
     result = ingest([table(tmp_path / "a", ["a.flac\tguten morgen\tanna\t2024-02-01"])])
-    assert counts(result) == {"read": 1, "kept": 0, "other_partitions": 0, "no_partition": 0, "rejected": 1}
+    assert (counts(result)["read"], counts(result)["kept"], counts(result)["rejected"]) == (1, 0, 1)
     assert "there is no language" in reasons(result)[0]
     headline = next(e for e in result.get_asset_check_evaluations() if e.check_name == "every_row_accounted_for")
-    assert "1 were refused: 1 rows: there is no language" in headline.description
+    assert "1 were refused: 1 row: there is no language" in headline.description
 
 
 def test_a_source_names_what_its_rows_do_not_say(ingest: Any, tmp_path: Path) -> None:
@@ -126,6 +127,7 @@ def test_rows_that_no_partition_takes_are_counted(ingest: Any, tmp_path: Path) -
         "other_partitions": 1,
         "no_partition": 2,
         "rejected": 0,
+        "unusable": 0,
     }
 
 
@@ -134,6 +136,48 @@ def test_a_source_that_is_not_there_is_one_sentence(ingest: Any, tmp_path: Path)
     assert not result.success
     failure = next(event for event in result.all_events if event.is_step_failure)
     assert "nowhere: is not a folder" in failure.step_failure_data.user_failure_data.description
+
+
+def test_audio_that_is_not_there_is_one_sentence_and_may_still_come(ingest: Any, tmp_path: Path) -> None:
+    """A folder named wrongly is one mistake, not thousands; and what it misses may be copied after the manifest."""
+    rows = [f"calls/{n}.wav\tgood morning\tanna\t2024-02-01" for n in range(1_200)]
+    other_quarter = ["calls/old.wav\tgood morning\tanna\t2024-08-01"]
+    source = table(tmp_path / "a", [*rows, *other_quarter], language="en")
+    result = ingest([source])
+    headline = next(e for e in result.get_asset_check_evaluations() if e.check_name == "every_row_accounted_for")
+    assert f"1,200 rows: there is no audio file; the first is {tmp_path}/a/calls/0.wav: if paths are relative to " in (
+        headline.description or ""
+    )
+    assert "set audio_root" in (headline.description or "")
+    assert (counts(result)["unusable"], counts(result)["other_partitions"]) == (1_200, 1)
+
+    sound = Waveform(np.random.default_rng(1).normal(0, 0.1, 16_000).astype(np.float32))
+    (tmp_path / "a/calls").mkdir()
+    encode_flac(sound, tmp_path / "a/calls/0.wav")
+    assert list(rows_of(ingest([source]))) == ["calls-0"]
+    (tmp_path / "b/calls").mkdir(parents=True)
+    encode_flac(sound, tmp_path / "b/calls/7.wav")
+    elsewhere = source.model_copy(update={"audio_root": str(tmp_path / "b")})
+    assert [row.audio for row in rows_of(ingest([elsewhere])).values()] == [str(tmp_path / "b/calls/7.wav")]
+
+
+def test_each_party_of_a_call_is_learnt_by_its_own_channel(ingest: Any, tmp_path: Path) -> None:
+    """Through the assets, from a Kaldi directory with the channel in the fifth column of `segments`."""
+    time = np.arange(4 * 8_000) / 8_000
+    sides = np.stack([0.3 * np.sin(2 * np.pi * hz * time) for hz in (500, 1_200)], 1)
+    soundfile.write(tmp_path / "call.wav", sides, 8_000)
+    (tmp_path / "wav.scp").write_text("call call.wav\n")
+    (tmp_path / "segments").write_text("a-1 call 0.0 3.0 0\nb-1 call 1.0 -1 1\n")
+    (tmp_path / "text").write_text("a-1 hello there\nb-1 good morning\n")
+    (tmp_path / "utt2spk").write_text("a-1 a\nb-1 b\n")
+    source = Source(kind="kaldi", path=str(tmp_path), language="en", recorded_at="2024-02-01")
+    result = ingest([source], "recordings", "normalized_audio")
+    normalised = result.store.current("normalized_audio", QUARTER, LANGUAGE).path
+    heard = {}
+    for row in rows_of(result, "normalized_audio").values():
+        samples = decode(normalised / row.audio).samples
+        heard[row.id] = len(samples) / 16_000, round(np.abs(np.fft.rfft(samples)).argmax() * 16_000 / len(samples))
+    assert heard == {"a-1": (3.0, 500), "b-1": (3.0, 1_200)}
 
 
 def test_a_delivery_of_unreadable_rows_does_not_pass_for_its_readable_rest(ingest: Any, tmp_path: Path) -> None:

@@ -1,0 +1,265 @@
+"""What the importers share: the names that columns go by, and how the cells of a row become an utterance."""
+
+import datetime as dt
+import functools
+import hashlib
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+from speech.corpus.lookup import Lookup
+from speech.corpus.manifest import UNKNOWN_DOMAIN, RejectedRow, Utterance, age_band, primary_language
+from speech.corpus.rows import (
+    PathLike,
+    as_channel,
+    as_optional_seconds,
+    as_split,
+    cell_text,
+    is_uri,
+    parse_date,
+)
+
+COLUMN_ALIASES: Mapping[str, tuple[str, ...]] = {
+    "audio": ("path", "file", "audio", "file_name", "filename", "audio_path", "audio_filepath", "audio_file", "wav"),
+    "text": ("text", "transcript", "sentence", "transcription"),
+    "id": ("id", "utt_id", "utterance_id", "utterance"),
+    "speaker": ("speaker", "client_id", "speaker_id", "spk_id"),
+    "language": ("language", "locale", "lang"),
+    "domain": ("domain", "sentence_domain"),
+    "recorded_at": ("recorded_at", "date", "recorded_on", "recording_date"),
+    "gender": ("gender", "sex"),
+    "age": ("age",),
+    "age_band": ("age_band",),
+    "accent": ("accent", "accents"),
+    "offset": ("offset", "offset_s", "start", "start_s", "start_time", "begin", "begin_s", "begin_time"),
+    "offset_ms": ("offset_ms", "start_ms", "start_time_ms", "begin_ms", "begin_time_ms"),
+    "end": ("end", "end_s", "end_time", "stop", "stop_s", "stop_time"),
+    "end_ms": ("end_ms", "end_time_ms", "stop_ms", "stop_time_ms"),
+    "duration": ("duration", "duration_s"),
+    "duration_ms": ("duration_ms",),
+    "channel": ("channel", "channel_id", "audio_channel"),
+    "split": ("split",),
+}
+_ALIAS_TO_COLUMN = {alias: column for column, aliases in COLUMN_ALIASES.items() for alias in aliases}
+_UNIT = re.compile(r"[ _-]*[\[(](\w+)[\])]$")  # of "duration[ms]" or "start (s)"
+_UNKNOWN_UNIT = re.compile(
+    r"(start|begin|offset|end|stop|duration)(_time)?[ _-]+"
+    r"(samples?|frames?|ticks|us|microseconds|ns|nanoseconds|min|minutes|h|hours)"
+)
+_UNUSABLE = re.compile("[\x00\ud800-\udfff]")
+_LANGUAGE_NAMES = {  # some corpora name the language in English instead of by its tag
+    "english": "en", "german": "de", "french": "fr", "spanish": "es", "italian": "it", "portuguese": "pt",
+    "dutch": "nl", "polish": "pl", "russian": "ru", "japanese": "ja", "korean": "ko", "mandarin": "zh",
+    "chinese": "zh", "arabic": "ar", "hindi": "hi", "turkish": "tr", "ukrainian": "uk", "swedish": "sv",
+}  # fmt: skip
+_DECADES = {  # Common Voice gives decades, of which two straddle our bands and keep their own
+    "teens": "13-19", "twenties": "18-29", "thirties": "30-44", "fourties": "40-49", "forties": "40-49",
+    "fifties": "45-59", "sixties": "60+", "seventies": "60+", "eighties": "60+", "nineties": "60+",
+}  # fmt: skip
+MAX_ID_BYTES = 180  # leaves room for a suffix within the 255 bytes of a file name
+ROUNDING_S = 0.05  # by which a duration and the distance from start to end may differ
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What to assume where a source does not say it."""
+
+    language: str | None = None
+    domain: str = UNKNOWN_DOMAIN
+    recorded_at: dt.date | None = None
+    speaker: str | None = None
+    audio_root: str | None = None  # folder that paths of recordings are relative to; None: where the layout has them
+
+
+Imported = Utterance | RejectedRow
+Importer = Callable[[PathLike, Defaults], Iterator[Imported]]
+
+
+@functools.lru_cache(4096)
+def column_of(name: str) -> str:
+    """The column that a header's name stands for; empty where it stands for none.
+
+    Raises ValueError for a time in a unit that is not read: passed over, whole files would be learnt as one utterance.
+    """
+    plain = _UNIT.sub(r"_\1", name.strip().lower())
+    if _UNKNOWN_UNIT.fullmatch(plain):
+        what = plain.split("_")[0].split(" ")[0]
+        raise ValueError(f"'{name}' is in a unit that is not read: give seconds as {what} or milliseconds as {what}_ms")
+    return _ALIAS_TO_COLUMN.get(plain, "")
+
+
+class Intake:
+    """Turns the cells of one row into an utterance, and knows which ids an import has already given out.
+
+    Whether the audio is there is not looked at: it may come and go while the manifest stays as it is.
+    """
+
+    def __init__(self, defaults: Defaults, base: Path) -> None:
+        self.defaults = defaults
+        self.base = os.path.abspath(defaults.audio_root or base)
+        self._known = Lookup()
+
+    def utterance(self, cells: Mapping[str, Any]) -> Utterance:
+        """The utterance. Raises ValueError with one sentence for a row that cannot be one."""
+        values = {column: cell_text(value) for column, value in cells.items() if column in COLUMN_ALIASES}
+        if _UNUSABLE.search("\n".join(values.values())):
+            column = next(column for column, value in values.items() if _UNUSABLE.search(value))
+            problem = "holds a NUL character" if "\x00" in values[column] else "is not UTF-8"
+            raise ValueError(f"column {column} {problem}")
+        given = values.get
+        if not (location := given("audio")):
+            raise ValueError("there is no audio path")
+        if not (text := given("text")):
+            raise ValueError("there is no transcript")
+        speaker = given("speaker") or self.defaults.speaker
+        if not speaker:
+            raise ValueError("there is no speaker; add the column, or name a speaker for the whole source")
+        if date := given("recorded_at"):
+            recorded_at = _date(date)
+        elif self.defaults.recorded_at is not None:
+            recorded_at = self.defaults.recorded_at
+        else:
+            raise ValueError(
+                "there is no recording date; add the column, or name a date for the whole source (recorded_at)"
+            )
+        named = given("language") or self.defaults.language
+        if not named:
+            raise ValueError("there is no language; add the column, or name a language for the whole source")
+        language, locale = _language(named)
+        offset, duration = _times(values)
+        channel = as_channel(given("channel") or None)
+        split = as_split(given("split") or None)
+        audio = self.locate(location)
+        attributes = {
+            **_gender(given("gender", "")),
+            **_age(given("age", ""), given("age_band", "")),
+            **({"accent": values["accent"]} if given("accent") else {}),
+            **({"locale": locale} if locale else {}),
+        }
+        return Utterance(
+            id=self._identity(given("id", ""), location, audio, offset, channel),
+            audio=audio,
+            duration_s=duration,
+            text=text,
+            speaker=speaker,
+            language=language,
+            domain=given("domain") or self.defaults.domain,
+            recorded_at=recorded_at,
+            offset_s=offset,
+            channel=channel,
+            split=split,
+            attributes=attributes,
+        )
+
+    def locate(self, location: str) -> str:
+        """The audio's absolute path, or its URI. Raises ValueError for what would have to be run or unpacked."""
+        if location.endswith("|") or location.startswith("|"):
+            raise ValueError("the audio is a command; commands are never run, write its output to a file")
+        if location == "-":
+            raise ValueError("the audio is standard input; give a file")
+        if re.search(r"\.ark:\d+$", location):
+            raise ValueError("the audio lies inside a Kaldi archive; extract it to a file")
+        if location.lower().startswith("file://"):
+            location = unquote(urlparse(location).path)
+        elif is_uri(location):
+            return location
+        return os.path.normpath(os.path.join(self.base, location))
+
+    def _identity(self, named: str, location: str, audio: str, offset: float, channel: int | None) -> str:
+        """The given id made safe as a file name, or one from the audio's path; raises ValueError where it is taken."""
+        source = f"{audio}\0{offset}\0{channel}"
+        if named:
+            identity = _safe_name(named)
+            if not self._known.add(identity, 0, source):
+                raise ValueError(f"id '{named}' comes twice; the first row counts")
+            return identity
+        relative = os.path.relpath(audio, self.base) if not is_uri(audio) else location
+        relative = Path(audio).name if relative.startswith("..") else relative
+        mark = (f"@{offset:.3f}" if offset else "") + (f"@{channel}" if channel is not None else "")
+        identity = _safe_name(os.path.splitext(relative)[0] + mark)
+        taken = not self._known.add(identity, 0, source)
+        if taken and self._known.text(identity) != source:
+            identity = _safe_name(f"{relative}{mark}-{hashlib.sha256(audio.encode()).hexdigest()[:8]}")
+            taken = not self._known.add(identity, 0, source)
+        if taken:
+            raise ValueError(f"the audio '{location}' comes twice; the first row counts")
+        return identity
+
+
+def _times(values: Mapping[str, str]) -> tuple[float, float | None]:
+    """Where an utterance starts and how long it is, in seconds, from any two of start, end and duration."""
+    offset = _seconds(values, "offset") or 0.0
+    duration = _seconds(values, "duration", positive=True)
+    end = _seconds(values, "end")
+    if end is None:
+        return offset, duration
+    if not end > offset:
+        raise ValueError(f"the utterance ends at {end:g} s, which is not after its start at {offset:g} s")
+    span = round(end - offset, 6)
+    if duration is not None and abs(duration - span) > ROUNDING_S:
+        raise ValueError(f"start and end are {span:g} s apart, but the duration is {duration:g} s; keep what is right")
+    return offset, span
+
+
+def _seconds(values: Mapping[str, str], column: str, *, positive: bool = False) -> float | None:
+    given, thousandths = values.get(column), values.get(f"{column}_ms")
+    if thousandths and given:
+        raise ValueError(f"{column} is given in seconds and in milliseconds; keep one")
+    if thousandths:
+        milliseconds = as_optional_seconds(thousandths, f"{column}_ms", positive=positive)
+        return None if milliseconds is None else milliseconds / 1000
+    return as_optional_seconds(given or None, column, positive=positive)
+
+
+def _safe_name(name: str) -> str:
+    safe = re.sub(r"[\s/\\:*?\"<>|\x00-\x1f\x7f]+", "-", name).strip("-.") or "utterance"
+    encoded = safe.encode()
+    if len(encoded) > MAX_ID_BYTES:
+        mark = hashlib.sha256(encoded).hexdigest()[:12]
+        safe = f"{encoded[: MAX_ID_BYTES - 13].decode(errors='ignore')}-{mark}"
+    return safe
+
+
+@functools.lru_cache(4096)
+def _date(value: str) -> dt.date:
+    return parse_date(value)
+
+
+@functools.lru_cache(4096)
+def _language(tag: str) -> tuple[str, str]:
+    """(primary tag, whole tag where it says more)."""
+    tag = _LANGUAGE_NAMES.get(tag.strip().lower(), tag.strip()).replace("_", "-")
+    primary = primary_language(tag)
+    if primary is None:
+        raise ValueError(f"{tag!r} is not a language; write a tag such as en or de-CH")
+    return primary, tag if "-" in tag else ""
+
+
+def _gender(value: str) -> dict[str, str]:
+    word = value.strip().lower()
+    if not word:
+        return {}
+    if word in ("m", "male", "man", "male_masculine"):
+        return {"gender": "male"}
+    if word in ("f", "female", "woman", "female_feminine"):
+        return {"gender": "female"}
+    return {"gender": word}
+
+
+def _age(value: str, band: str) -> dict[str, str]:
+    """Attributes from an age in years, a decade in words or a band; an age that is none of these is left out."""
+    word = value.strip().lower()
+    if word in _DECADES:
+        return {"age_band": _DECADES[word]}
+    try:
+        years = float(word) if word else math.nan
+    except ValueError:
+        years = math.nan
+    if 0 <= years <= 130:
+        return {"age": f"{years:g}", "age_band": band or age_band(years)}
+    return {"age_band": band} if band else {}

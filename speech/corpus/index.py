@@ -1,0 +1,164 @@
+"""A source read once: its rows by language and quarter, kept in the data store until its manifest changes.
+
+Every partition of a corpus asks its sources for the rows of its own language and quarter. Read anew each time, a
+manifest of a million rows would be read as often as there are quarters. The first partition that asks reads the source
+to its end and files each row under its language and quarter; the others read only their file.
+
+A source has changed when a file of its manifest has another size or was written since. Where recordings are missing is
+no part of the index: they may arrive without a word in the manifest, so whoever reads a partition looks again.
+
+Memory is bounded by the batch that is written at a time. Of the processes of one machine one builds and the others
+wait; two machines that start together both build, and publish the same bytes.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from speech.corpus.importers import FILES, IMPORTERS, Defaults
+from speech.corpus.manifest import RejectedRow, Utterance, quarter_of, read_manifest, row_line
+from speech.corpus.rows import ManifestError, is_uri, numbered_objects
+from speech.store.outputs import DataStore, StoreError, write_json
+
+EDITION = 1  # counted up when an importer reads rows otherwise
+ASSET = "source_index"
+SUMMARY = "index.json"
+REJECTED = "rejected.jsonl"
+BATCH_CHARACTERS = 8 << 20  # of rows waiting to be written
+NO_AUDIO = "no-audio"
+
+
+@dataclass(frozen=True)
+class SourceIndex:
+    """A source's rows by language and quarter."""
+
+    folder: Path
+    counts: Mapping[tuple[str, str], int]  # rows by language and quarter
+    rejected: int  # rows that no importer could read, so that nobody knows whose they are
+
+    @property
+    def read(self) -> int:
+        """How many rows the source has, whatever became of them."""
+        return sum(self.counts.values()) + self.rejected
+
+    def rows(self, language: str, quarter: str) -> Iterator[Utterance]:
+        """The rows of a partition, in the order of the source."""
+        if (language, quarter) in self.counts:
+            yield from read_manifest(self.folder / _file_of(language, quarter))
+
+    def rejections(self) -> Iterator[RejectedRow]:
+        """The rows that no importer could read."""
+        for _, row in numbered_objects(self.folder / REJECTED):
+            if isinstance(row, dict):
+                yield RejectedRow(**row)
+
+
+def index_of(store: DataStore, kind: str, path: str, defaults: Defaults) -> SourceIndex:
+    """The index of a source as it is now, built where there is none yet.
+
+    Raises:
+        ManifestError: the source cannot be read, or was changed while it was.
+    """
+    source = json.dumps([kind, path, asdict(defaults)], default=str)
+    name = hashlib.sha256(source.encode()).hexdigest()[:16]
+    state = _state(kind, path, source)
+    if (found := _current(store, name, state)) is not None:
+        return found
+    with _one_of_this_machine(f"{store.root}\0{name}"):
+        if (found := _current(store, name, state)) is not None:
+            return found
+        with store.replace(ASSET, name) as staging:
+            summary = _build(staging.path, kind, path, defaults)
+            if _state(kind, path, source) != state:
+                raise ManifestError(path, None, "was changed while it was read; run again when it is delivered whole")
+            write_json(staging.path / SUMMARY, {"state": state, **summary})
+        return _opened(staging.published.path, summary)
+
+
+def without_audio(row: Utterance) -> RejectedRow | None:
+    """Why a row cannot be used now: its file is not there. None where it is, or where only opening a URI would tell."""
+    if is_uri(row.audio):
+        return None
+    try:
+        if os.path.isfile(row.audio):
+            return None
+    except (OSError, ValueError):
+        pass
+    reason = f"there is no audio file {row.audio}: if paths are relative to another folder, set audio_root"
+    return RejectedRow(row.audio, 0, reason, row.id)
+
+
+def _state(kind: str, path: str, source: str) -> str:
+    """A digest of what a source is and of when its files were written last."""
+    files: list[Any] = []
+    for file in FILES[kind](path):
+        try:
+            seen = file.stat()
+            files.append((file.name, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns))
+        except OSError:
+            files.append((file.name, None))
+    return hashlib.sha256(json.dumps([EDITION, source, files]).encode()).hexdigest()
+
+
+def _current(store: DataStore, name: str, state: str) -> SourceIndex | None:
+    try:
+        folder = store.current(ASSET, name).path
+        summary = json.loads((folder / SUMMARY).read_text())
+        return _opened(folder, summary) if summary["state"] == state else None
+    except (StoreError, OSError, ValueError, KeyError, TypeError):
+        return None  # there is none, or it is of an older form: built anew
+
+
+def _opened(folder: Path, summary: Mapping[str, Any]) -> SourceIndex:
+    counts = {(language, quarter): rows for language, quarter, rows in summary["counts"]}
+    return SourceIndex(folder, counts, summary["rejected"])
+
+
+def _build(folder: Path, kind: str, path: str, defaults: Defaults) -> dict[str, Any]:
+    waiting: dict[str, list[str]] = defaultdict(list)
+    held = rejected = 0
+    counts: Counter[tuple[str, str]] = Counter()
+    (folder / REJECTED).touch()
+    for row in IMPORTERS[kind](path, defaults):
+        if isinstance(row, RejectedRow):
+            file, line = REJECTED, json.dumps(row.to_json())
+            rejected += 1
+        else:
+            partition = row.language, quarter_of(row.recorded_at)
+            file, line = _file_of(*partition), row_line(row)
+            counts[partition] += 1
+        waiting[file].append(line)
+        held += len(line)
+        if held > BATCH_CHARACTERS:
+            _append(folder, waiting)
+            held = 0
+    _append(folder, waiting)
+    return {"counts": [[*partition, rows] for partition, rows in sorted(counts.items())], "rejected": rejected}
+
+
+def _append(folder: Path, waiting: dict[str, list[str]]) -> None:
+    for name, lines in waiting.items():
+        with (folder / name).open("a", encoding="utf-8", newline="\n") as file:
+            file.write("\n".join(lines) + "\n")
+    waiting.clear()
+
+
+def _file_of(language: str, quarter: str) -> str:
+    return f"{language}-{quarter}.jsonl"
+
+
+@contextmanager
+def _one_of_this_machine(name: str) -> Iterator[None]:
+    """One process of this user on this machine at a time; the lock goes with the process that holds it."""
+    mark = hashlib.sha256(name.encode()).hexdigest()[:16]
+    with open(Path(tempfile.gettempdir(), f"soundstage-{os.getuid()}-{mark}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

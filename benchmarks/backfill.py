@@ -223,10 +223,11 @@ def backfill(folder: Path, quarter_count: int, languages: Sequence[str], *, kill
     os.environ["STUB_LOG"] = str(log)
     os.environ["PYTHONPATH"] = str(ROOT)
     settings = Settings.load()
-    from speech_assets.defs.partitions import first_quarters
+    from speech_assets.defs.partitions import Grid
 
+    grid = Grid(settings)
     wanted = partitions_by_asset(
-        first_quarters(quarter_count), first_quarters(settings.training.base_quarters), languages
+        grid.first_quarters(quarter_count), grid.first_quarters(settings.training.base_quarters), languages
     )
     killer = Killer(log) if kill else None
     with services.running(settings, Console(stderr=True), only=("Code", "Dagster", "Daemon")):

@@ -115,11 +115,12 @@ def materialize(home: Path, bar: float | None) -> int:
     """Materialise the assets one after the other and print what came out; without a bar, a refusal is the success."""
     import dagster as dg
 
+    from deployment.settings import Settings
     from evaluation.results import Evaluation
     from speech.store.outputs import DataStore
     from speech_assets.definitions import build
 
-    definitions = build()
+    definitions = build(Settings.load())
     took: dict[str, float] = {}
     (home / "dagster").mkdir(exist_ok=True)
     with dg.DagsterInstance.local_temp(str(home / "dagster")) as instance:

@@ -44,15 +44,6 @@ DEFAULT_CONFIG = "soundstage.toml"
 NO_SETTINGS = frozenset({CONFIG_VARIABLE, "SOUNDSTAGE_DAGSTER_STORAGE", "SOUNDSTAGE_DEBUG", "SOUNDSTAGE_REAL_DATA"})
 KUBERNETES = re.compile(r"\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_[0-9]+_\w+)")  # of a service, in each pod
 EARLIEST_QUARTER = "1900-01"  # Dagster cannot list the quarters from the year 1 on
-OWNER = re.compile(r"team:.+|[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}")  # as Dagster reads it
-CRON_ALIASES = frozenset({"@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@yearly", "@annually"})
-CRON_FIELDS: tuple[tuple[int, int, tuple[str, ...]], ...] = (  # lowest, highest, and names that are taken, too
-    (0, 59, ()),
-    (0, 23, ()),
-    (1, 31, ("l",)),
-    (1, 12, ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")),
-    (0, 7, ("sun", "mon", "tue", "wed", "thu", "fri", "sat")),
-)
 
 
 class SettingsError(Exception):
@@ -71,33 +62,6 @@ def _web_address(url: str) -> str:
 
 
 WebAddress = Annotated[str, AfterValidator(_web_address)]
-
-
-def _cron_expression(text: str) -> str:
-    fields = text.lower().split()
-    usable = len(fields) == len(CRON_FIELDS) and all(map(_is_cron_field, fields, CRON_FIELDS))
-    if not usable and text.lower() not in CRON_ALIASES:
-        raise ValueError(
-            "must be a cron expression: minute, hour, day of the month, month and day of the week, such as "
-            f"'0 6 1 * *', or one of {', '.join(sorted(CRON_ALIASES))}; got '{text}'"
-        )
-    return text
-
-
-def _is_cron_field(text: str, known: tuple[int, int, tuple[str, ...]]) -> bool:
-    lowest, highest, names = known
-    for item in text.split(","):
-        span, *step = item.split("/")
-        ends = [] if span == "*" else span.split("-")
-        inside = all(
-            end in names or (re.fullmatch(r"[0-9]{1,2}", end) and lowest <= int(end) <= highest) for end in ends
-        )
-        if not inside or len(ends) > 2 or len(step) > 1 or not all(re.fullmatch(r"[1-9][0-9]?", s) for s in step):
-            return False
-    return True
-
-
-CronExpression = Annotated[str, AfterValidator(_cron_expression)]
 
 
 def listens_at(url: str, usual_port: int) -> str:
@@ -323,10 +287,8 @@ class Pools(Section):
 class Retraining(Section):
     """When models are asked for without a launch; the sensor `retraining` in Dagster answers, once switched on."""
 
-    quarter_closed_cron: CronExpression = Field(
-        "0 6 1 1,4,7,10 *", description="When the quarter that closed is asked for (UTC)."
-    )
-    late_recordings_cron: CronExpression = Field(
+    quarter_closed_cron: str = Field("0 6 1 1,4,7,10 *", description="When the quarter that closed is asked for (UTC).")
+    late_recordings_cron: str = Field(
         "0 6 1 * *", description="When recordings that came late are looked for in the latest closed quarter (UTC)."
     )
     on_change: bool = Field(
@@ -442,13 +404,6 @@ class Settings(BaseSettings):
             raise ValueError(f"must not be before {EARLIEST_QUARTER}; got '{quarter}'")
         return quarter
 
-    @field_validator("owners")
-    @classmethod
-    def _owners_for_dagster(cls, owners: tuple[str, ...]) -> tuple[str, ...]:
-        if bad := [owner for owner in owners if not OWNER.fullmatch(owner)]:
-            raise ValueError(f"must be mail addresses or 'team:' and a name, such as 'team:speech'; got {bad}")
-        return owners
-
     @classmethod
     def settings_customise_sources(
         cls,
@@ -490,7 +445,9 @@ class Settings(BaseSettings):
         folder = path.parent
         sources = tuple(
             source.model_copy(
-                update={name: str(folder / path) for name in ("path", "audio_root") if (path := getattr(source, name))}
+                update={
+                    name: str(folder / given) for name in ("path", "audio_root") if (given := getattr(source, name))
+                }
             )
             for source in settings.sources
         )

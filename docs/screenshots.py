@@ -46,26 +46,24 @@ class Picture:
 def compared(workspace: "Workspace", language: str) -> str:
     """The newest quarter whose candidate was evaluated beside another model; the second where none was."""
     from speech_assets.defs.evaluation import load_evaluation
-    from speech_assets.defs.partitions import first_quarters, quarters
 
-    for quarter in reversed(quarters.get_partition_keys()):
+    for quarter in reversed(workspace.grid.quarters.get_partition_keys()):
         if workspace.store.exists("evaluation", quarter, language):
             evaluation = load_evaluation(workspace, quarter, language)
             if evaluation.champion_digest not in (None, evaluation.bundle_digest):
                 return quarter
-    return first_quarters(2)[-1]
+    return workspace.grid.first_quarters(2)[-1]
 
 
 def pictures(settings: Settings, backfill: str) -> list[Picture]:
     """Every picture of the documentation."""
-    from speech_assets.defs.partitions import first_quarters
     from speech_assets.defs.promotion import launchpad
     from speech_assets.defs.resources import Workspace
 
     workspace, language = Workspace(settings), settings.languages[0]
     dagster, model = settings.dagster_url, workspace.model_name(language)
     newest = workspace.registry().versions(model)[0]
-    first, second = first_quarters(2)
+    first, second = workspace.grid.first_quarters(2)
     return [
         Picture(
             "graph",
@@ -111,12 +109,13 @@ def pictures(settings: Settings, backfill: str) -> list[Picture]:
 
 def backfilled(settings: Settings, console: Console) -> str:
     """A backfill of the first three quarters in every language; launched and waited for where there is none."""
-    from speech_assets.defs.partitions import first_quarters
+    from speech_assets.defs.partitions import Grid
 
     dagster = DagsterClient(settings.dagster_url)
     for found in dagster.query(BACKFILLS)["partitionBackfillsOrError"]["results"]:
         return str(found["id"])
-    partitions = [f"{language}|{quarter}" for quarter in first_quarters(3) for language in settings.languages]
+    quarters = Grid(settings).first_quarters(3)
+    partitions = [f"{language}|{quarter}" for quarter in quarters for language in settings.languages]
     started = dagster.backfill(dict.fromkeys((*CORPUS, *MODELS, *JUDGEMENT), partitions), "the first three quarters")
     with console.status("backfilling the first three quarters of every language, which takes minutes"):
         dagster.wait_for_backfill(started)

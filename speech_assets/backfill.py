@@ -55,10 +55,10 @@ def scope(quarters: Sequence[str], languages: Sequence[str], settings: Settings)
     Raises:
         SettingsError: a quarter or a language is not one of this deployment.
     """
-    from speech_assets.defs.partitions import first_quarters
-    from speech_assets.defs.partitions import quarters as definition
+    from speech_assets.defs.partitions import Grid
 
-    known = list(definition.get_partition_keys())
+    grid = Grid(settings)
+    known = list(grid.quarters.get_partition_keys())
     chosen: list[str] = []
     for word in quarters or [f"{known[0]}:{known[-1]}"]:
         first, _, last = word.partition(":")
@@ -73,7 +73,7 @@ def scope(quarters: Sequence[str], languages: Sequence[str], settings: Settings)
         raise SettingsError(
             f"{', '.join(sorted(unknown))}: no language of this deployment, which has {', '.join(settings.languages)}"
         )
-    base = first_quarters(settings.training.base_quarters)
+    base = grid.first_quarters(settings.training.base_quarters)
     return Scope(tuple(sorted(set(chosen))), tuple(languages or settings.languages), tuple(base))
 
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import dagster as dg
 
-from deployment.settings import Settings
+from deployment.settings import Settings, SettingsError
 from speech_assets.defs import (
     alerts,
     approvals,
@@ -36,7 +36,22 @@ def build(settings: Settings, resource_overrides: Mapping[str, Any] | None = Non
     Raises:
         SettingsError: Dagster does not take a schedule or an owner as it is written.
     """
-    grid = Grid(settings)
+    try:
+        return _declared(Grid(settings), resource_overrides or {})
+    except dg.DagsterInvalidDefinitionError as refused:  # what reaches it unchecked are owners and schedules
+        raise SettingsError(
+            f"Dagster does not take `owners` or `[retraining]` of soundstage.toml: {refused}"
+        ) from refused
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    """What Dagster loads: the graph of the deployment that soundstage.toml describes."""
+    return build(Settings.load())
+
+
+def _declared(grid: Grid, resource_overrides: Mapping[str, Any]) -> dg.Definitions:
+    settings = grid.settings
     declared = dg.Definitions.merge(*(module.definitions(grid) for module in MODULES))
     assets: Sequence[Any] = [_linked(asset) for asset in declared.assets or ()]
     if settings.source_code is not None:
@@ -54,15 +69,9 @@ def build(settings: Settings, resource_overrides: Mapping[str, Any] | None = Non
         jobs=declared.jobs,
         schedules=declared.schedules,
         sensors=declared.sensors,
-        resources={**resources(settings), **(resource_overrides or {})},
+        resources={**resources(settings), **resource_overrides},
         executor=dg.in_process_executor,
     ).map_asset_specs(func=lambda spec: spec.replace_attributes(owners=list(settings.owners)))
-
-
-@dg.definitions
-def defs() -> dg.Definitions:
-    """What Dagster loads: the graph of the deployment that soundstage.toml describes."""
-    return build(Settings.load())
 
 
 def _linked(asset: Any) -> Any:
@@ -75,4 +84,3 @@ def _linked(asset: Any) -> Any:
     )
     references = dg.CodeReferencesMetadataValue(code_references=[place])
     return asset.map_asset_specs(lambda spec: spec.merge_attributes(metadata={"dagster/code_references": references}))
-

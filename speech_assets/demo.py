@@ -336,7 +336,7 @@ def main() -> int:
 
 
 def _demonstrate(settings: Settings, console: Console) -> None:
-    from speech_assets.defs.partitions import first_quarters
+    from speech_assets.defs.partitions import Grid
 
     if not settings.promotion.approvers:
         raise SettingsError("nobody may approve: name someone in `approvers` of [promotion] in soundstage.toml")
@@ -344,10 +344,10 @@ def _demonstrate(settings: Settings, console: Console) -> None:
     partitions = [
         (quarter, language)
         for place, language in enumerate(languages)
-        for quarter in first_quarters(OTHERS if place else QUARTERS)
+        for quarter in Grid(settings).first_quarters(OTHERS if place else QUARTERS)
     ]
     demo = Demo(settings, console)
-    first = first_quarters(1)[0]
+    first = Grid(settings).first_quarters(1)[0]
 
     console.rule("1. the first quarter of each language: ingest, normalise, validate")
     for what, assets in (("corpus", CORPUS), ("base corpus", BASE_CORPUS)):

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass
 import dagster as dg
 
 from deployment.settings import Alerts
-from speech_assets.defs.partitions import PARTITION_TAG, SETTINGS
+from speech_assets.defs.partitions import PARTITION_TAG, Grid
+from speech_assets.defs.resources import Workspace
 from speech_assets.slack import link, post
 
 SENSOR_INTERVAL_S = 10
@@ -113,13 +114,23 @@ def why_failed(instance: dg.DagsterInstance, run: dg.DagsterRun, otherwise: str)
     return "; ".join((checks or steps or [otherwise])[:REASONS])
 
 
-@dg.run_failure_sensor(
-    name="alerts",
-    minimum_interval_seconds=SENSOR_INTERVAL_S,
-    default_status=dg.DefaultSensorStatus.RUNNING if configured(SETTINGS.alerts) else dg.DefaultSensorStatus.STOPPED,
-    description="Tells Slack, PagerDuty or a webhook that a run failed for good, with its partition and the reason.",
-)
-def alerts(context: dg.RunFailureSensorContext) -> None:
+def definitions(grid: Grid) -> dg.Definitions:
+    """The sensor of runs that failed."""
+    running = configured(grid.settings.alerts)
+    return dg.Definitions(
+        sensors=[
+            dg.run_failure_sensor(
+                name="alerts",
+                minimum_interval_seconds=SENSOR_INTERVAL_S,
+                default_status=dg.DefaultSensorStatus.RUNNING if running else dg.DefaultSensorStatus.STOPPED,
+                description="Tells Slack, PagerDuty or a webhook that a run failed for good, with its partition and "
+                "the reason.",
+            )(alerts)
+        ]
+    )
+
+
+def alerts(context: dg.RunFailureSensorContext, workspace: dg.ResourceParam[Workspace]) -> None:
     """A run has failed."""
     run = context.dagster_run
     if json.loads(run.tags.get("dagster/will_retry", "false")):
@@ -129,9 +140,9 @@ def alerts(context: dg.RunFailureSensorContext) -> None:
         run.job_name.strip("_").lower().replace("asset_job", "materialisation"),
         run.tags.get(PARTITION_TAG, ""),
         why_failed(context.instance, run, context.failure_event.message or "the run failed without a sentence"),
-        f"{SETTINGS.dagster_url}/runs/{run.run_id}",
+        f"{workspace.settings.dagster_url}/runs/{run.run_id}",
         run.tags.get("soundstage/recipe", ""),
         run.tags.get("soundstage/git_revision", ""),
     )
-    for problem in send(alert, SETTINGS.alerts):
+    for problem in send(alert, workspace.settings.alerts):
         context.log.error(problem)

@@ -27,6 +27,7 @@ from speech.bundle import BundleError
 from speech.store.outputs import StoreError
 from speech_assets.defs.metadata import markdown_table
 from speech_assets.defs.models import BUNDLE
+from speech_assets.defs.partitions import Grid
 from speech_assets.defs.promotion import CHAMPION, log_checks
 from speech_assets.defs.resources import Workspace
 from speech_assets.defs.retries import retried_when_unreachable, unreachable
@@ -95,6 +96,15 @@ class ReconcileConfig(dg.Config):
     )
     approver: str = Field(description="Your name, as it stands in `promotion.approvers` of soundstage.toml.")
     reason: str = Field(description="What you found and why it is right as the ledger says; told with the repair.")
+
+
+def definitions(grid: Grid) -> dg.Definitions:
+    """The jobs that people decide with, and who takes requests from elsewhere."""
+    return dg.Definitions(
+        jobs=[promote, rollback, override_gates, expire_challengers, reconcile, check_champion],
+        schedules=[watch_champion],
+        sensors=[approvals],
+    )
 
 
 @contextmanager

@@ -2,11 +2,20 @@
 
 import dagster as dg
 
+from speech_assets.defs.partitions import Grid
+
 CHECK_INTERVAL_S = 10
 
-automation = dg.AutomationConditionSensorDefinition(
-    "automation",
-    target=dg.AssetSelection.all(),
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    minimum_interval_seconds=CHECK_INTERVAL_S,
-)
+
+def definitions(grid: Grid) -> dg.Definitions:
+    """The sensor that looks at automation conditions."""
+    return dg.Definitions(
+        sensors=[
+            dg.AutomationConditionSensorDefinition(
+                "automation",
+                target=dg.AssetSelection.all(),
+                default_status=dg.DefaultSensorStatus.RUNNING,
+                minimum_interval_seconds=CHECK_INTERVAL_S,
+            )
+        ]
+    )

@@ -6,11 +6,12 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import dagster as dg
 
-from deployment.settings import Source
+from deployment.settings import Settings, Source
 from evaluation.corpus.expectations import catalogue, validate
 from evaluation.corpus.profile import CorpusProfile, ProfileError
 from evaluation.corpus.validation import ExpectationOutcome, ValidationUnknown, failed_checks
@@ -39,24 +40,91 @@ from speech.corpus.normalize import (
 from speech.corpus.refusals import grouped, summary
 from speech.store.outputs import DataStore, StoreError, digest_file, write_atomically, write_json
 from speech_assets.defs.metadata import counts_table, markdown_table, quarter_heading
-from speech_assets.defs.partitions import (
-    CPU_POOL,
-    SETTINGS,
-    base_quarter_language,
-    first_quarters,
-    languages,
-    previous_quarter,
-    quarter_and_language,
-    quarter_language,
-    same_language,
-    same_quarter_and_language,
-)
+from speech_assets.defs.partitions import CPU_POOL, Grid, quarter_and_language, same_language, same_quarter_and_language
 from speech_assets.defs.resources import Workspace, version_of
 from speech_assets.defs.retries import retried_when_unreachable
 
-TRAINING_DATA = dg.AssetKey("training_data")
+UTTERANCES, TRAINING_DATA = dg.AssetKey("utterances"), dg.AssetKey("training_data")
 COUNTS = "counts.json"
 PROFILE = "profile.json"
+
+
+def definitions(grid: Grid) -> dg.Definitions:
+    """The corpus of a deployment, as assets with their checks."""
+    partitions, settings = grid.quarter_language, grid.settings
+
+    def check(name: str, asset: str, *, blocking: bool = True, description: str | None = None) -> dg.AssetCheckSpec:
+        return dg.AssetCheckSpec(
+            name, asset=asset, partitions_def=partitions, blocking=blocking, description=description
+        )
+
+    asset = partial(dg.asset, partitions_def=partitions, group_name="corpus", pool=CPU_POOL)
+    return dg.Definitions(
+        assets=[
+            asset(
+                kinds={"python"},
+                code_version=_sources_version(settings),
+                check_specs=[check("every_row_accounted_for", "recordings")],
+            )(recordings),
+            asset(
+                kinds={"ffmpeg"},
+                code_version="1",
+                deps=["recordings"],
+                check_specs=[check("in_equals_out_plus_quarantined", "normalized_audio")],
+            )(normalized_audio),
+            asset(
+                kinds={"greatexpectations"},
+                code_version=version_of(settings.corpus),
+                deps=["normalized_audio"],
+                check_specs=[
+                    check("no_utterance_lost", "utterances"),
+                    *(
+                        check(name, "utterances", blocking=blocking, description=description)
+                        for name, blocking, description in catalogue(settings.corpus)
+                    ),
+                ],
+            )(utterances),
+            dg.AssetSpec(
+                key=TRAINING_DATA,
+                partitions_def=partitions,
+                group_name="corpus",
+                deps=[UTTERANCES],
+                description="What a quarter gives to training: its utterances where their checks passed, nothing where "
+                "they did not. Written with `utterances`; it is what fine-tunes of later quarters depend on, so that a "
+                "quarter which cannot be built is left out of them and does not hold them back.",
+            ),
+            dg.asset(
+                partitions_def=grid.base_quarter_language,
+                group_name="corpus",
+                code_version="1",
+                deps=[dg.AssetDep(UTTERANCES, partition_mapping=same_quarter_and_language)],
+            )(base_corpus),
+            dg.asset(
+                partitions_def=grid.languages,
+                group_name="corpus",
+                code_version="1",
+                pool=CPU_POOL,
+                deps=[dg.AssetDep("base_corpus", partition_mapping=same_language)],
+                check_specs=[
+                    dg.AssetCheckSpec(
+                        "of_the_sources",
+                        asset="benchmark_set",
+                        partitions_def=grid.languages,
+                        description="Own sources are not measured on speech that the embedded corpus left in the same "
+                        "data store.",
+                    )
+                ],
+            )(benchmark_set),
+        ]
+    )
+
+
+def _sources_version(settings: Settings) -> str:
+    if all(source.kind != "synthetic" for source in settings.sources):
+        return version_of(*settings.sources)
+    from speech.corpus.synthetic import edition
+
+    return version_of(*settings.sources, settings.synthetic, edition())
 
 
 def source_index(source: Source, workspace: Workspace, quarter: str, language: str) -> SourceIndex:
@@ -93,24 +161,6 @@ def source_index(source: Source, workspace: Workspace, quarter: str, language: s
     return index_of(workspace.store, kind, path, defaults)
 
 
-def _sources_version() -> str:
-    if all(source.kind != "synthetic" for source in SETTINGS.sources):
-        return version_of(*SETTINGS.sources)
-    from speech.corpus.synthetic import edition
-
-    return version_of(*SETTINGS.sources, SETTINGS.synthetic, edition())
-
-
-@dg.asset(
-    partitions_def=quarter_language,
-    group_name="corpus",
-    pool=CPU_POOL,
-    kinds={"python"},
-    code_version=_sources_version(),
-    check_specs=[
-        dg.AssetCheckSpec("every_row_accounted_for", asset="recordings", partitions_def=quarter_language, blocking=True)
-    ],
-)
 @retried_when_unreachable
 def recordings(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
     """What the sources hold for the quarter: a manifest of audio files, transcripts and speakers, by reference.
@@ -179,19 +229,6 @@ def recordings(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
     )
 
 
-@dg.asset(
-    partitions_def=quarter_language,
-    group_name="corpus",
-    pool=CPU_POOL,
-    kinds={"ffmpeg"},
-    code_version="1",
-    deps=[recordings],
-    check_specs=[
-        dg.AssetCheckSpec(
-            "in_equals_out_plus_quarantined", asset="normalized_audio", partitions_def=quarter_language, blocking=True
-        )
-    ],
-)
 @retried_when_unreachable
 def normalized_audio(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
     """Every recording as 16 kHz mono FLAC with its quality measured; what cannot be decoded is quarantined."""
@@ -221,27 +258,6 @@ def normalized_audio(context: dg.AssetExecutionContext, workspace: dg.ResourcePa
     )
 
 
-@dg.asset(
-    partitions_def=quarter_language,
-    group_name="corpus",
-    pool=CPU_POOL,
-    kinds={"greatexpectations"},
-    code_version=version_of(SETTINGS.corpus),
-    deps=[normalized_audio],
-    check_specs=[
-        dg.AssetCheckSpec("no_utterance_lost", asset="utterances", partitions_def=quarter_language, blocking=True),
-        *(
-            dg.AssetCheckSpec(
-                name,
-                asset="utterances",
-                partitions_def=quarter_language,
-                blocking=blocking,
-                description=description,
-            )
-            for name, blocking, description in catalogue(SETTINGS.corpus)
-        ),
-    ],
-)
 @retried_when_unreachable
 def utterances(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
     """The quarter's utterances, split by speaker, checked by Great Expectations.
@@ -264,7 +280,7 @@ def utterances(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
         kept = assign_splits(
             [replace(row, split=None) for row in kept], settings.corpus.dev_share, settings.corpus.test_share
         )
-    before = previous_quarter(quarter)
+    before = workspace.grid.previous_quarter(quarter)
     pages = store.path("pages", "data-docs", quarter, language)
     with store.replace("utterances", quarter, language) as staging:
         relative = Path("..", "..", "..", "..", source.path.relative_to(store.root))
@@ -324,23 +340,6 @@ def utterances(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
     )
 
 
-training_data = dg.AssetSpec(
-    key=TRAINING_DATA,
-    partitions_def=quarter_language,
-    group_name="corpus",
-    deps=[utterances],
-    description="What a quarter gives to training: its utterances where their checks passed, nothing where they did "
-    "not. Written with `utterances`; it is what fine-tunes of later quarters depend on, so that a quarter which cannot "
-    "be built is left out of them and does not hold them back.",
-)
-
-
-@dg.asset(
-    partitions_def=base_quarter_language,
-    group_name="corpus",
-    code_version="1",
-    deps=[dg.AssetDep(utterances, partition_mapping=same_quarter_and_language)],
-)
 @retried_when_unreachable
 def base_corpus(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
     """The first quarters: base models learn from them, and benchmark sets are frozen from them.
@@ -355,21 +354,6 @@ def base_corpus(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[W
     )
 
 
-@dg.asset(
-    partitions_def=languages,
-    group_name="corpus",
-    code_version="1",
-    pool=CPU_POOL,
-    deps=[dg.AssetDep(base_corpus, partition_mapping=same_language)],
-    check_specs=[
-        dg.AssetCheckSpec(
-            "of_the_sources",
-            asset="benchmark_set",
-            partitions_def=languages,
-            description="Own sources are not measured on speech that the embedded corpus left in the same data store.",
-        )
-    ],
-)
 @retried_when_unreachable
 def benchmark_set(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
     """The frozen test set of a language: the test speakers of the first quarters, written once and then kept.
@@ -382,7 +366,7 @@ def benchmark_set(context: dg.AssetExecutionContext, workspace: dg.ResourceParam
     if not store.exists("benchmark_set", language):
         with store.replace("benchmark_set", language) as staging:
             rows: list[Utterance] = []
-            for quarter in first_quarters(workspace.settings.training.base_quarters):
+            for quarter in workspace.grid.first_quarters(workspace.settings.training.base_quarters):
                 folder = validated_utterances(workspace, quarter, language)
                 rows += [
                     _copied_audio(row, folder / MANIFEST, staging.path, f"{quarter}-{row.id}")

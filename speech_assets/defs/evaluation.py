@@ -1,6 +1,7 @@
 """Evaluation: candidate and champion on the same test sets, and the verdict of the gates."""
 
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import dagster as dg
@@ -15,30 +16,45 @@ from speech.bundle import BundleError
 from speech.corpus.manifest import Utterance, read_manifest
 from speech.corpus.normalize import MANIFEST
 from speech.store.outputs import StoreError, digest_file, write_atomically
-from speech_assets.defs.corpus import benchmark_set, located, utterances, validated_utterances
+from speech_assets.defs.corpus import UTTERANCES, located, validated_utterances
 from speech_assets.defs.metadata import candidate_name, inline_plot, markdown_table, quarter_heading
-from speech_assets.defs.models import BUNDLE, model_bundle
-from speech_assets.defs.partitions import (
-    CPU_POOL,
-    SETTINGS,
-    quarter_and_language,
-    quarter_language,
-    same_language,
-)
+from speech_assets.defs.models import BUNDLE
+from speech_assets.defs.partitions import CPU_POOL, Grid, quarter_and_language, same_language
 from speech_assets.defs.resources import Workspace, version_of
 from speech_assets.defs.retries import retried_when_unreachable, unreachable
 
 REPORT_PLACE = "report"  # of a partition: the page of its evaluation, with the verdict in force
 
 
-@dg.asset(
-    partitions_def=quarter_language,
-    group_name="evaluation",
-    pool=CPU_POOL,
-    kinds={"python"},
-    code_version="1",
-    deps=[model_bundle, utterances, dg.AssetDep(benchmark_set, partition_mapping=same_language)],
-)
+def definitions(grid: Grid) -> dg.Definitions:
+    """The evaluation and the verdict of each model, as assets with their checks."""
+    asset = partial(
+        dg.asset, partitions_def=grid.quarter_language, group_name="evaluation", pool=CPU_POOL, kinds={"python"}
+    )
+    return dg.Definitions(
+        assets=[
+            asset(
+                code_version="1",
+                deps=["model_bundle", UTTERANCES, dg.AssetDep("benchmark_set", partition_mapping=same_language)],
+            )(evaluation),
+            asset(
+                code_version=version_of(grid.settings.gates),
+                deps=["evaluation"],
+                check_specs=[
+                    dg.AssetCheckSpec(
+                        "gates_passed",
+                        asset="verdict",
+                        partitions_def=grid.quarter_language,
+                        blocking=True,
+                        description="Every gate of the settings; the verdict is stored and read again by whatever "
+                        "moves the model.",
+                    )
+                ],
+            )(verdict),
+        ]
+    )
+
+
 @retried_when_unreachable
 def evaluation(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
     """WER and CER of the candidate and of today's champion, on the quarter's own test set and on the frozen benchmark.
@@ -94,23 +110,6 @@ def evaluation(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
     )
 
 
-@dg.asset(
-    partitions_def=quarter_language,
-    group_name="evaluation",
-    pool=CPU_POOL,
-    kinds={"python"},
-    code_version=version_of(SETTINGS.gates),
-    deps=[evaluation],
-    check_specs=[
-        dg.AssetCheckSpec(
-            "gates_passed",
-            asset="verdict",
-            partitions_def=quarter_language,
-            blocking=True,
-            description="Every gate of the settings; the verdict is stored and read again by whatever moves the model.",
-        )
-    ],
-)
 @retried_when_unreachable
 def verdict(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
     """The judgement of the gates over exactly this bundle, stored under its digest, and the report that shows it."""

@@ -16,24 +16,15 @@ from typing import Any
 
 import dagster as dg
 
+from deployment.settings import Training
 from speech.audio.decode import decode
 from speech.bundle import BundleError, ModelBundle
 from speech.corpus.manifest import audio_location, quarter_title, read_manifest
 from speech.corpus.normalize import MANIFEST
 from speech.store.outputs import DIGEST_CHARS, StoreError, digest_file, write_json
-from speech_assets.defs.corpus import TRAINING_DATA, base_corpus, benchmark_set, utterances, validated_utterances
+from speech_assets.defs.corpus import TRAINING_DATA, UTTERANCES, validated_utterances
 from speech_assets.defs.metadata import candidate_name, markdown_table, quarter_heading
-from speech_assets.defs.partitions import (
-    CPU_POOL,
-    SETTINGS,
-    first_quarters,
-    languages,
-    quarter_and_language,
-    quarter_language,
-    same_language,
-    training_window,
-    window_ending,
-)
+from speech_assets.defs.partitions import CPU_POOL, Grid, quarter_and_language, same_language
 from speech_assets.defs.processes import SupervisedProcess, alone_in, clear_abandoned
 from speech_assets.defs.resources import Workspace, git_revision, version_of
 from speech_assets.defs.retries import retried_when_unreachable
@@ -48,6 +39,63 @@ BUNDLE = "bundle"
 SPECIFICATION = "specification.json"
 FINGERPRINT = "fingerprint"
 BATCH = 16  # utterances recognised at once
+BASE_MODEL, FINETUNED_MODEL = dg.AssetKey("base_model"), dg.AssetKey("finetuned_model")
+
+
+def definitions(grid: Grid) -> dg.Definitions:
+    """The models of a deployment, as assets with their checks."""
+    settings = grid.settings.training
+    changed = (
+        dg.AutomationCondition.code_version_changed()
+        & ~dg.AutomationCondition.in_progress()
+        & ~dg.AutomationCondition.any_deps_missing()
+        & dg.AutomationCondition.all_deps_blocking_checks_passed()
+    )
+    return dg.Definitions(
+        assets=[
+            dg.asset(
+                partitions_def=grid.languages,
+                group_name="models",
+                kinds={"pytorch"},
+                code_version=recipe_version(settings.base_recipe, settings),
+                pool=settings.pool,
+                deps=[
+                    dg.AssetDep("base_corpus", partition_mapping=same_language),
+                    "benchmark_set",  # frozen before anything is learnt
+                ],
+                automation_condition=changed if grid.settings.retraining.on_change else None,
+            )(base_model),
+            dg.asset(
+                partitions_def=grid.quarter_language,
+                group_name="models",
+                kinds={"pytorch"},
+                code_version=recipe_version(settings.finetune_recipe, settings),
+                pool=settings.pool,
+                deps=[
+                    dg.AssetDep(BASE_MODEL, partition_mapping=same_language),
+                    UTTERANCES,
+                    dg.AssetDep(TRAINING_DATA, partition_mapping=grid.training_window),
+                ],
+            )(finetuned_model),
+            dg.asset(
+                partitions_def=grid.quarter_language,
+                group_name="models",
+                kinds={"onnx"},
+                code_version="1",
+                pool=CPU_POOL,
+                deps=[FINETUNED_MODEL],
+                check_specs=[
+                    dg.AssetCheckSpec(
+                        "same_text_as_checkpoint",
+                        asset="model_bundle",
+                        partitions_def=grid.quarter_language,
+                        blocking=True,
+                        description="The exported network gives the checkpoint's text on real utterances.",
+                    )
+                ],
+            )(model_bundle),
+        ]
+    )
 
 
 def train(
@@ -147,9 +195,9 @@ def training_command(command: str) -> list[str]:
     return [sys.executable if first == "python" else first, *others]
 
 
-def recipe_version(recipe: str) -> str:
+def recipe_version(recipe: str, settings: Training) -> str:
     """Changes whenever a recipe does, so that Dagster shows the models made with the old one as stale."""
-    return version_of(json.dumps(load_recipe(recipe, SETTINGS.training.overrides).deciding(), sort_keys=True))
+    return version_of(json.dumps(load_recipe(recipe, settings.overrides).deciding(), sort_keys=True))
 
 
 def training_record(folder: Path) -> dict[str, Any]:
@@ -158,23 +206,6 @@ def training_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-@dg.asset(
-    partitions_def=languages,
-    group_name="models",
-    kinds={"pytorch"},
-    code_version=recipe_version(SETTINGS.training.base_recipe),
-    pool=SETTINGS.training.pool,
-    deps=[
-        dg.AssetDep(base_corpus, partition_mapping=same_language),
-        benchmark_set,  # frozen before anything is learnt
-    ],
-    automation_condition=dg.AutomationCondition.code_version_changed()
-    & ~dg.AutomationCondition.in_progress()
-    & ~dg.AutomationCondition.any_deps_missing()
-    & dg.AutomationCondition.all_deps_blocking_checks_passed()
-    if SETTINGS.retraining.on_change
-    else None,
-)
 @retried_when_unreachable
 def base_model(
     context: dg.AssetExecutionContext,
@@ -194,7 +225,7 @@ def base_model(
         return dg.MaterializeResult(
             metadata={"checkpoint": published}, data_version=dg.DataVersion(staging.published.digest)
         )
-    quarters = first_quarters(workspace.settings.training.base_quarters)
+    quarters = workspace.grid.first_quarters(workspace.settings.training.base_quarters)
     return train(
         context,
         workspace,
@@ -208,18 +239,6 @@ def base_model(
     )
 
 
-@dg.asset(
-    partitions_def=quarter_language,
-    group_name="models",
-    kinds={"pytorch"},
-    code_version=recipe_version(SETTINGS.training.finetune_recipe),
-    pool=SETTINGS.training.pool,
-    deps=[
-        dg.AssetDep(base_model, partition_mapping=same_language),
-        utterances,
-        dg.AssetDep(TRAINING_DATA, partition_mapping=training_window),
-    ],
-)
 @retried_when_unreachable
 def finetuned_model(
     context: dg.AssetExecutionContext,
@@ -232,7 +251,7 @@ def finetuned_model(
     """
     quarter, language = quarter_and_language(context)
     folders = {quarter: validated_utterances(workspace, quarter, language)}
-    window = window_ending(quarter, workspace.settings.training.window)[:-1]
+    window = workspace.grid.window_ending(quarter, workspace.settings.training.window)[:-1]
     wait_until_built(context, window, language)
     for earlier in window:
         try:
@@ -255,23 +274,6 @@ def finetuned_model(
     )
 
 
-@dg.asset(
-    partitions_def=quarter_language,
-    group_name="models",
-    kinds={"onnx"},
-    code_version="1",
-    pool=CPU_POOL,
-    deps=[finetuned_model],
-    check_specs=[
-        dg.AssetCheckSpec(
-            "same_text_as_checkpoint",
-            asset="model_bundle",
-            partitions_def=quarter_language,
-            blocking=True,
-            description="The exported network gives the checkpoint's text on real utterances.",
-        )
-    ],
-)
 @retried_when_unreachable
 def model_bundle(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
     """The fine-tuned network as it is served: ONNX with streaming caches, tokenizer, and calibrated confidence."""

@@ -23,15 +23,10 @@ from evaluation.results import Evaluation
 from speech.bundle import BundleError, ModelBundle
 from speech.store.outputs import DataStore, StoreError
 from speech_assets.dagster_client import LAUNCHED_BY, LOCATION
-from speech_assets.defs.evaluation import REPORT_PLACE, load_evaluation, verdict
+from speech_assets.defs.evaluation import REPORT_PLACE, load_evaluation
 from speech_assets.defs.metadata import markdown_table, quarter_heading
-from speech_assets.defs.models import BUNDLE, CHECKPOINT, finetuned_model, training_record
-from speech_assets.defs.partitions import (
-    CPU_POOL,
-    languages,
-    quarter_and_language,
-    quarter_language,
-)
+from speech_assets.defs.models import BUNDLE, CHECKPOINT, FINETUNED_MODEL, training_record
+from speech_assets.defs.partitions import CPU_POOL, Grid, quarter_and_language, same_language
 from speech_assets.defs.resources import Workspace, git_revision
 from speech_assets.defs.retries import retried_when_unreachable
 from speech_assets.slack import announce, link
@@ -39,14 +34,32 @@ from speech_assets.slack import announce, link
 CHAMPION = dg.AssetKey("champion")
 
 
-@dg.asset(
-    partitions_def=quarter_language,
-    group_name="promotion",
-    pool=CPU_POOL,
-    kinds={"mlflow"},
-    code_version="1",
-    deps=[verdict],
-)
+def definitions(grid: Grid) -> dg.Definitions:
+    """Registered models and champions, as assets with their checks."""
+    return dg.Definitions(
+        assets=[
+            dg.asset(
+                partitions_def=grid.quarter_language,
+                group_name="promotion",
+                pool=CPU_POOL,
+                kinds={"mlflow"},
+                code_version="1",
+                deps=["verdict"],
+            )(registered_model),
+            dg.AssetSpec(
+                key=CHAMPION,
+                partitions_def=grid.languages,
+                group_name="promotion",
+                kinds={"mlflow"},
+                deps=[dg.AssetDep("registered_model", partition_mapping=same_language)],
+                description="The version of a language that people put into production. Written by the jobs `promote` "
+                "and `rollback` alone; the ledger says who decided what, when and why.",
+            ),
+        ],
+        asset_checks=[challenger_waits, ledger_intact, alias_follows_ledger],
+    )
+
+
 @retried_when_unreachable
 def registered_model(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
     """An MLflow version with its lineage, waiting as `challenger`; only with a passing verdict for this very bundle.
@@ -122,19 +135,6 @@ def registered_model(context: dg.AssetExecutionContext, workspace: dg.ResourcePa
         },
         data_version=dg.DataVersion(version.digest),
     )
-
-
-champion = dg.AssetSpec(
-    key=CHAMPION,
-    partitions_def=languages,
-    group_name="promotion",
-    kinds={"mlflow"},
-    deps=[
-        dg.AssetDep(registered_model, partition_mapping=dg.MultiToSingleDimensionPartitionMapping("language")),
-    ],
-    description="The version of a language that people put into production. Written by the jobs `promote` and "
-    "`rollback` alone; the ledger says who decided what, when and why.",
-)
 
 
 @dg.asset_check(asset=CHAMPION, name="challenger_waits")
@@ -330,7 +330,7 @@ def _report(store: DataStore, quarter: str, language: str) -> Path | None:
 
 def _launched_by(context: dg.AssetExecutionContext) -> tuple[str, ...]:
     """Everyone who launched a run that trained this very model, or this run where no training is on record."""
-    filters = dg.AssetRecordsFilter(asset_key=finetuned_model.key, asset_partitions=[context.partition_key])
+    filters = dg.AssetRecordsFilter(asset_key=FINETUNED_MODEL, asset_partitions=[context.partition_key])
     records = context.instance.fetch_materializations(filters, limit=100).records
     versions = [_data_version(record) for record in records]
     runs = {record.run_id for record, version in zip(records, versions, strict=True) if version == versions[0]}

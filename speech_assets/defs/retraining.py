@@ -22,34 +22,72 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import dagster as dg
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
+from deployment.settings import Training
 from speech.store.outputs import DataStore, write_json
 from speech_assets.chain import CORPUS, JUDGEMENT, MODELS
 from speech_assets.defs.metadata import quarter_heading
-from speech_assets.defs.models import base_model, finetuned_model, recipe_version
-from speech_assets.defs.partitions import (
-    PARTITION_TAG,
-    SETTINGS,
-    latest_closed_quarter,
-    partition_of,
-    quarter_language,
-)
+from speech_assets.defs.models import BASE_MODEL, FINETUNED_MODEL, recipe_version
+from speech_assets.defs.partitions import PARTITION_TAG, Grid, partition_of
 from speech_assets.defs.resources import Workspace
 
 log = logging.getLogger(__name__)
 SENSOR_INTERVAL_S = 30
 REASON_TAG = "soundstage/retraining"
+RETRAIN = "retrain"  # the job
 
-retrain = dg.define_asset_job(
-    "retrain",
-    selection=dg.AssetSelection.assets(*CORPUS, *MODELS, *JUDGEMENT),
-    partitions_def=quarter_language,
-    description="One quarter of one language from what its source holds now to a version that waits for a decision.",
-)
+
+def definitions(grid: Grid) -> dg.Definitions:
+    """What asks for new models, and what starts them."""
+    retrain = dg.define_asset_job(
+        RETRAIN,
+        selection=dg.AssetSelection.assets(*CORPUS, *MODELS, *JUDGEMENT),
+        partitions_def=grid.quarter_language,
+        description="One quarter of one language from what its source holds now to a version that waits for a "
+        "decision.",
+    )
+    schedule = partial(
+        dg.schedule,
+        target=retrain,
+        execution_timezone="UTC",
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+    )
+    settings = grid.settings.retraining
+    return dg.Definitions(
+        jobs=[retrain],
+        schedules=[
+            schedule(
+                cron_schedule=settings.quarter_closed_cron,
+                description="At the start of a quarter: asks for models of the quarter that has closed, in every "
+                "language.",
+            )(quarter_closed),
+            schedule(
+                cron_schedule=settings.late_recordings_cron,
+                description="Asks for another look at the closed quarter, whose last transcripts tend to come late.",
+            )(late_recordings),
+        ],
+        sensors=[
+            dg.sensor(
+                minimum_interval_seconds=SENSOR_INTERVAL_S,
+                target=retrain,
+                default_status=dg.DefaultSensorStatus.RUNNING,
+                description="Asks for a new model of the latest closed quarter where production does worse than its "
+                "limit.",
+            )(falling_quality),
+            dg.sensor(
+                minimum_interval_seconds=SENSOR_INTERVAL_S,
+                job=retrain,
+                default_status=dg.DefaultSensorStatus.STOPPED,
+                description="Starts one run for each partition that is asked for. Switch this on to have models made "
+                "unasked.",
+            )(retraining),
+        ],
+    )
 
 
 class QualityReading(BaseModel):
@@ -118,7 +156,7 @@ class Requests:
 
 def _ask_for_all(context: dg.ScheduleEvaluationContext, workspace: Workspace, name: str, reason: str) -> dg.SkipReason:
     now = context.scheduled_execution_time.astimezone(UTC)
-    quarter = latest_closed_quarter(now)
+    quarter = workspace.grid.latest_closed_quarter(now)
     if quarter is None:
         return dg.SkipReason("no quarter has ended yet")
     for language in workspace.settings.languages:
@@ -126,39 +164,19 @@ def _ask_for_all(context: dg.ScheduleEvaluationContext, workspace: Workspace, na
     return dg.SkipReason(f"asked for {quarter}: {', '.join(workspace.settings.languages)} ({reason})")
 
 
-@dg.schedule(
-    cron_schedule=SETTINGS.retraining.quarter_closed_cron,
-    target=retrain,
-    execution_timezone="UTC",
-    default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="At the start of a quarter: asks for models of the quarter that has closed, in every language.",
-)
 def quarter_closed(context: dg.ScheduleEvaluationContext, workspace: dg.ResourceParam[Workspace]) -> dg.SkipReason:
     """The quarter has closed."""
     return _ask_for_all(context, workspace, "quarter-closed", "the quarter has closed")
 
 
-@dg.schedule(
-    cron_schedule=SETTINGS.retraining.late_recordings_cron,
-    target=retrain,
-    execution_timezone="UTC",
-    default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Asks for another look at the closed quarter, whose last transcripts tend to come late.",
-)
 def late_recordings(context: dg.ScheduleEvaluationContext, workspace: dg.ResourceParam[Workspace]) -> dg.SkipReason:
     """Recordings may have come late."""
     return _ask_for_all(context, workspace, "late-recordings", "recordings may have come late")
 
 
-@dg.sensor(
-    target=retrain,
-    minimum_interval_seconds=SENSOR_INTERVAL_S,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Asks for a new model of the latest closed quarter where production does worse than its limit.",
-)
 def falling_quality(context: dg.SensorEvaluationContext, workspace: dg.ResourceParam[Workspace]) -> dg.SkipReason:
     """A reading of production is worse than its limit."""
-    quarter = latest_closed_quarter()
+    quarter = workspace.grid.latest_closed_quarter()
     said = []
     for language in workspace.settings.languages:
         path = workspace.store.path("production_quality") / f"{language}.json"
@@ -180,17 +198,11 @@ def falling_quality(context: dg.SensorEvaluationContext, workspace: dg.ResourceP
     return dg.SkipReason("; ".join(said) or "no new reading is worse than its limit")
 
 
-@dg.sensor(
-    job=retrain,
-    minimum_interval_seconds=SENSOR_INTERVAL_S,
-    default_status=dg.DefaultSensorStatus.STOPPED,
-    description="Starts one run for each partition that is asked for. Switch this on to have models made unasked.",
-)
 def retraining(
     context: dg.SensorEvaluationContext, workspace: dg.ResourceParam[Workspace]
 ) -> dg.SensorResult | dg.SkipReason:
     """Whatever was asked for and not served yet."""
-    quarter = latest_closed_quarter()
+    quarter = workspace.grid.latest_closed_quarter()
     if quarter is None:
         return dg.SkipReason("no quarter has ended yet")
     wanted, said = [], []
@@ -204,7 +216,7 @@ def retraining(
         since = last.create_timestamp.astimezone(UTC) if last else datetime.min.replace(tzinfo=UTC)
         requests = Requests(workspace.store)
         if workspace.settings.retraining.on_change:
-            for change in changes(context.instance, quarter, language):
+            for change in changes(context.instance, workspace.settings.training, quarter, language):
                 request = Request(reason=change.reason, asked_at=datetime.now(UTC))
                 requests.ask(quarter, language, change.name, request, anew_after=change.model_made_at)
         if reasons := [request.reason for request in requests.of(quarter, language) if request.asked_at > since]:
@@ -218,18 +230,18 @@ def retraining(
     return dg.SensorResult(run_requests=wanted)
 
 
-def changes(instance: dg.DagsterInstance, quarter: str, language: str) -> list[Change]:
+def changes(instance: dg.DagsterInstance, settings: Training, quarter: str, language: str) -> list[Change]:
     """What differs between the partition's model and what would be trained now; empty where there is no model."""
-    model = _latest(instance, finetuned_model.key, partition_of(quarter, language))
+    model = _latest(instance, FINETUNED_MODEL, partition_of(quarter, language))
     if model is None or model.asset_materialization is None:
         return []
     made_with = model.asset_materialization.tags or {}
     made_at = datetime.fromtimestamp(model.timestamp, UTC)
     found = []
-    before, now = made_with.get("dagster/code_version"), recipe_version(SETTINGS.training.finetune_recipe)
+    before, now = made_with.get("dagster/code_version"), recipe_version(settings.finetune_recipe, settings)
     if before not in {None, now}:
         found.append(Change(_change("recipe", before, now), "the recipe has changed", made_at))
-    base = _latest(instance, base_model.key, language)
+    base = _latest(instance, BASE_MODEL, language)
     if base is not None and base.asset_materialization is not None:
         before = made_with.get("dagster/input_data_version/base_model")
         now = (base.asset_materialization.tags or {}).get("dagster/data_version", "")
@@ -259,6 +271,5 @@ def _runs_of(instance: dg.DagsterInstance, partition: str) -> list[dg.RunRecord]
     return [
         record
         for record in instance.get_run_records(dg.RunsFilter(tags={PARTITION_TAG: partition}))
-        if record.dagster_run.job_name == retrain.name
-        or finetuned_model.key in (record.dagster_run.asset_selection or ())
+        if record.dagster_run.job_name == RETRAIN or FINETUNED_MODEL in (record.dagster_run.asset_selection or ())
     ]

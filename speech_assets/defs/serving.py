@@ -20,7 +20,7 @@ import dagster as dg
 from speech.corpus.manifest import audio_location, read_manifest
 from speech.corpus.normalize import MANIFEST
 from speech_assets.defs.metadata import markdown_table
-from speech_assets.defs.partitions import SETTINGS, languages
+from speech_assets.defs.partitions import Grid
 from speech_assets.defs.resources import Workspace
 from speech_assets.defs.retries import retried_when_unreachable, unreachable
 
@@ -42,17 +42,28 @@ _moved_by_others = dg.AutomationCondition.any_deps_updated() & ~dg.AutomationCon
 )
 
 
-@dg.asset(
-    key=RELEASE,
-    partitions_def=languages,
-    group_name="serving",
-    kinds={"fastapi"},
-    code_version="1",
-    deps=[CHAMPION],
-    automation_condition=_moved_by_others & ~dg.AutomationCondition.in_progress()
-    if SETTINGS.serving.auto_release
-    else None,
-)
+def definitions(grid: Grid) -> dg.Definitions:
+    """What the serving tier runs, as an asset with its check, and who looks at it."""
+    return dg.Definitions(
+        assets=[
+            dg.asset(
+                key=RELEASE,
+                partitions_def=grid.languages,
+                group_name="serving",
+                kinds={"fastapi"},
+                code_version="1",
+                deps=[CHAMPION],
+                automation_condition=_moved_by_others & ~dg.AutomationCondition.in_progress()
+                if grid.settings.serving.auto_release
+                else None,
+            )(serving_release)
+        ],
+        asset_checks=[serves_the_champion],
+        jobs=[check_serving],
+        schedules=[watch_serving],
+    )
+
+
 @retried_when_unreachable
 def serving_release(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
     """What the serving tier runs for a language: the champion, verified, loaded, probed, tried on a share, switched to.
@@ -84,7 +95,7 @@ def release_decided(
 
 
 @dg.asset_check(
-    asset=serving_release,
+    asset=RELEASE,
     name=SERVES_THE_CHAMPION,
     description="Every live replica reports that it runs the ledger's champions, and nothing else, for all requests.",
 )

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 import dagster as dg
 
-from speech_assets.defs.corpus import utterances
+from speech_assets.defs.corpus import UTTERANCES
 from speech_assets.defs.partitions import PARTITION_TAG, partition_of
 
 ENDED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
@@ -72,12 +72,12 @@ def _builders(instance: dg.DagsterInstance, partition: str, this_run: str) -> li
     runs = [
         run
         for run in (*instance.get_runs(unfinished), *again)
-        if run.run_id != this_run and utterances.key in (run.asset_selection or {utterances.key})
+        if run.run_id != this_run and UTTERANCES in (run.asset_selection or {UTTERANCES})
     ]
     if not runs:
         return []
     found = instance.fetch_materializations(
-        dg.AssetRecordsFilter(asset_key=utterances.key, asset_partitions=[partition]), limit=1
+        dg.AssetRecordsFilter(asset_key=UTTERANCES, asset_partitions=[partition]), limit=1
     ).records
     return [run for run in runs if not found or found[0].run_id != run.run_id]
 

@@ -167,17 +167,17 @@ def _still_wanted(run: ExecuteRunArgs, wait_s: float) -> bool:
 
 def run_tags(run: dg.DagsterRun) -> dict[str, str]:
     """What a run was made with: the code, and the recipe where it trains; Dagster tags its partition."""
-    from speech_assets.defs.partitions import SETTINGS
     from speech_assets.defs.resources import git_revision
 
     tags = {"soundstage/git_revision": git_revision()}
     selected = {key.path[-1] for key in run.asset_selection or ()}
     if selected & TRAINED or run.job_name == RETRAIN:
+        from deployment.settings import Settings
         from speech_assets.defs.models import recipe_version
 
-        training = SETTINGS.training
+        training = Settings.load().training
         recipe = training.base_recipe if "base_model" in selected else training.finetune_recipe
-        tags["soundstage/recipe"] = f"{Path(recipe).stem}@{recipe_version(recipe)}"
+        tags["soundstage/recipe"] = f"{Path(recipe).stem}@{recipe_version(recipe, training)}"
         # The training's own limit comes first: it leaves a checkpoint.
         tags[MAX_RUNTIME_TAG] = str(training.max_runtime_s + AROUND_TRAINING_S)
     return {tag: value for tag, value in tags.items() if tag not in run.tags}

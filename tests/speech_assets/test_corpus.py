@@ -92,12 +92,10 @@ def test_own_sources_over_the_embedded_corpus_s_benchmark_are_warned_of(deployme
 
     from deployment.settings import Settings, Source
     from speech_assets.definitions import build
-    from speech_assets.defs.resources import Workspace
 
     def warned(**changes: object) -> list[dg.AssetCheckEvaluation]:
-        workspace = Workspace(Settings.load().model_copy(update=changes))
         result = (
-            build({"workspace": workspace})
+            build(Settings.load().model_copy(update=changes))
             .resolve_implicit_global_asset_job_def()
             .execute_in_process(
                 asset_selection=[dg.AssetKey("benchmark_set")], partition_key="en", instance=deployment.instance

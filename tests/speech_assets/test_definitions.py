@@ -44,7 +44,8 @@ SCHEDULES = {"quarter_closed": True, "late_recordings": True, "watch_champion": 
 def test_loading_the_code_location_is_cheap() -> None:
     """Dagster loads it in every run and every minute: a heavy import here is paid thousands of times a day."""
     code = (
-        "import json, sys, time; import speech_assets.definitions; "
+        "import json, sys, time; from speech_assets.definitions import Settings, build; "
+        "build(Settings()).get_repository_def(); "
         f"print(json.dumps([time.process_time(), [m for m in {HEAVY!r} if m in sys.modules]]))"
     )
     out = subprocess.run(
@@ -56,10 +57,11 @@ def test_loading_the_code_location_is_cheap() -> None:
 
 
 @pytest.fixture
-def graph(deployment: object) -> object:
+def graph() -> object:
+    from deployment.settings import Settings
     from speech_assets.definitions import build
 
-    return build().resolve_asset_graph()
+    return build(Settings()).resolve_asset_graph()
 
 
 def test_the_graph_is_the_one_planned(graph) -> None:  # type: ignore[no-untyped-def]
@@ -97,10 +99,11 @@ def test_only_people_write_the_champion(graph) -> None:  # type: ignore[no-untyp
     assert not graph.get(dg.AssetKey("champion")).is_materializable
 
 
-def test_the_jobs_ask_for_typed_described_fields(deployment: object) -> None:
+def test_the_jobs_ask_for_typed_described_fields() -> None:
+    from deployment.settings import Settings
     from speech_assets.definitions import build
 
-    repository = build().get_repository_def()
+    repository = build(Settings()).get_repository_def()
     assert {job.name for job in repository.get_all_jobs() if not job.name.startswith("__")} == JOBS
     from speech_assets.defs.approvals import OverrideConfig, PromotionConfig, ReconcileConfig, RollbackConfig
 
@@ -108,13 +111,43 @@ def test_the_jobs_ask_for_typed_described_fields(deployment: object) -> None:
         assert all(field.description for field in config.model_fields.values())
 
 
-def test_the_schedules_are_those_that_are_documented(deployment: object) -> None:
+def test_the_schedules_are_those_that_are_documented() -> None:
     import dagster as dg
 
+    from deployment.settings import Settings
     from speech_assets.definitions import build
 
-    repository = build().get_repository_def()
+    repository = build(Settings()).get_repository_def()
     running = dg.DefaultScheduleStatus.RUNNING
     assert {each.name: each.default_status is running for each in repository.schedule_defs} == SCHEDULES
     table = (ROOT / "docs" / "steering.md").read_text().split("## What starts by itself")[1].split("##")[0]
     assert all(f"schedule `{name}`" in table for name in SCHEDULES)
+
+
+def test_graphs_of_different_settings_live_in_one_process() -> None:
+    """Nothing is read or kept where a module is imported: whoever builds a graph says of which deployment."""
+    from deployment.settings import Settings, Training
+    from speech_assets.definitions import build
+
+    one = build(Settings(languages=("en",), first_quarter="2024-01")).resolve_asset_graph()
+    other = build(Settings(languages=("ko", "ja"), first_quarter="2025-04", training=Training(pool="gpu")))
+    keys = other.resolve_asset_graph().get(one_key := next(iter(one.get_all_asset_keys()))).partitions_def
+    assert one.get(one_key).partitions_def.get_partition_keys() != keys.get_partition_keys()
+    assert {key.split("|")[0] for key in keys.get_partition_keys()} <= {"ko", "ja"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"owners": ("bob",)}, "Invalid owner 'bob'"),
+        ({"retraining": {"quarter_closed_cron": "nonsense"}}, "'nonsense' for schedule 'quarter_closed'"),
+        ({"retraining": {"late_recordings_cron": "60 * * * *"}}, "'60 * * * *' for schedule 'late_recordings'"),
+    ],
+)
+def test_what_dagster_does_not_take_is_an_error_of_the_settings(changes: dict[str, object], said: str) -> None:
+    from deployment.settings import Settings, SettingsError
+    from speech_assets.definitions import build
+
+    with pytest.raises(SettingsError, match="soundstage.toml") as refused:
+        build(Settings(**changes))
+    assert said in str(refused.value)

@@ -232,7 +232,7 @@ class House:
         from speech_assets.definitions import build
 
         if self.graph is None:
-            self.graph = build({"workspace": self.workspace})
+            self.graph = build(self.settings)
         return self.graph
 
     @staticmethod
@@ -905,9 +905,7 @@ def test_the_launcher_is_who_trained_and_not_who_registered(house: House) -> Non
     """Otherwise a colleague's registration would hide whose work it is."""
     import dagster as dg
 
-    from speech_assets.defs.partitions import quarter_language
-
-    @dg.asset(name="finetuned_model", partitions_def=quarter_language)
+    @dg.asset(name="finetuned_model", partitions_def=house.workspace.grid.quarter_language)
     def training() -> dg.MaterializeResult:
         return dg.MaterializeResult(data_version=dg.DataVersion("d" * 64))
 

@@ -168,9 +168,9 @@ def run_of(*assets: str, **more: Any) -> dg.DagsterRun:
 
 @pytest.mark.parametrize("asset", ["base_model", "finetuned_model"])
 def test_runs_that_train_say_with_what_and_may_take_as_long_as_the_training(deployment: object, asset: str) -> None:
-    from speech_assets.defs.partitions import SETTINGS
+    from deployment.settings import Settings
 
-    training = SETTINGS.training
+    training = Settings.load().training
     recipe = training.base_recipe if asset == "base_model" else training.finetune_recipe
     tags = run_tags(run_of(asset, "evaluation"))
     assert tags[MAX_RUNTIME_TAG] == str(training.max_runtime_s + AROUND_TRAINING_S)

@@ -44,12 +44,11 @@ def decide(deployment, **config: str):  # type: ignore[no-untyped-def]
     """Launch `promote`, without the release that follows: a model of so few steps may hear nothing in its probes."""
     from deployment.settings import Settings
     from speech_assets.definitions import build
-    from speech_assets.defs.resources import Workspace
 
     settings = Settings.load()
     serving = settings.serving.model_copy(update={"auto_release": False})
     return (
-        build({"workspace": Workspace(settings.model_copy(update={"serving": serving}))})
+        build(settings.model_copy(update={"serving": serving}))
         .resolve_job_def("promote")
         .execute_in_process(
             run_config={"ops": {"decide_promotion": {"config": config}}},

@@ -13,23 +13,23 @@ def asking(deployment, tmp_path) -> Iterator[object]:  # type: ignore[no-untyped
     import dagster as dg
 
     from deployment.settings import Settings
-    from speech_assets.defs import retraining
-    from speech_assets.defs.partitions import latest_closed_quarter
     from speech_assets.defs.resources import Workspace
 
     settings = Settings.load().model_copy(update={"home": tmp_path, "languages": ("en",)})
     workspace = Workspace(settings)
 
     class Asking:
-        quarter = latest_closed_quarter()
-        partition = f"en|{latest_closed_quarter()}"
+        quarter = workspace.grid.latest_closed_quarter()
+        partition = f"en|{workspace.grid.latest_closed_quarter()}"
 
         def __init__(self, instance: dg.DagsterInstance) -> None:
             self.instance = instance
             self.workspace = workspace
+            self.repository = definitions.get_repository_def()
 
         def schedules(self, at: datetime) -> None:
-            for schedule in (retraining.quarter_closed, retraining.late_recordings):
+            for name in ("quarter_closed", "late_recordings"):
+                schedule = self.repository.get_schedule_def(name)
                 context = dg.build_schedule_context(
                     instance=self.instance, scheduled_execution_time=at, resources={"workspace": workspace}
                 )
@@ -40,17 +40,17 @@ def asking(deployment, tmp_path) -> Iterator[object]:  # type: ignore[no-untyped
             folder = tmp_path / "production_quality"
             folder.mkdir(exist_ok=True)
             (folder / "en.json").write_text(json.dumps(content))
-            self._tick(retraining.falling_quality)
+            self._tick("falling_quality")
 
         def starts(self, **changed: object) -> list[dg.RunRequest]:
-            return self._tick(retraining.retraining, **changed)
+            return self._tick("retraining", **changed)
 
-        def _tick(self, sensor: dg.SensorDefinition, **changed: object) -> list[dg.RunRequest]:
+        def _tick(self, sensor: str, **changed: object) -> list[dg.RunRequest]:
             used = Workspace(settings.model_copy(update=changed)) if changed else workspace
             context = dg.build_sensor_context(
                 instance=self.instance, resources={"workspace": used}, definitions=definitions
             )
-            return list(sensor.evaluate_tick(context).run_requests or ())
+            return list(self.repository.get_sensor_def(sensor).evaluate_tick(context).run_requests or ())
 
         def run(self, status: dg.DagsterRunStatus = dg.DagsterRunStatus.STARTED) -> dg.DagsterRun:
             job = definitions.resolve_job_def("retrain")
@@ -58,7 +58,7 @@ def asking(deployment, tmp_path) -> Iterator[object]:  # type: ignore[no-untyped
 
     from speech_assets.definitions import build
 
-    definitions = build()
+    definitions = build(settings)
     with dg.DagsterInstance.ephemeral() as instance:
         yield Asking(instance)
 
@@ -135,9 +135,8 @@ def test_a_run_that_is_to_be_started_again_is_under_way(asking) -> None:  # type
 def test_a_reading_that_cannot_be_read_asks_for_nothing(asking, content: str) -> None:  # type: ignore[no-untyped-def]
     asking.reading(0.1, datetime.now(UTC))
     (asking.workspace.store.path("production_quality") / "en.json").write_text(content)
-    from speech_assets.defs import retraining
 
-    asking._tick(retraining.falling_quality)
+    asking._tick("falling_quality")
     assert asking.starts() == []
 
 
@@ -151,9 +150,8 @@ def test_a_changed_recipe_or_base_asks_where_the_settings_say_so(asking) -> None
 
     from deployment.settings import Retraining
     from speech_assets.defs.models import recipe_version
-    from speech_assets.defs.partitions import SETTINGS
 
-    watched = Retraining(on_change=True)
+    watched, training = Retraining(on_change=True), asking.workspace.settings.training
 
     def made_with(recipe: str, base: str) -> None:
         tags = {"dagster/code_version": recipe, "dagster/input_data_version/base_model": base}
@@ -165,7 +163,7 @@ def test_a_changed_recipe_or_base_asks_where_the_settings_say_so(asking) -> None
     asking.instance.report_runless_asset_event(
         dg.AssetMaterialization("base_model", partition="en", tags={"dagster/data_version": "base-1"})
     )
-    now = recipe_version(SETTINGS.training.finetune_recipe)
+    now = recipe_version(training.finetune_recipe, training)
     made_with(now, "base-1")
     assert asking.starts(retraining=watched) == []
     made_with("an older recipe", "base-1")
@@ -182,9 +180,10 @@ def test_a_changed_recipe_or_base_asks_where_the_settings_say_so(asking) -> None
 def test_starting_is_off_until_someone_switches_it_on(deployment) -> None:  # type: ignore[no-untyped-def]
     import dagster as dg
 
+    from deployment.settings import Settings
     from speech_assets.definitions import build
 
-    repository = build().get_repository_def()
+    repository = build(Settings.load()).get_repository_def()
     assert repository.get_sensor_def("retraining").default_status is dg.DefaultSensorStatus.STOPPED
     for schedule in ("quarter_closed", "late_recordings"):
         assert repository.get_schedule_def(schedule).default_status is dg.DefaultScheduleStatus.RUNNING

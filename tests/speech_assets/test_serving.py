@@ -72,7 +72,7 @@ def served(deployment, tmp_path: Path):  # type: ignore[no-untyped-def]
     workspace = Workspace(settings.model_copy(update=changed))
     write_golden(workspace)
     tier = Tier(tmp_path)
-    yield Served(tier, workspace, dg.DagsterInstance.ephemeral(), build({"workspace": workspace}))
+    yield Served(tier, workspace, dg.DagsterInstance.ephemeral(), build(workspace.settings))
     for process in tier.processes.values():
         process.kill()
         process.wait()

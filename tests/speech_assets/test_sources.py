@@ -31,7 +31,7 @@ def ingest(deployment: Any, tmp_path: Path) -> Callable[..., Any]:
         settings = Settings.load().model_copy(update={"home": tmp_path / "store", "sources": tuple(sources)})
         with dg.DagsterInstance.ephemeral() as instance:
             result = (
-                build({"workspace": Workspace(settings)})
+                build(settings)
                 .resolve_implicit_global_asset_job_def()
                 .execute_in_process(
                     asset_selection=[dg.AssetKey(asset) for asset in assets or ("recordings",)],

@@ -137,10 +137,11 @@ def test_one_training_asked_for_twice_at_once_is_made_once(
     assert trainings.work == []
 
 
-def test_a_recipe_described_better_makes_no_model_stale(deployment: Any, tmp_path: Path) -> None:
+def test_a_recipe_described_better_makes_no_model_stale(tmp_path: Path) -> None:
     """Dagster compares code versions; where `on_change` is set, another one starts a training."""
     import yaml
 
+    from deployment.settings import Training
     from speech_assets.defs.models import recipe_version
     from training.recipe import RECIPES
 
@@ -149,5 +150,5 @@ def test_a_recipe_described_better_makes_no_model_stale(deployment: Any, tmp_pat
     versions = []
     for change in ({}, {"description": "Said better."}, {"threads": 3}, {"max_steps": 7}):
         recipe.write_text(yaml.safe_dump({**written, **change}))
-        versions.append(recipe_version(str(recipe)))
+        versions.append(recipe_version(str(recipe), Training()))
     assert versions[0] == versions[1] == versions[2] != versions[3]

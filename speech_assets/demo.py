@@ -148,11 +148,9 @@ class Demo:
     def _failed_gates(self, quarter: str, language: str) -> list[str]:
         """The gates that a partition's judged model failed."""
         from evaluation.gates import load_verdict
-        from speech.bundle import ModelBundle
-        from speech_assets.defs.models import BUNDLE
         from speech_assets.defs.resources import Workspace
 
-        bundle = ModelBundle.load(self.store.current("model_bundle", quarter, language).path / BUNDLE)
+        bundle = Workspace(self.settings).bundle(quarter, language)
         failures = load_verdict(Workspace(self.settings).verdicts, bundle.digest).failures
         return list(dict.fromkeys(gate.name for gate in failures))
 
@@ -264,10 +262,8 @@ class Demo:
     def summary(self, partitions: Sequence[tuple[str, str]]) -> Table:
         """One row a partition, from what is stored."""
         from evaluation.gates import load_verdict
-        from speech.bundle import ModelBundle
         from speech.store.outputs import StoreError
         from speech_assets.defs.evaluation import load_evaluation
-        from speech_assets.defs.models import BUNDLE
         from speech_assets.defs.resources import Workspace
 
         workspace = Workspace(self.settings)
@@ -279,7 +275,7 @@ class Demo:
             hours = self._hours(quarter, language)
             try:
                 result = load_evaluation(workspace, quarter, language)
-                bundle = ModelBundle.load(workspace.store.current("model_bundle", quarter, language).path / BUNDLE)
+                bundle = workspace.bundle(quarter, language)
                 verdict = load_verdict(workspace.verdicts, bundle.digest)
             except StoreError:
                 why = ", ".join(self._failed_checks(quarter, language)) or self.refusals.get(

@@ -163,12 +163,12 @@ class Aliases:
         if wrong := self.why_astray(entries, language, model):
             raise LedgerError(wrong)
 
-    def supersede(self, entries: Sequence[Decision], newer: ModelVersion) -> None:
-        """Say at versions that nobody decided about that they wait no longer: only the newest is the challenger."""
-        said = f"superseded by version {newer.version}, which waits in its place"
-        for version in self.registry.versions(newer.name):
-            undecided = version.version != newer.version and not any(about(entry, version) for entry in entries)
-            if undecided and STATUS_TAG in version.tags:
+    def supersede(self, entries: Sequence[Decision], challenger: ModelVersion) -> None:
+        """Say at versions that nobody decided about that they do not wait: only the newest of them does."""
+        said = f"superseded by version {challenger.version}, which waits in its place"
+        for version in self.registry.versions(challenger.name):
+            decided = any(about(entry, version) for entry in entries)
+            if version.recency < challenger.recency and not decided and version.tags.get(STATUS_TAG) != said:
                 self.registry.set_version_tag(version.name, version.version, STATUS_TAG, said)
 
     def _set_champion(self, model: str, wanted: str | None) -> None:

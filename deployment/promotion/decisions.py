@@ -259,12 +259,12 @@ class Promotions:
             if not decided.isdisjoint(CLOSING):
                 self.registry.offer(version.name, version.version, again=True)
             waiting = self.waiting(language, version.name)
-            if waiting is None or waiting.version.version != version.version:
+            if waiting is None:
                 return None
-            if waiting.version.tags.get(STATUS_TAG) == waiting.sentence:
+            self._aliases.supersede(entries, waiting.version)
+            if waiting.version.version != version.version or waiting.version.tags.get(STATUS_TAG) == waiting.sentence:
                 return None
             self.registry.set_version_tag(version.name, version.version, STATUS_TAG, waiting.sentence)
-            self._aliases.supersede(entries, version)
             return waiting
 
     def waiting(self, language: str, model: str) -> Waiting | None:

@@ -12,6 +12,7 @@ from deployment.promotion.decisions import Promotions
 from deployment.promotion.ledger import Ledger, LedgerError
 from deployment.promotion.rules import Rules
 from deployment.registry.models import Registry
+from deployment.registry.shelf import PLACE
 from deployment.settings import Settings, SettingsError
 
 WIDE = 240  # columns of a page that is kept in a file: nothing is cut there
@@ -23,7 +24,7 @@ def print_decisions(settings: Settings, languages: Sequence[str]) -> int:
     from rich.table import Table
 
     console, broken = Console(markup=False, width=None if sys.stdout.isatty() else WIDE), 0
-    ledger, registry = settings.home / "ledger", Registry(settings.tracking_uri, cache=settings.home / "bundles")
+    ledger, registry = settings.home / "ledger", Registry(settings.tracking_uri, shelf=settings.home / PLACE)
     promotions = Promotions(registry, ledger, Rules(verdicts=settings.home / "verdicts"))
     for language in languages:
         try:

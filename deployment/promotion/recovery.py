@@ -115,7 +115,7 @@ class Recovery:
         if rejected := next((e for e in entries if e.action == "reject" and about(e, there)), None):
             raise PromotionRefused(closed_sentence(rejected))
         require_still_passed(self.rules.verdicts, entries, entry)
-        if self.registry.cached(entry.digest) is None or not self.registry.deleted(entry.model, entry.version):
+        if self.registry.shelf.find(entry.digest) is None or not self.registry.deleted(entry.model, entry.version):
             self._require_bytes(entry)
 
     def _require_bytes(self, entry: Decision) -> ModelVersion:

@@ -2,37 +2,33 @@
 
 A version is registered only with a passing verdict for exactly its bundle (or one whose failed gates people accepted in
 the promotion ledger), once per bundle digest, and is handed out only after every byte was compared with that digest.
-The tags and artifacts are the lineage: partition, data digests, code revision, recipe, figures, and the verdict itself.
+The bundle stays on its shelf (`deployment.registry.shelf`), which the version names by digest; MLflow keeps the
+checkpoint, and the lineage as tags and artifacts: partition, data digests, code revision, recipe, figures, verdict.
 
 MLflow has no "create once" operation, so registration is made idempotent here: one run per digest collects the
 artifacts and is continued if a process died half way; the version is created last, in one transaction with its tags;
 and if two processes without a common lock (two machines, one server) still created one each, the lower number stays.
 On SQLite a file lock beside the database serialises registration and the creation of the schema.
 
-Not covered: someone with write access to both the database and the artifacts can replace a model and its digest
-together. Promotion therefore records the digest in the ledger as well.
+A tag can be edited by anyone with MLflow open; promotion therefore records the digest in the ledger as well.
 """
 
-import fcntl
 import hashlib
 import json
 import os
-import shutil
 import tempfile
-import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
+from deployment.registry.mlflow_calls import MlflowCalls, RegistryError
+from deployment.registry.shelf import PLACE, Shelf
 from evaluation.gates import GateRefused, Verdict, require_passed, save_verdict
-from speech.bundle import BundleError, ModelBundle
-from speech.store.outputs import DIGEST
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
+from speech.bundle import MANIFEST, BundleError, ModelBundle
+from speech.corpus.manifest import QUARTER_KEY
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
@@ -40,17 +36,7 @@ EXPERIMENT = "soundstage-releases"  # one run per registered bundle; training ru
 BUNDLE_DIGEST_TAG = "bundle_digest"
 OFFERED_TAG = "challenger_offered"  # set once the alias was given, so that a repeat never revives a rejected version
 LAUNCHED_BY_TAG = "launched_by"  # who launched the training: names, comma-separated
-LOCK_TIMEOUT_S = 600.0  # uploading a checkpoint of some GB to a slow disk
-BUSY_TIMEOUT_S = 60.0
 TAG_CHARACTERS = 2_500  # MLflow servers before 3 take 5,000 bytes
-BUSY_PAUSE_S = 0.2
-SQLITE_BUSY = ("database is locked", "database table is locked", "database schema is locked")
-
-T = TypeVar("T")
-
-
-class RegistryError(Exception):
-    """The registry has no such model or version, or cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +63,12 @@ class ModelVersion:
     uri: str = ""
     created_at: datetime | None = None
 
+    @property
+    def recency(self) -> tuple[str, int]:
+        """What a version supersedes is smaller: an earlier quarter, and of one quarter what was registered before."""
+        quarter = QUARTER_KEY.search(self.partition)
+        return quarter[0] if quarter else "", int(self.version)
+
 
 class Registry:
     """Model versions in MLflow.
@@ -84,25 +76,23 @@ class Registry:
     Args:
         tracking_uri: `sqlite:///.../mlflow.db` or the address of an MLflow server. With SQLite, artifacts lie in the
             folder `artifacts` beside the database.
-        cache: where verified bundles are kept, one folder per digest; by default `bundles` beside the database, or a
-            folder in the user's cache for a server.
+        shelf: folder of the bundles; by default `bundles` beside the database, or in the user's cache for a server.
     """
 
-    def __init__(self, tracking_uri: str, cache: Path | None = None) -> None:
+    def __init__(self, tracking_uri: str, shelf: Path | None = None) -> None:
         self.tracking_uri = tracking_uri
-        self._database = sqlite_path(tracking_uri)
-        if cache is None:
-            cache = (
-                self._database.parent / "bundles"
-                if self._database
-                else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "soundstage" / "bundles"
+        self.mlflow = MlflowCalls(tracking_uri)
+        if shelf is None:
+            shelf = (
+                self.mlflow.database.parent / PLACE
+                if self.mlflow.database
+                else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "soundstage" / PLACE
             )
-        self.cache = cache
-        self._connected: MlflowClient | None = None
+        self.shelf = Shelf(shelf)
 
     def register(
         self,
-        model_name: str,
+        model: str,
         bundle: Path,
         checkpoint: Path | None,
         verdict: Verdict,
@@ -128,6 +118,7 @@ class Registry:
             BundleError: the bundle's files are not what its `bundle.json` says.
         """
         loaded = ModelBundle.load(bundle)
+        self.shelf.put(loaded)
         verdict_json = _sealed(verdict, loaded, overridden)
         tags = {
             BUNDLE_DIGEST_TAG: loaded.digest,
@@ -144,192 +135,168 @@ class Registry:
             **{f"link.{label}": link for label, link in (run_links or {}).items()},
         }
         figures = {name: float(value) for name, value in (metrics or {}).items() if value is not None}
-        with self._exclusive():
-            found = self._find(model_name, loaded.digest)
+        with self.mlflow.exclusive():
+            found = self._find(model, loaded.digest)
             if found is None:
                 artifacts = _Artifacts(bundle, checkpoint, report, verdict_json, recipe)
-                description = describe(model_name, loaded, tags, figures, run_links or {}, verdict, guide)
-                found = self._create(model_name, loaded, tags, figures, artifacts, description)
-            self.offer(model_name, found)
-        return self.version(model_name, found)
+                description = describe(model, loaded, tags, figures, run_links or {}, verdict, guide)
+                found = self._create(model, loaded, tags, figures, artifacts, description)
+            self.offer(model, found)
+        return self.version(model, found)
 
-    def download(self, model_name: str, version_or_alias: str) -> Path:
-        """A verified local copy of a version's bundle; the folder is named by the bundle's digest.
-
-        Raises:
-            RegistryError: no such model, version or alias.
-            BundleError: the bytes are not those that were registered.
-        """
-        wanted = self.version(model_name, version_or_alias)
-        target = self._kept(wanted)
-        if target.exists():
-            try:
-                ModelBundle.load(target, wanted.digest)
-                return target
-            except BundleError:
-                shutil.rmtree(target, ignore_errors=True)  # a damaged copy; the registry's own decides
-        with self._fetched(wanted) as folder:
-            try:
-                os.replace(folder, target)
-            except OSError:  # another process was faster, which is as good
-                ModelBundle.load(target, wanted.digest)
-        return target
-
-    def verify(self, model_name: str, version_or_alias: str) -> ModelVersion:
-        """Compare the bundle that the registry holds now, not a cached copy, with the version's digest.
+    def verify(self, model: str, version_or_alias: str) -> ModelVersion:
+        """Compare the bundle of a version with its digest.
 
         Raises:
             RegistryError: no such model, version or alias.
             BundleError: the bytes are not those that were registered.
         """
-        wanted = self.version(model_name, version_or_alias)
-        with self._fetched(wanted):
-            return wanted
-
-    def cached(self, digest: str) -> Path | None:
-        """The verified local copy of a bundle, whether or not a version still names it; None when there is none."""
-        if not DIGEST.fullmatch(digest):
-            return None
+        wanted = self.version(model, version_or_alias)
         try:
-            return ModelBundle.load(self.cache / digest, digest).path
-        except BundleError:
-            return None
+            self.shelf.get(wanted.digest)
+        except BundleError as error:
+            name = f"{wanted.name} version {wanted.version}"
+            raise BundleError(f"the bundle of {name} is not what was registered: {error}") from error
+        return wanted
 
-    def obtain(self, digest: str, model_name: str, version: str) -> Path:
-        """The bundle of a digest, whatever became of its version: the verified copy kept here, else the registry's.
+    def obtain(self, digest: str, model: str, version: str) -> Path:
+        """The verified bundle of a digest, whatever became of the version that it was registered as.
 
         Raises:
-            RegistryError, BundleError: as for `download`, where no copy is kept.
+            BundleError: it is not on the shelf, or its bytes are others.
         """
-        return self.cached(digest) or self.download(model_name, version)
+        try:
+            return self.shelf.get(digest)
+        except BundleError as error:
+            raise BundleError(f"the bundle of {model} version {version} cannot be used: {error}") from error
 
     @property
     def exists(self) -> bool:
         """False while nothing was ever written to a local registry; asking does not create it."""
-        return self._database is None or self._database.exists()
+        return self.mlflow.database is None or self.mlflow.database.exists()
 
-    def champion(self, model_name: str) -> ModelVersion | None:
+    def champion(self, model: str) -> ModelVersion | None:
         """The version that carries the alias `champion`, if any."""
-        return self._by_alias(model_name, CHAMPION)
+        return self._by_alias(model, CHAMPION)
 
-    def challenger(self, model_name: str) -> ModelVersion | None:
+    def challenger(self, model: str) -> ModelVersion | None:
         """The version that waits for a person's decision, if any."""
-        return self._by_alias(model_name, CHALLENGER)
+        return self._by_alias(model, CHALLENGER)
 
-    def version(self, model_name: str, version_or_alias: str) -> ModelVersion:
+    def version(self, model: str, version_or_alias: str) -> ModelVersion:
         """One version, by number or alias.
 
         Raises:
             RegistryError: no such model, version or alias.
         """
         key = str(version_or_alias)
-        aliases = self._aliases(model_name)
+        aliases = self._aliases(model)
         number = key if key.isdigit() else aliases.get(key)
         if number is None:
             known = ", ".join(sorted(aliases)) or "none"
-            raise RegistryError(f"model '{model_name}' has no version or alias '{key}' (aliases: {known})")
+            raise RegistryError(f"model '{model}' has no version or alias '{key}' (aliases: {known})")
         from mlflow.exceptions import MlflowException
 
         try:
-            entity = self._retry(lambda client: client.get_model_version(model_name, number))
+            entity = self.mlflow.get_model_version(model, number)
         except MlflowException as error:
-            raise RegistryError(f"model '{model_name}' has no version {number}: {error.message}") from error
+            raise RegistryError(f"model '{model}' has no version {number}: {error.message}") from error
         return self._described(entity, aliases)
 
-    def versions(self, model_name: str) -> tuple[ModelVersion, ...]:
+    def versions(self, model: str) -> tuple[ModelVersion, ...]:
         """All versions of a model, newest first; none when the model is not known."""
-        aliases = self._aliases(model_name)
-        return tuple(self._described(entity, aliases) for entity in self._search(f"name = '{_quoted(model_name)}'"))
+        aliases = self._aliases(model)
+        return tuple(self._described(entity, aliases) for entity in self._search(f"name = '{_quoted(model)}'"))
 
-    def deleted(self, model_name: str, version: str) -> bool:
+    def deleted(self, model: str, version: str) -> bool:
         """Whether a version that was there is gone."""
         try:
-            self.version(model_name, version)
+            self.version(model, version)
         except RegistryError:
             return True
         return False
 
-    def set_alias(self, model_name: str, alias: str, version: str) -> None:
+    def set_alias(self, model: str, alias: str, version: str) -> None:
         """Point an alias at a version. For the promotion ledger, which decides; nothing else should call this.
 
         Raises:
             RegistryError: no such version.
         """
-        with _named_when_missing(f"model '{model_name}' has no version {version}"):
-            self._retry(lambda client: client.set_registered_model_alias(model_name, alias, version))
+        with _named_when_missing(f"model '{model}' has no version {version}"):
+            self.mlflow.set_registered_model_alias(model, alias, version)
 
-    def remove_alias(self, model_name: str, alias: str) -> None:
+    def remove_alias(self, model: str, alias: str) -> None:
         """Remove an alias; a missing one is fine."""
-        if alias in self._aliases(model_name):
-            self._retry(lambda client: client.delete_registered_model_alias(model_name, alias))
+        if alias in self._aliases(model):
+            self.mlflow.delete_registered_model_alias(model, alias)
 
-    def offer(self, model_name: str, number: str, *, again: bool = False) -> None:
-        """Give a version the alias `challenger`, unless a newer version was registered meanwhile.
+    def offer(self, model: str, number: str, *, again: bool = False) -> None:
+        """Give a version the alias `challenger`, unless one of a newer quarter waits.
 
         Once in its life, so that a repeated registration never revives what was decided; `again` is for the promotion
         ledger, which knows that it may.
         """
-        candidate = self.version(model_name, number)
+        candidate = self.version(model, number)
         if OFFERED_TAG in candidate.tags and not again:
             return
-        newest = max((int(v.version) for v in self.versions(model_name)), default=0)
-        if int(number) == newest and CHAMPION not in candidate.aliases:
-            self.set_alias(model_name, CHALLENGER, number)
-        self.set_version_tag(model_name, number, OFFERED_TAG, "true")
+        waiting = self.challenger(model)
+        if waiting is not None and waiting.recency > candidate.recency:
+            return
+        if CHAMPION not in candidate.aliases:
+            self.set_alias(model, CHALLENGER, number)
+        self.set_version_tag(model, number, OFFERED_TAG, "true")
 
-    def tagged(self, model_name: str, key: str) -> tuple[ModelVersion, ...]:
+    def tagged(self, model: str, key: str) -> tuple[ModelVersion, ...]:
         """Versions of a model that carry a tag, newest first."""
-        query = f"name = '{_quoted(model_name)}' and tags.`{key}` LIKE '%'"
-        aliases = self._aliases(model_name)
+        query = f"name = '{_quoted(model)}' and tags.`{key}` LIKE '%'"
+        aliases = self._aliases(model)
         return tuple(self._described(entity, aliases) for entity in self._search(query))
 
-    def set_version_tag(self, model_name: str, version: str, key: str, value: str) -> None:
+    def set_version_tag(self, model: str, version: str, key: str, value: str) -> None:
         """Tag a version; of a text that is too long for a tag, the beginning.
 
         Raises:
             RegistryError: no such version.
         """
         said = value if len(value) <= TAG_CHARACTERS else value[: TAG_CHARACTERS - 1] + "…"
-        with _named_when_missing(f"model '{model_name}' has no version {version}"):
-            self._retry(lambda client: client.set_model_version_tag(model_name, version, key, said))
+        with _named_when_missing(f"model '{model}' has no version {version}"):
+            self.mlflow.set_model_version_tag(model, version, key, said)
 
-    def remove_version_tag(self, model_name: str, version: str, key: str) -> None:
+    def remove_version_tag(self, model: str, version: str, key: str) -> None:
         """Take a tag off a version; a missing one is fine."""
-        if key in self.version(model_name, version).tags:
-            self._retry(lambda client: client.delete_model_version_tag(model_name, version, key))
+        if key in self.version(model, version).tags:
+            self.mlflow.delete_model_version_tag(model, version, key)
 
-    def ensure_model(self, model_name: str, language: str) -> None:
+    def ensure_model(self, model: str, language: str) -> None:
         """Create a registered model without versions; one that is there is left as it is."""
         from mlflow.exceptions import MlflowException
 
-        if self._model(model_name) is not None:
+        if self._model(model) is not None:
             return
         about = "Speech recognition. `champion` follows the promotion ledger; do not move it by hand."
         try:
-            self._retry(
-                lambda client: client.create_registered_model(model_name, {"language": language}, description=about)
-            )
+            self.mlflow.create_registered_model(model, {"language": language}, description=about)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
 
-    def set_model_tag(self, model_name: str, key: str, value: str) -> None:
+    def set_model_tag(self, model: str, key: str, value: str) -> None:
         """Tag a model as a whole.
 
         Raises:
             RegistryError: no such model.
         """
-        with _named_when_missing(f"there is no model '{model_name}'"):
-            self._retry(lambda client: client.set_registered_model_tag(model_name, key, value))
+        with _named_when_missing(f"there is no model '{model}'"):
+            self.mlflow.set_registered_model_tag(model, key, value)
 
-    def model_tag(self, model_name: str, key: str) -> str | None:
+    def model_tag(self, model: str, key: str) -> str | None:
         """A model's tag, or None."""
-        model = self._model(model_name)
-        return None if model is None else dict(model.tags).get(key)
+        found = self._model(model)
+        return None if found is None else dict(found.tags).get(key)
 
     def _create(
         self,
-        model_name: str,
+        model: str,
         bundle: ModelBundle,
         tags: Mapping[str, str],
         metrics: Mapping[str, float],
@@ -337,56 +304,50 @@ class Registry:
         description: str,
     ) -> str:
         """Upload into the digest's run, then create the version; returns its number."""
-        run_id, uri = self._run(model_name, bundle.digest, tags)
-        artifacts.upload(lambda send: self._retry(lambda client: send(client, run_id)))
+        run_id, uri = self._run(model, bundle.digest, tags)
+        artifacts.upload(self.mlflow, run_id)
         for name, value in metrics.items():
-            self._retry(lambda client, n=name, v=value: client.log_metric(run_id, _metric_name(n), v))  # type: ignore[misc]
-        self.ensure_model(model_name, bundle.language)
-        created = self._retry(
-            lambda client: client.create_model_version(
-                model_name, source=f"{uri}/bundle", run_id=run_id, tags=dict(tags), description=description
-            )
+            self.mlflow.log_metric(run_id, _metric_name(name), value)
+        self.ensure_model(model, bundle.language)
+        created = self.mlflow.create_model_version(
+            model, source=f"{uri}/bundle", run_id=run_id, tags=dict(tags), description=description
         )
         number = str(created.version)
-        kept = self._find(model_name, bundle.digest) or number
+        kept = self._find(model, bundle.digest) or number
         if kept != number:  # another machine registered the same bundle between our look and our creation
-            self._retry(lambda client: client.delete_model_version(model_name, number))
-        self._retry(lambda client: client.set_terminated(run_id, "FINISHED"))
+            self.mlflow.delete_model_version(model, number)
+        self.mlflow.set_terminated(run_id, "FINISHED")
         return kept
 
-    def _find(self, model_name: str, digest: str) -> str | None:
+    def _find(self, model: str, digest: str) -> str | None:
         """Lowest version number with this bundle digest."""
-        found = self._search(f"name = '{_quoted(model_name)}' and tags.{BUNDLE_DIGEST_TAG} = '{_quoted(digest)}'")
+        found = self._search(f"name = '{_quoted(model)}' and tags.{BUNDLE_DIGEST_TAG} = '{_quoted(digest)}'")
         return str(min(int(entity.version) for entity in found)) if found else None
 
     def _search(self, query: str) -> list[Any]:
         found: list[Any] = []
         token: str | None = None
         while True:
-            page = self._retry(
-                lambda client, at=token: client.search_model_versions(  # type: ignore[misc]
-                    query, max_results=200, order_by=["version_number DESC"], page_token=at
-                )
+            page = self.mlflow.search_model_versions(
+                query, max_results=200, order_by=["version_number DESC"], page_token=token
             )
             found.extend(page)
             token = page.token
             if not token:
                 return sorted(found, key=lambda entity: int(entity.version), reverse=True)
 
-    def _run(self, model_name: str, digest: str, tags: Mapping[str, str]) -> tuple[str, str]:
+    def _run(self, model: str, digest: str, tags: Mapping[str, str]) -> tuple[str, str]:
         """The run that collects this digest's artifacts: a new one, or one that a dead process left unfinished."""
         experiment = self._experiment()
-        query = f"tags.{BUNDLE_DIGEST_TAG} = '{_quoted(digest)}' and tags.model_name = '{_quoted(model_name)}'"
-        left = self._retry(lambda client: client.search_runs([experiment], query, max_results=1))
+        query = f"tags.{BUNDLE_DIGEST_TAG} = '{_quoted(digest)}' and tags.model_name = '{_quoted(model)}'"
+        left = self.mlflow.search_runs([experiment], query, max_results=1)
         run = (
             left[0]
             if left
-            else self._retry(
-                lambda client: client.create_run(
-                    experiment,
-                    tags={**tags, "model_name": model_name},
-                    run_name=f"{model_name} {tags['partition']}".strip(),
-                )
+            else self.mlflow.create_run(
+                experiment,
+                tags={**tags, "model_name": model},
+                run_name=f"{model} {tags['partition']}".strip(),
             )
         )
         return run.info.run_id, run.info.artifact_uri
@@ -394,38 +355,39 @@ class Registry:
     def _experiment(self) -> str:
         from mlflow.exceptions import MlflowException
 
-        found = self._retry(lambda client: client.get_experiment_by_name(EXPERIMENT))
+        found = self.mlflow.get_experiment_by_name(EXPERIMENT)
         if found is None:
-            location = (self._database.parent / "artifacts").as_uri() if self._database else None
+            database = self.mlflow.database
+            location = database and (database.parent / "artifacts").as_uri()
             try:
-                return str(self._retry(lambda client: client.create_experiment(EXPERIMENT, location)))
+                return str(self.mlflow.create_experiment(EXPERIMENT, location))
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-                found = self._retry(lambda client: client.get_experiment_by_name(EXPERIMENT))
+                found = self.mlflow.get_experiment_by_name(EXPERIMENT)
         return str(found.experiment_id)
 
-    def _model(self, model_name: str) -> Any | None:
+    def _model(self, model: str) -> Any | None:
         from mlflow.exceptions import MlflowException
 
         try:
-            return self._retry(lambda client: client.get_registered_model(model_name))
+            return self.mlflow.get_registered_model(model)
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return None
             raise
 
-    def _aliases(self, model_name: str) -> dict[str, str]:
-        model = self._model(model_name)
-        return {} if model is None else {alias: str(version) for alias, version in dict(model.aliases).items()}
+    def _aliases(self, model: str) -> dict[str, str]:
+        found = self._model(model)
+        return {} if found is None else {alias: str(version) for alias, version in dict(found.aliases).items()}
 
-    def _by_alias(self, model_name: str, alias: str) -> ModelVersion | None:
-        return self.version(model_name, alias) if alias in self._aliases(model_name) else None
+    def _by_alias(self, model: str, alias: str) -> ModelVersion | None:
+        return self.version(model, alias) if alias in self._aliases(model) else None
 
     def _described(self, entity: Any, aliases: Mapping[str, str]) -> ModelVersion:
         number = str(entity.version)
         tags = dict(entity.tags)
-        run = self._retry(lambda client: client.get_run(entity.run_id)) if entity.run_id else None
+        run = self.mlflow.get_run(entity.run_id) if entity.run_id else None
         return ModelVersion(
             name=entity.name,
             version=number,
@@ -440,70 +402,6 @@ class Registry:
             created_at=datetime.fromtimestamp(entity.creation_timestamp / 1000, UTC),
         )
 
-    def _kept(self, wanted: ModelVersion) -> Path:
-        """Where the local copy of a version's bundle belongs; its tag can be edited by anyone, so it is no path yet."""
-        if not DIGEST.fullmatch(wanted.digest):
-            found = f"is {wanted.digest[:80]!r}, not 64 hexadecimal digits" if wanted.digest else "is missing"
-            raise BundleError(
-                f"the tag '{BUNDLE_DIGEST_TAG}' of {wanted.name} version {wanted.version} {found}, so it cannot be "
-                "verified: register the bundle again"
-            )
-        return self.cache / wanted.digest
-
-    @contextmanager
-    def _fetched(self, wanted: ModelVersion) -> Iterator[Path]:
-        """The registry's bundle of a version in a temporary folder beside the cache, verified."""
-        self._kept(wanted)
-        name = f"{wanted.name} version {wanted.version}"
-        self.cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self.cache, prefix=".fetch-", ignore_cleanup_errors=True) as scratch:
-            try:
-                folder = Path(self._retry(lambda client: client.download_artifacts(wanted.run_id, "bundle", scratch)))
-            except Exception as error:  # MLflow raises its own, OSError or the storage library's, by backend
-                raise BundleError(f"the bundle of {name} cannot be fetched from {wanted.uri}: {error}") from error
-            try:
-                ModelBundle.load(folder, wanted.digest)
-            except BundleError as error:
-                raise BundleError(f"the registry's bundle of {name} is not what was registered: {error}") from error
-            yield folder
-
-    def _client(self) -> "MlflowClient":
-        if self._connected is None:
-            os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-            os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-            from mlflow import MlflowClient
-
-            if self._database:
-                self._database.parent.mkdir(parents=True, exist_ok=True)
-                with _locked(self._database.with_suffix(".schema.lock")):  # two first users must not both migrate
-                    self._connected = MlflowClient(self.tracking_uri, self.tracking_uri)
-                    self._connected.search_registered_models(max_results=1)
-            else:
-                self._connected = MlflowClient(self.tracking_uri, self.tracking_uri)
-        return self._connected
-
-    def _retry(self, call: Callable[["MlflowClient"], T]) -> T:
-        """Call MLflow, waiting while another process holds SQLite's write lock."""
-        deadline = time.monotonic() + BUSY_TIMEOUT_S
-        client = self._client()
-        while True:
-            try:
-                return call(client)
-            except Exception as error:  # MLflow wraps the driver's error in its own, or not, by code path
-                if not any(sign in str(error) for sign in SQLITE_BUSY) or time.monotonic() > deadline:
-                    raise
-            time.sleep(BUSY_PAUSE_S)
-
-    @contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        """One registration at a time on this database; a server's users rely on the lowest number instead."""
-        if self._database is None:
-            yield
-            return
-        self._database.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(self._database.with_suffix(".lock")):
-            yield
-
 
 @dataclass(frozen=True)
 class _Artifacts:
@@ -515,19 +413,19 @@ class _Artifacts:
     verdict_json: str
     recipe: Mapping[str, Any] | str | None
 
-    def upload(self, log: Callable[[Callable[["MlflowClient", str], None]], None]) -> None:
-        log(lambda client, run: client.log_artifacts(run, str(self.bundle), "bundle"))
+    def upload(self, mlflow: MlflowCalls, run_id: str) -> None:
+        mlflow.log_artifact(run_id, str(self.bundle / MANIFEST), "bundle")
         for folder, source in (("checkpoint", self.checkpoint), ("report", self.report)):
             if source is not None:
-                log(lambda client, run, f=folder, s=source: _log_path(client, run, s, f))  # type: ignore[misc]
-        log(lambda client, run: client.log_text(run, self.verdict_json, "verdict/verdict.json"))
+                mlflow.log_artifact(run_id, str(source), folder)
+        mlflow.log_text(run_id, self.verdict_json, "verdict/verdict.json")
         if self.recipe is not None:
             text = self.recipe if isinstance(self.recipe, str) else _json(dict(self.recipe))
-            log(lambda client, run: client.log_text(run, text, "recipe.txt"))
+            mlflow.log_text(run_id, text, "recipe.txt")
 
 
 def describe(
-    model_name: str,
+    model: str,
     bundle: ModelBundle,
     tags: Mapping[str, str],
     metrics: Mapping[str, float],
@@ -536,7 +434,7 @@ def describe(
     guide: str = "",
 ) -> str:
     """The version's page in MLflow, in Markdown: figures, gates, lineage, links, and what its readers can do."""
-    lines = [f"**{model_name}** ({bundle.language}) from partition `{tags['partition']}`", ""]
+    lines = [f"**{model}** ({bundle.language}) from partition `{tags['partition']}`", ""]
     if metrics:
         lines += ["| figure | value |", "|---|---|", *(f"| {n} | {v:.4g} |" for n, v in sorted(metrics.items())), ""]
     lines += [" · ".join(f"[{label}]({link})" for label, link in sorted(run_links.items())), ""] if run_links else []
@@ -553,13 +451,6 @@ def describe(
     return "\n".join(lines)
 
 
-def sqlite_path(tracking_uri: str) -> Path | None:
-    """The database file of a `sqlite:///` address, or None for any other address."""
-    if not tracking_uri.startswith("sqlite:///"):
-        return None
-    return Path(tracking_uri.removeprefix("sqlite:///").split("?")[0]).absolute()
-
-
 def _sealed(verdict: Verdict, bundle: ModelBundle, overridden: Collection[str]) -> str:
     """The verdict as its own store writes it, read again by the rules that hold for every move forward."""
     if verdict.bundle_digest != bundle.digest:
@@ -573,13 +464,6 @@ def _sealed(verdict: Verdict, bundle: ModelBundle, overridden: Collection[str]) 
         return path.read_text()
 
 
-def _log_path(client: "MlflowClient", run_id: str, source: Path, folder: str) -> None:
-    if source.is_dir():
-        client.log_artifacts(run_id, str(source), folder)
-    else:
-        client.log_artifact(run_id, str(source), folder)
-
-
 @contextmanager
 def _named_when_missing(sentence: str) -> Iterator[None]:
     """Say in our own words that MLflow has no such thing; whatever else it raises is left as it is."""
@@ -591,24 +475,6 @@ def _named_when_missing(sentence: str) -> Iterator[None]:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         raise RegistryError(f"{sentence}: {error.message}") from error
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold an advisory lock; it is freed by the kernel when the process dies."""
-    deadline = time.monotonic() + LOCK_TIMEOUT_S
-    with path.open("a") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise RegistryError(
-                        f"{path} has been locked by another process for {LOCK_TIMEOUT_S:.0f} s: end it and try again"
-                    ) from None
-                time.sleep(0.05)
-        yield
 
 
 def _json(value: Any) -> str:

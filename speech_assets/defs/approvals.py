@@ -26,7 +26,6 @@ from evaluation.gates import GateRefused
 from speech.bundle import BundleError
 from speech.store.outputs import StoreError
 from speech_assets.defs.metadata import markdown_table
-from speech_assets.defs.models import BUNDLE
 from speech_assets.defs.partitions import Grid
 from speech_assets.defs.promotion import CHAMPION, log_checks
 from speech_assets.defs.resources import Workspace
@@ -221,7 +220,7 @@ def decide_override(
         lambda: promotions.override(
             config.language,
             workspace.model_name(config.language),
-            workspace.store.current("model_bundle", config.quarter, config.language).path / BUNDLE,
+            workspace.bundle(config.quarter, config.language).path,
             config.bundle_digest.strip(),
             config.approver,
             config.reason,

@@ -18,7 +18,6 @@ from speech.corpus.normalize import MANIFEST
 from speech.store.outputs import StoreError, digest_file, write_atomically
 from speech_assets.defs.corpus import UTTERANCES, located, validated_utterances
 from speech_assets.defs.metadata import candidate_name, inline_plot, markdown_table, quarter_heading
-from speech_assets.defs.models import BUNDLE
 from speech_assets.defs.partitions import CPU_POOL, Grid, quarter_and_language, same_language
 from speech_assets.defs.resources import Workspace, version_of
 from speech_assets.defs.retries import retried_when_unreachable, unreachable
@@ -72,7 +71,7 @@ def evaluation(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
         "benchmark": store.current("benchmark_set", language).path / MANIFEST,
     }
     result = evaluate(
-        Contestant.load(store.current("model_bundle", quarter, language).path / BUNDLE),
+        Contestant.load(workspace.bundle(quarter, language).path),
         {key: _test_rows(path) for key, path in manifests.items()},
         lambda row: row.audio,
         language=language,
@@ -208,7 +207,7 @@ def _champion(workspace: Workspace, language: str) -> Contestant | None:
         raise dg.Failure(
             f"the champion of '{language}', {now.model} version {now.version} (bundle {now.digest[:12]}), cannot be "
             f"compared with: {gone}; roll back to an earlier champion with the job `rollback`, or put its bundle back "
-            f"at {promotions.registry.cache / now.digest}, then evaluate again",
+            f"at {promotions.registry.shelf.folder / now.digest}, then evaluate again",
             allow_retries=False,
         ) from gone
 

@@ -26,7 +26,7 @@ from speech_assets.defs.corpus import TRAINING_DATA, UTTERANCES, validated_utter
 from speech_assets.defs.metadata import candidate_name, markdown_table, quarter_heading
 from speech_assets.defs.partitions import CPU_POOL, Grid, quarter_and_language, same_language
 from speech_assets.defs.processes import SupervisedProcess, alone_in, clear_abandoned
-from speech_assets.defs.resources import Workspace, git_revision, version_of
+from speech_assets.defs.resources import BUNDLE_NAME, Workspace, git_revision, version_of
 from speech_assets.defs.retries import retried_when_unreachable
 from speech_assets.defs.waiting import wait_until_built
 from training.recipe import load_recipe
@@ -295,9 +295,12 @@ def model_bundle(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[
         for row, recognition in zip(batch, heard, strict=True):
             outcomes += word_outcomes(row.text, recognition.words, language)
     calibration = calibrate([confidence for confidence, _ in outcomes], [correct for _, correct in outcomes])
+    shelf = workspace.registry().shelf
+    with shelf.scratch() as scratch:
+        bundle = with_calibration(exported, calibration.calibration, scratch / BUNDLE)
+        place = shelf.take(bundle.path)
     with workspace.store.replace("model_bundle", quarter, language) as staging:
-        bundle = with_calibration(exported, calibration.calibration, staging.path / BUNDLE)
-    published = staging.published
+        write_json(staging.path / BUNDLE_NAME, {"digest": bundle.digest})
     equal, compared = bundle.parity.get("equal", 0.0), bundle.parity.get("utterances", 0)
     return dg.MaterializeResult(
         metadata={
@@ -307,8 +310,8 @@ def model_bundle(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[
             "parity_utterances": compared,
             "calibration": calibration.note,
             "calibration_words": calibration.words,
-            "megabytes": round(sum(p.stat().st_size for p in (published.path / BUNDLE).iterdir()) / 1e6, 2),
-            "bundle": dg.MetadataValue.path(str(published.path / BUNDLE)),
+            "megabytes": round(sum(p.stat().st_size for p in place.iterdir()) / 1e6, 2),
+            "bundle": dg.MetadataValue.path(str(place)),
         },
         data_version=dg.DataVersion(bundle.digest),
         check_results=[

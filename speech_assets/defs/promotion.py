@@ -70,7 +70,7 @@ def registered_model(context: dg.AssetExecutionContext, workspace: dg.ResourcePa
     quarter, language = quarter_and_language(context)
     store, settings, promotions = workspace.store, workspace.settings, workspace.promotions()
     try:
-        bundle = ModelBundle.load(store.current("model_bundle", quarter, language).path / BUNDLE)
+        bundle = workspace.bundle(quarter, language)
         accepted = promotions.overridden(language, bundle.digest)
         passed = require_passed(
             workspace.verdicts, bundle.digest, language=language, settings=settings.gates, overridden=accepted

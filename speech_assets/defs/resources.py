@@ -13,13 +13,16 @@ import dagster as dg
 from pydantic import BaseModel
 
 from deployment.settings import Settings
-from speech.store.outputs import DataStore
+from speech.store.outputs import DataStore, StoreError, parse_json
 from speech_assets.defs.partitions import Grid
 from speech_assets.defs.processes import SupervisedProcess
+
+BUNDLE_NAME = "bundle_digest.json"  # names the bundle that a partition of `model_bundle` came to
 
 if TYPE_CHECKING:
     from deployment.promotion.decisions import Promotions
     from deployment.registry.models import Registry
+    from speech.bundle import ModelBundle
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,9 @@ class Workspace:
     def registry(self) -> "Registry":
         """The model registry."""
         from deployment.registry.models import Registry
+        from deployment.registry.shelf import PLACE
 
-        return Registry(self.tracking_uri, cache=self.store.path("bundles"))
+        return Registry(self.tracking_uri, shelf=self.store.path(PLACE))
 
     def model_name(self, language: str) -> str:
         """Name of a language's registered model."""
@@ -92,6 +96,21 @@ class Workspace:
         """Where the run of a training record is shown in MLflow."""
         experiment, run = record.get("mlflow_experiment_id"), record.get("mlflow_run_id")
         return f"{self.settings.registry.ui_url}/#/experiments/{experiment}/runs/{run}"
+
+    def bundle(self, quarter: str, language: str) -> "ModelBundle":
+        """The bundle that the partition's output names, every byte compared with its digest.
+
+        Raises:
+            StoreError, BundleError: there is none, or its bytes are others.
+        """
+        from speech.bundle import ModelBundle
+
+        reference = self.store.current("model_bundle", quarter, language).path / BUNDLE_NAME
+        try:
+            digest = str(parse_json(reference.read_text())["digest"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{reference} cannot be read ({error}): materialise `model_bundle` again") from error
+        return ModelBundle.load(self.registry().shelf.get(digest))
 
     @property
     def verdicts(self) -> Path:

@@ -91,7 +91,9 @@ class House:
             else write_toy_bundle(folder, language, name=f"{language}-{number}", lineage={"number": number})
         )
 
-    def register(self, number: int, champion: str | None = None, launched_by: str = "") -> ModelVersion:
+    def register(
+        self, number: int, champion: str | None = None, launched_by: str = "", partition: str = "2024-04|en"
+    ) -> ModelVersion:
         """Judge, save the verdict and register."""
         bundle = self.bundle(number)
         verdict = make_verdict(bundle, champion=champion)
@@ -104,7 +106,7 @@ class House:
             report,  # any file does for a checkpoint here
             verdict,
             report,
-            partition="2024-04|en",
+            partition=partition,
             dataset_digests={"train": "c" * 64},
             git_revision="0123abc",
             run_links={"training run": "http://127.0.0.1:5000/run"},

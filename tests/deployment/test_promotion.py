@@ -95,7 +95,7 @@ def test_broken_ledger_stops_everymake_decision(house):
 def test_a_version_deleted_by_hand_does_not_stop_the_nextmake_decision(house):
     house.approve(1)
     house.register(2, house.bundle(1).digest)
-    house.registry._client().delete_model_version(MODEL, "1")
+    house.registry.mlflow.delete_model_version(MODEL, "1")
     assert house.promotions.approve("en", MODEL, "2", "Ada", "better").version == "2"
     assert house.promotions.releasable("en").version == "2"
 
@@ -107,3 +107,14 @@ def test_a_version_that_a_newer_one_replaced_does_not_say_that_it_waits(house):
     first, second = (house.registry.version(MODEL, number).tags["soundstage.status"] for number in ("1", "2"))
     assert first == "superseded by version 2, which waits in its place"
     assert second.startswith(f"{MODEL} version 2 waits for Ada")
+
+
+def test_an_older_quarter_registered_later_says_that_it_waits_for_nobody(house):
+    newer = house.register(1, partition="en|2024-07")
+    assert house.promotions.offer("en", newer).version.version == "1"
+    older = house.register(2, partition="en|2024-01")
+    assert house.promotions.offer("en", older) is None
+    assert house.promotions.waiting("en", MODEL).version.version == "1"
+    said = house.registry.version(MODEL, "2").tags["soundstage.status"]
+    assert said == "superseded by version 1, which waits in its place"
+    assert "superseded" not in house.registry.version(MODEL, "1").tags["soundstage.status"]

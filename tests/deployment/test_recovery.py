@@ -201,7 +201,7 @@ def test_an_edited_note_is_named_and_set_right_by_a_person(house, note):
     house.approve(1)
     house.approve(2, house.bundle(1).digest)
     if note is None:
-        house.registry._client().delete_registered_model_tag(MODEL, "ledger_head.en")
+        house.registry.mlflow.delete_registered_model_tag(MODEL, "ledger_head.en")
     else:
         house.registry.set_model_tag(MODEL, "ledger_head.en", note)
     assert "edited in MLflow" in house.promotions.check_alias("en", MODEL).explanation
@@ -217,7 +217,7 @@ def test_a_forged_note_of_a_decision_that_never_was_says_how_to_remove_it(house)
     house.registry.set_model_tag(MODEL, "ledger_head.en", "9:" + "a" * 64)
     with pytest.raises(LedgerError, match="remove the tag 'ledger_head.en' of soundstage-en, then launch `reconcile`"):
         house.promotions.reconcile("en", MODEL, "Ada", "the ledger is whole")
-    house.registry._client().delete_registered_model_tag(MODEL, "ledger_head.en")
+    house.registry.mlflow.delete_registered_model_tag(MODEL, "ledger_head.en")
     house.promotions.reconcile("en", MODEL, "Ada", "the ledger is whole")
     assert house.promotions.check_alias("en", MODEL).agrees
 
@@ -252,7 +252,7 @@ def test_decisions_go_on_after_the_champions_version_was_deleted(house):
     house.approve(1)
     house.register(2, house.bundle(1).digest)
     house.register(3, house.bundle(1).digest)
-    house.registry._client().delete_model_version(MODEL, "1")
+    house.registry.mlflow.delete_model_version(MODEL, "1")
     assert house.promotions.reject("en", MODEL, "2", "Ada", "slow").action == "reject"
     state = house.promotions.check_alias("en", MODEL)
     assert not state.agrees

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import time
@@ -44,6 +45,7 @@ def test_version_carries_its_whole_lineage(house):
     assert (kept / "report" / "report.html").read_text() == "<html>report</html>"
     assert (kept / "checkpoint" / "report.html").is_file()
     assert json.loads((kept / "recipe.txt").read_text())["max_steps"] == 300
+    assert [path.name for path in (kept / "bundle").iterdir()] == ["bundle.json"], "the network is kept once"
 
 
 def test_same_bundle_is_registered_once(house):
@@ -63,6 +65,23 @@ def test_newest_version_is_the_challenger(house):
     assert [v.version for v in house.registry.versions(MODEL)] == ["2", "1"]
     assert house.registry.champion(MODEL) is None
     assert house.registry.challenger(MODEL).version == "2"
+
+
+def test_an_older_quarter_registered_later_does_not_take_a_newer_challengers_place(house):
+    """A backfill of old quarters must not push aside what people are to decide about."""
+    house.register(1, partition="en|2024-07")
+    older = house.register(2, partition="en|2024-01")
+    assert older.aliases == ()
+    assert house.registry.challenger(MODEL).version == "1"
+    newer = house.register(3, partition="en|2024-10")
+    assert newer.aliases == ("challenger",)
+    assert house.register(4, partition="en|2024-10").aliases == ("challenger",), "of one quarter, the later"
+
+
+def test_an_older_quarter_waits_where_nobody_newer_does(house):
+    house.register(1, partition="en|2024-07")
+    house.registry.remove_alias(MODEL, "challenger")  # as a decision does
+    assert house.register(2, partition="en|2024-01").aliases == ("challenger",)
 
 
 @pytest.mark.parametrize(
@@ -92,11 +111,11 @@ def test_damaged_bundle_is_not_registered(house, verdict_of):
         house.registry.register(MODEL, bundle.path, None, verdict_of(bundle), None, partition="p")
 
 
-def test_download_gives_the_bytes_that_were_registered(house):
-    house.register(1)
-    found = house.registry.download(MODEL, "challenger")
+def test_the_bytes_that_were_registered_are_obtained(house):
+    version = house.register(1)
+    found = house.registry.obtain(version.digest, MODEL, "1")
     assert ModelBundle.load(found).digest == house.bundle(1).digest
-    assert house.registry.download(MODEL, "1") == found
+    assert house.registry.verify(MODEL, "challenger") == version
 
 
 def _append(path: Path) -> None:
@@ -107,30 +126,32 @@ def _append(path: Path) -> None:
 @pytest.mark.parametrize(
     "tamper",
     [
-        lambda house, kept: _append(kept / "bundle" / "network.onnx"),
-        lambda house, kept: _append(kept / "bundle" / "bundle.json"),
-        lambda house, kept: (kept / "bundle" / "tokenizer.model").unlink(),
-        lambda house, kept: (kept / "bundle" / "extra.py").write_text("print()"),
-        lambda house, kept: write_toy_bundle(kept / "bundle", name="other"),
-        lambda house, kept: house.registry._client().set_model_version_tag(MODEL, "1", "bundle_digest", "f" * 64),
-        lambda house, kept: house.registry._client().delete_model_version_tag(MODEL, "1", "bundle_digest"),
+        lambda house, kept: _append(kept / "network.onnx"),
+        lambda house, kept: _append(kept / "bundle.json"),
+        lambda house, kept: (kept / "tokenizer.model").unlink(),
+        lambda house, kept: (kept / "extra.py").write_text("print()"),
+        lambda house, kept: write_toy_bundle(kept, name="other"),
+        lambda house, kept: shutil.rmtree(kept),
+        lambda house, kept: house.registry.mlflow.set_model_version_tag(MODEL, "1", "bundle_digest", "f" * 64),
+        lambda house, kept: house.registry.mlflow.delete_model_version_tag(MODEL, "1", "bundle_digest"),
     ],
-    ids=["network", "bundle.json", "missing file", "extra file", "another bundle", "tag changed", "tag removed"],
+    ids=["network", "bundle.json", "missing file", "extra file", "another", "gone", "tag changed", "tag removed"],
 )
-def test_tampered_artifacts_are_refused(house, tamper):
+def test_a_bundle_that_is_not_what_was_registered_is_refused(house, tamper):
     """The serving tier runs what the registry says; a swapped file there must never reach a listener."""
     version = house.register(1)
-    tamper(house, _artifacts(version))
-    for read in (house.registry.download, house.registry.verify):
-        with pytest.raises(BundleError):
-            read(MODEL, "1")
+    tamper(house, house.registry.shelf.folder / version.digest)
+    with pytest.raises(BundleError, match="is not what was registered"):
+        house.registry.verify(MODEL, "1")
 
 
-def test_damaged_local_copy_is_fetched_again(house):
+def test_a_damaged_bundle_is_put_back_by_who_has_it(house):
+    """There is one copy; the asset that made it makes the same bytes again."""
+    version = house.register(1)
+    _append(house.registry.shelf.get(version.digest) / "network.onnx")
+    assert house.registry.shelf.find(version.digest) is None
     house.register(1)
-    copy = house.registry.download(MODEL, "1")
-    _append(copy / "network.onnx")
-    assert ModelBundle.load(house.registry.download(MODEL, "1"), house.bundle(1).digest)
+    assert house.registry.verify(MODEL, "1").digest == version.digest
 
 
 @pytest.mark.parametrize("tag", ["../ledger", "{home}/ledger", "ledger", "F" * 64, "f" * 64 + "\n"])
@@ -141,28 +162,23 @@ def test_an_edited_digest_tag_names_no_folder(house, tag):
     precious.parent.mkdir()
     precious.write_text("decisions")
     house.registry.set_version_tag(MODEL, "1", "bundle_digest", tag.format(home=house.home))
-    for read in (house.registry.download, house.registry.verify):
-        with pytest.raises(BundleError, match="64 hexadecimal digits"):
-            read(MODEL, "1")
+    with pytest.raises(BundleError, match="64 hexadecimal digits"):
+        house.registry.verify(MODEL, "1")
     assert precious.read_text() == "decisions"
 
 
-def test_a_bundle_is_found_in_the_cache_when_its_version_is_gone(house):
+def test_a_bundle_stays_when_its_version_is_gone(house):
     digest = house.register(1).digest
-    assert house.registry.cached(digest) is None
-    copy = house.registry.download(MODEL, "1")
-    house.registry._client().delete_model_version(MODEL, "1")
-    assert house.registry.cached(digest) == copy
-    _append(copy / "network.onnx")
-    assert house.registry.cached(digest) is None, "a damaged copy is none"
-    assert house.registry.cached("../ledger") is None
+    house.registry.mlflow.delete_model_version(MODEL, "1")
+    assert house.registry.obtain(digest, MODEL, "1") == house.registry.shelf.find(digest)
+    assert house.registry.shelf.find("../ledger") is None
 
 
 @pytest.mark.parametrize("key", ["7", "champion", "nonsense"])
 def test_unknown_version_is_named(house, key):
     house.register(1)
     with pytest.raises(RegistryError, match=key):
-        house.registry.download(MODEL, key)
+        house.registry.verify(MODEL, key)
     with pytest.raises(RegistryError, match="soundstage-xx"):
         house.registry.version("soundstage-xx", "1")
 
@@ -183,7 +199,7 @@ def _forked(work: Callable[[], None]) -> int:
 def _register(house, bundle: ModelBundle, die_after: str = "") -> None:
     registry = Registry(house.registry.tracking_uri)
     if die_after:
-        client = registry._client()
+        client = registry.mlflow.client
         real = getattr(client, die_after)
 
         def dying(*args: object, **options: object) -> object:
@@ -195,7 +211,7 @@ def _register(house, bundle: ModelBundle, die_after: str = "") -> None:
     registry.register(MODEL, bundle.path, None, verdict, None, partition="p")
 
 
-@pytest.mark.parametrize("step", ["create_run", "log_artifacts", "create_model_version", "set_registered_model_alias"])
+@pytest.mark.parametrize("step", ["create_run", "log_artifact", "create_model_version", "set_registered_model_alias"])
 def test_killed_registration_is_completed_without_duplicates(house, verdict_of, step):
     """kill -9 at any step, then the same call: one version, one run, challenger set."""
     bundle = house.bundle(1)
@@ -205,9 +221,9 @@ def test_killed_registration_is_completed_without_duplicates(house, verdict_of, 
     version = house.register(1)
     assert [v.version for v in house.registry.versions(MODEL)] == [version.version] == ["1"]
     assert version.aliases == ("challenger",)
-    client = house.registry._client()
+    client = house.registry.mlflow.client
     assert len(client.search_runs([client.get_experiment_by_name("soundstage-releases").experiment_id])) == 1
-    assert house.registry.download(MODEL, "1")
+    assert house.registry.verify(MODEL, "1")
 
 
 def test_two_processes_register_the_same_bundles_at_once(house, verdict_of):
@@ -230,9 +246,9 @@ class _LateLook(Registry):
 
     looks = 0
 
-    def _find(self, model_name: str, digest: str) -> str | None:
+    def _find(self, model: str, digest: str) -> str | None:
         self.looks += 1
-        return None if self.looks == 1 else super()._find(model_name, digest)
+        return None if self.looks == 1 else super()._find(model, digest)
 
 
 def test_race_between_machines_keeps_the_lower_version(house, verdict_of):
@@ -263,6 +279,6 @@ def test_registration_waits_for_a_locked_database(house):
     os.waitpid(pid, 0)
 
 
-def test_server_address_keeps_its_cache_apart(tmp_path, monkeypatch):
+def test_a_server_address_keeps_its_shelf_apart(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert Registry("http://127.0.0.1:9").cache == tmp_path / "soundstage" / "bundles"
+    assert Registry("http://127.0.0.1:9").shelf.folder == tmp_path / "soundstage" / "bundles"

@@ -59,20 +59,20 @@ def test_a_version_travels_from_the_machine_that_trained_to_the_one_that_serves(
     server: tuple[str, Path], tmp_path: Path
 ) -> None:
     url, kept = server
-    registry = Registry(url, cache=tmp_path / "trainer")
+    registry = Registry(url, shelf=tmp_path / "store")
     rules = Rules(verdicts=tmp_path / "verdicts", approvers=("Ada",))
     house = House(tmp_path, registry, Promotions(registry, tmp_path / "ledger", rules))
     version = house.register(1)
     assert house.register(1).version == version.version, "the same bundle is one version"
     decision = house.promotions.approve("en", MODEL, version.version, "Ada", "good on calls")
 
-    elsewhere = Registry(url, cache=tmp_path / "server")
+    elsewhere = Registry(url, shelf=tmp_path / "store")
     champion = elsewhere.champion(MODEL)
     assert champion is not None
     assert (champion.version, champion.digest) == (decision.version, house.bundle(1).digest)
-    assert elsewhere.download(MODEL, champion.version).is_relative_to(tmp_path / "server")
+    network = elsewhere.obtain(champion.digest, MODEL, champion.version) / "network.onnx"
+    assert list(kept.rglob("checkpoint/*")), "it travelled through the server"
 
-    network = next(kept.rglob("network.onnx"))
     network.write_bytes(network.read_bytes() + b" ")
     with pytest.raises(BundleError):
-        Registry(url, cache=tmp_path / "third").download(MODEL, champion.version)
+        elsewhere.verify(MODEL, champion.version)

@@ -16,7 +16,7 @@ from functools import cache, cached_property
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlparse
+from urllib.parse import parse_qsl
 
 import pytest
 
@@ -106,8 +106,9 @@ class House:
     def candidate(self, number: int, wrong: int = 0, champion: int | None = None, champion_wrong: int = 1) -> None:
         """What training, export and evaluation leave in the store: bundle, checkpoint and figures."""
         store, bundle = self.workspace.store, self.bundle(number)
+        self.registry.shelf.put(bundle)
         with store.replace("model_bundle", QUARTER, LANGUAGE) as staging:
-            shutil.copytree(bundle.path, staging.path / "bundle")
+            write_json(staging.path / "bundle_digest.json", {"digest": bundle.digest})
         with store.replace("finetuned_model", QUARTER, LANGUAGE) as staging:
             (staging.path / "checkpoint.nemo").write_text(f"checkpoint {number}")
             write_json(staging.path / "training.json", {"recipe": {"recipe": "toy"}})
@@ -199,9 +200,9 @@ class House:
         for key, value in tags.items():
             self.registry.set_version_tag(MODEL, "1", key.replace("__", "."), value)
 
-    def artifact(self, version: str = "1") -> Path:
-        """The network that MLflow keeps of a version."""
-        return Path(unquote(urlparse(self.registry.version(MODEL, version).uri).path)) / "bundle" / "network.onnx"
+    def network(self, number: int = 1) -> Path:
+        """The network of a bundle, where it is kept."""
+        return self.home / "bundles" / self.bundle(number).digest / "network.onnx"
 
     def state(self) -> tuple[object, ...]:
         """Everything that a route could have moved."""
@@ -373,14 +374,14 @@ def thresholds_changed_before_registration(house: House) -> Launch:
 @route("network.onnx differs from its sha256")
 def bundle_tampered_before_registration(house: House) -> Launch:
     house.judge(1)
-    append(house.workspace.store.current("model_bundle", QUARTER, LANGUAGE).path / "bundle" / "network.onnx")
+    append(house.network())
     return lambda: house.materialize("registered_model")
 
 
-@route("has no verdict")
+@route("not the model meant")
 def bundle_exchanged_after_the_verdict(house: House) -> Launch:
     house.judge(1)
-    folder = house.workspace.store.current("model_bundle", QUARTER, LANGUAGE).path / "bundle"
+    folder = house.network().parent
     shutil.rmtree(folder)
     shutil.copytree(house.bundle(2).path, folder)
     return lambda: house.materialize("registered_model")
@@ -389,7 +390,7 @@ def bundle_exchanged_after_the_verdict(house: House) -> Launch:
 @route("is not what was registered")
 def artifact_tampered_before_approval(house: House) -> Launch:
     house.register(1)
-    append(house.artifact())
+    append(house.network())
     return house.promote
 
 
@@ -502,7 +503,7 @@ def override_in_promote_while_switched_off(house: House) -> Launch:
 def override_of_a_tampered_bundle(house: House) -> Launch:
     allowed = house.ruled(allow_override=True)
     allowed.judge(1, wrong=2)
-    append(house.workspace.store.current("model_bundle", QUARTER, LANGUAGE).path / "bundle" / "network.onnx")
+    append(house.network())
     return lambda: allowed.override(1)
 
 
@@ -726,7 +727,7 @@ def release_of_an_alias_that_nobody_decided(house: House) -> Launch:
 @route("is not what was registered")
 def release_of_a_tampered_bundle(house: House) -> Launch:
     house.crown(1)
-    append(house.artifact())
+    append(house.network())
     return house.release
 
 
@@ -763,7 +764,7 @@ def rollback_to_a_version_that_fails_now(house: House) -> Launch:
 def rollback_to_a_tampered_version(house: House) -> Launch:
     house.crown(1)
     house.crown(2, champion=1)
-    append(house.artifact("1"))
+    append(house.network())
     return house.rollback
 
 
@@ -1144,8 +1145,7 @@ def test_a_candidate_is_compared_with_the_ledgers_champion_though_its_version_wa
     from speech_assets.defs.evaluation import _champion
 
     house.crown(1)
-    house.registry.download(MODEL, "1")  # as the release did
-    house.registry._client().delete_model_version(MODEL, "1")
+    house.registry.mlflow.delete_model_version(MODEL, "1")
     assert house.registry.champion(MODEL) is None
     assert _champion(house.workspace, LANGUAGE).bundle_digest == house.bundle(1).digest
     house.register(2, champion=1)
@@ -1161,7 +1161,7 @@ def test_a_champion_that_is_nowhere_says_the_way_out(house: House) -> None:
 
     house.crown(1)
     house.crown(2, champion=1)
-    house.registry._client().delete_model_version(MODEL, "2")
+    house.registry.mlflow.delete_model_version(MODEL, "2")
     with pytest.raises(dg.Failure) as refused:
         _champion(house.workspace, LANGUAGE)
     assert "roll back to an earlier champion" in refused.value.description

@@ -137,7 +137,7 @@ def test_a_verdict_that_fails_stops_registration_and_promotion(deployment, candi
 
 
 def test_a_tampered_bundle_is_not_registered(deployment, candidate, workspace) -> None:  # type: ignore[no-untyped-def]
-    network = workspace.store.current("model_bundle", "2024-01", "en").path / "bundle" / "network.onnx"
+    network = workspace.bundle("2024-01", "en").path / "network.onnx"
     content = network.read_bytes()
     network.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     try:

@@ -132,7 +132,7 @@ def test_the_champion_is_served_again_from_its_verified_copy_whatever_became_of_
     registry.set_version_tag(MODEL, "1", "bundle_digest", "e" * 64)
     edited = served.materialize("serving_release")
     assert edited.success, failure(edited)
-    registry._client().delete_model_version(MODEL, "1")
+    registry.mlflow.delete_model_version(MODEL, "1")
     deleted = served.materialize("serving_release")
     assert deleted.success, failure(deleted)
     assert served.running() == {digests["1"]: 1.0}

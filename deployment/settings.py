@@ -218,6 +218,17 @@ class Promotion(Section):
         description="Approvers may accept failed gates of one bundle, in the job `override_gates` and then in "
         "`promote`; each is an entry in the ledger with its reason. A missing or altered verdict stays a refusal.",
     )
+    ledger_key: SecretStr | None = Field(
+        None,
+        min_length=16,
+        description="Key by which every entry of the ledgers is signed; one without its signature is then refused. Set "
+        "SOUNDSTAGE_PROMOTION__LEDGER_KEY, so that it is not on the disk of the data store. None: nothing is signed.",
+    )
+
+    @property
+    def signing_key(self) -> bytes | None:
+        """The ledger key's bytes, if there is one."""
+        return self.ledger_key.get_secret_value().encode() if self.ledger_key else None
 
 
 class Serving(Section):

@@ -2,7 +2,8 @@
 
 An alias in MLflow can be moved by anyone with a browser and remembers nobody, so nothing rests on it: it is set to what
 the ledger says. The ledger's head is noted at the model in the registry, as the last step of each decision. Against
-that note two things show: entries that were cut off at the end, and an entry that no decision finished.
+that note two things show: entries that are missing at the end, as after an old backup was put back; and a decision
+whose process died before the registry followed it, which whoever comes next finishes.
 """
 
 import re
@@ -85,8 +86,13 @@ class Aliases:
         def differs(why: str) -> AliasState:
             return AliasState(False, expected, found, why)
 
-        if wrong := self.why_astray(entries, language, model):
+        if wrong := self.why_cut_off(entries, language, model):
             return differs(wrong)
+        if entries and self.interrupted(last := entries[-1]):
+            return differs(
+                f"decision {last.sequence} of '{language}' ({last.action} by {last.approver}) was interrupted before "
+                "the registry followed it: launch it again, or the job `reconcile`"
+            )
         if expected != found:
             aside = f"the alias '{CHAMPION}' of {model} points to {_named(found)}, but the ledger says "
             if expected and self.registry.deleted(model, expected):
@@ -103,9 +109,24 @@ class Aliases:
             )
         return AliasState(True, expected, found, f"the alias '{CHAMPION}' of {model} is {_named(found)}, as decided")
 
-    def why_astray(self, entries: Sequence[Decision], language: str, model: str) -> str | None:
-        """A sentence when entries are missing at the ledger's end, or one is there that no decision has finished."""
-        return self.why_cut_off(entries, language, model) or self.why_unfinished(entries)
+    def finish(self, entries: Sequence[Decision], language: str, model: str | None = None) -> None:
+        """Have the registry follow a ledger that is whole; a process may have died before it did.
+
+        Raises:
+            LedgerError: entries are missing at its end.
+        """
+        for name in {entry.model for entry in entries} | ({model} if model else set()):
+            self.require_whole(entries, language, name)
+        self.follow(entries, language, model)
+
+    def require_whole(self, entries: Sequence[Decision], language: str, model: str) -> None:
+        """Nothing rests on a ledger whose end is missing.
+
+        Raises:
+            LedgerError: the sentence of `why_cut_off`.
+        """
+        if wrong := self.why_cut_off(entries, language, model):
+            raise LedgerError(wrong)
 
     def why_cut_off(self, entries: Sequence[Decision], language: str, model: str) -> str | None:
         """A sentence when the registry remembers a decision that the ledger no longer has."""
@@ -118,50 +139,9 @@ class Aliases:
             f"note was edited in MLflow: remove the tag '{HEAD_TAG}.{language}' of {model}, then launch `reconcile`"
         )
 
-    def why_unfinished(self, entries: Sequence[Decision]) -> str | None:
-        """A sentence when the registry does not know the last entry: no decision finished it, or the note is wrong."""
-        if not entries or not self.interrupted(entries[-1]):
-            return None
-        last = entries[-1]
-        if damaged := self.why_damaged(entries):
-            return damaged
-        return (
-            f"decision {last.sequence} of '{last.language}' ({last.action} by {last.approver}) was interrupted or "
-            "written by hand, since the registry does not know it: launch the same decision again, or remove the "
-            "entry if nobody took it, or have it examined and accepted with the job `reconcile`"
-        )
-
-    def why_damaged(self, entries: Sequence[Decision]) -> str | None:
-        """A sentence when the note was edited or removed in MLflow; before the first decision ends there is none."""
-        last = entries[-1]
-        noted = self._noted(last.model, last.language)
-        removed = noted is None and len(entries) > 1 and not self.known(entries)
-        if not removed and (noted is None or _HEAD.fullmatch(noted)):
-            return None
-        found = "is missing" if noted is None else f"is {noted[:80]!r}, not a number and a hash"
-        return (
-            f"the registry's note of the last decision of '{last.language}' (the tag '{HEAD_TAG}.{last.language}' of "
-            f"{last.model}) {found}: it was edited in MLflow; compare the ledger with its backup, then set the note "
-            "right with the job `reconcile`"
-        )
-
     def interrupted(self, last: Decision) -> bool:
         """Whether a decision was recorded but its aliases were not all moved; the note is the last step."""
         return self._noted(last.model, last.language) != last.head
-
-    def known(self, entries: Sequence[Decision]) -> int:
-        """How many entries the registry knows of: the last of them that is noted at any of their models."""
-        notes = {self._noted(model, entries[0].language) for model in {entry.model for entry in entries}}
-        return max((entry.sequence for entry in entries if entry.head in notes), default=0)
-
-    def require_whole(self, entries: Sequence[Decision], language: str, model: str) -> None:
-        """Nothing rests on a ledger that was cut off, nor on an entry that may have been added by hand.
-
-        Raises:
-            LedgerError: the sentence of `why_astray`.
-        """
-        if wrong := self.why_astray(entries, language, model):
-            raise LedgerError(wrong)
 
     def supersede(self, entries: Sequence[Decision], challenger: ModelVersion) -> None:
         """Say at versions that nobody decided about that they do not wait: only the newest of them does."""

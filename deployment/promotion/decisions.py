@@ -3,8 +3,7 @@
 An alias in MLflow can be moved by anyone with a browser, remembers nobody, and is not what a deployment may rest on. So
 a decision is first written to the ledger of its language (`deployment.promotion.ledger`), after the rules allow it
 (`deployment.promotion.rules`), and only then are the registry's aliases moved (`deployment.promotion.aliases`). A
-process killed in between leaves an alias that the next decision, or `reconcile`, repairs from the ledger
-(`deployment.promotion.recovery`).
+process killed in between leaves an alias that the next decision, or `reconcile`, repairs from the ledger.
 
 Every step forward, roll-back included, reads the persisted verdict for exactly the bundle in question again, and
 compares the registry's bytes with its digest. An entry names the very bytes of the verdict that were judged for it.
@@ -15,8 +14,8 @@ approval by the person who launched the training is one `voice`, and another app
 
 A bundle that failed gates reaches production only through two entries: `override`, about exactly this bundle and
 verdict, which lets it be registered, and an approval that repeats which gates were overridden. Roll-back and release
-honour that approval for exactly that bundle and verdict, and only as far as the override before it covers. A missing,
-altered, stale or foreign verdict, an expired challenger or a bundle whose bytes differ cannot be overridden.
+honour that approval for exactly that bundle and verdict. A missing, altered, stale or foreign verdict, an expired
+challenger or a bundle whose bytes differ cannot be overridden.
 """
 
 from dataclasses import dataclass, replace
@@ -31,12 +30,10 @@ from deployment.promotion.ledger import (
     Action,
     Decision,
     Ledger,
-    accepted_gates,
     champion_in_force,
     every_champion,
     line_of_champions,
 )
-from deployment.promotion.recovery import Recovery
 from deployment.promotion.rules import (
     PromotionRefused,
     Rules,
@@ -103,14 +100,15 @@ class Promotions:
         registry: where versions and aliases are.
         ledger: folder of the ledgers, one file a language.
         rules: what a decision needs.
+        key: with which entries are signed; None: they are not.
     """
 
-    def __init__(self, registry: Registry, ledger: Path, rules: Rules) -> None:
+    def __init__(self, registry: Registry, ledger: Path, rules: Rules, key: bytes | None = None) -> None:
+        self._key = key
         self.registry = registry
         self.rules = rules
         self._folder = ledger
         self._aliases = Aliases(registry, rules)
-        self._recovery = Recovery(registry, rules, self._aliases)
 
     def approve(
         self, language: str, model: str, version: str, approver: str, reason: str, *, override_gates: bool = False
@@ -138,8 +136,7 @@ class Promotions:
             candidate = require_language(self.registry.verify(model, version), language)
             if now and (now.model, now.version, now.digest) == (candidate.name, candidate.version, candidate.digest):
                 same = (now.action, now.approver, now.reason) == ("approve", approver, reason)
-                if same or not self._aliases.interrupted(entries[-1]):
-                    self._recovery.finish(entries, language)
+                self._aliases.finish(entries, language)
                 if same:
                     return now  # the process that took this decision died after recording it
                 raise PromotionRefused(
@@ -153,7 +150,7 @@ class Promotions:
                 action = "voice"
                 before = self.rules.voices(entries, candidate, sha).get(approver)
                 if before and before.reason == reason:
-                    self._recovery.finish(entries, language)
+                    self._aliases.finish(entries, language)
                     return before
                 if before:
                     raise PromotionRefused(
@@ -195,7 +192,7 @@ class Promotions:
                 return None
             entries = ledger.entries()
             if closed := self.rules.closed(entries, candidate):
-                self._recovery.finish(entries, language)  # the process that closed it died before it moved the alias
+                self._aliases.finish(entries, language)  # the process that closed it died before it moved the alias
                 return closed
             reason = f"waited longer than {self.rules.expires_days} days for a decision: evaluate and judge it again"
             return self._decide(ledger, entries, "expire", candidate, sha, SYSTEM, reason)
@@ -225,7 +222,7 @@ class Promotions:
             sha = verdict.file_sha256
             last = entries[-1] if entries else None
             if last and (last.action, last.digest) == ("override", digest) and _repeats(last, sha, approver, reason):
-                self._recovery.finish(entries, language)
+                self._aliases.finish(entries, language)
                 return last
             self.registry.ensure_model(model, language)
             unregistered = ModelVersion(model, "", digest)
@@ -327,7 +324,7 @@ class Promotions:
             if (last.action, last.approver, last.reason) == ("rollback", approver, reason) and (
                 self._aliases.interrupted(last) or last.version == str(version) or _made_since(last, since)
             ):
-                self._recovery.finish(entries, language)  # the process that took this decision died after recording it
+                self._aliases.finish(entries, language)  # the process that took this decision died after recording it
                 return last
             earlier = [
                 entry
@@ -349,27 +346,25 @@ class Promotions:
             closed = self.rules.closed(entries, target)
             if closed and closed.action == "reject":
                 raise PromotionRefused(closed_sentence(closed))
-            sha = require_still_passed(self.rules.verdicts, entries, back).file_sha256
-            accepted = accepted_gates(entries, back)
-            return self._decide(ledger, entries, "rollback", target, sha, approver, reason, accepted)
+            sha = require_still_passed(self.rules.verdicts, back).file_sha256
+            return self._decide(ledger, entries, "rollback", target, sha, approver, reason, back.overridden)
 
     def releasable(self, language: str) -> Decision:
         """The decision in force, if what it put into production may be served: its verdict is read again.
 
-        The registry's alias plays no part. Failed gates are accepted only as far as that very decision says and an
-        override before it covers.
+        The registry's alias plays no part. Failed gates are accepted only as far as that very decision says.
 
         Raises:
             PromotionRefused: there is no champion.
             GateRefused: no passing verdict for exactly this bundle.
-            LedgerError: the ledger is broken, cut off, or its last entry was not made by a decision.
+            LedgerError: the ledger is broken or cut off.
         """
         entries = self.ledger(language).entries()
         now = champion_in_force(entries)
         if now is None:
             raise PromotionRefused(f"'{language}' has no champion yet: approve a version with the job `promote`")
         self._aliases.require_whole(entries, language, now.model)
-        require_still_passed(self.rules.verdicts, entries, now)
+        require_still_passed(self.rules.verdicts, now)
         return now
 
     def current(self, language: str) -> Decision | None:
@@ -383,13 +378,12 @@ class Promotions:
     def verify(self, language: str, model: str | None = None) -> str | None:
         """None when the ledger is intact, else a sentence that names what is broken.
 
-        With `model`, the ledger's end is compared with what the registry notes of it: entries may be missing there,
-        or one may be there that no decision has finished.
+        With `model`, the ledger's end is compared with what the registry notes of it: entries may be missing there.
         """
         ledger = self.ledger(language)
         if broken := ledger.verify():
             return broken
-        return self._aliases.why_astray(ledger.entries(), language, model) if model else None
+        return self._aliases.why_cut_off(ledger.entries(), language, model) if model else None
 
     def check_alias(self, language: str, model: str) -> AliasState:
         """Whether the registry's alias and its note of the ledger's head agree with the ledger.
@@ -402,13 +396,8 @@ class Promotions:
     def reconcile(self, language: str, model: str, approver: str, reason: str) -> AliasState:
         """Set the aliases and the registry's note to what the ledger says; returns what was found before.
 
-        A last entry that the registry does not know of is accepted by this, if what its decision needed still holds:
-        look at who wrote it first.
-
         Raises:
-            PromotionRefused: the approver may not decide, there is no reason, or the last entry is none that a person
-                could have taken.
-            GateRefused, BundleError, RegistryError: what the last entry puts into production may not be there.
+            PromotionRefused: the approver may not decide, or there is no reason.
             LedgerError: the ledger is broken or was cut off: the alias is then left as it is.
         """
         self.rules.require_person(approver, reason)
@@ -416,12 +405,12 @@ class Promotions:
         with ledger.locked():
             entries = ledger.entries()
             before = self._aliases.check(entries, language, model)
-            self._recovery.finish(entries, language, model)
+            self._aliases.finish(entries, language, model)
         return before
 
     def ledger(self, language: str) -> Ledger:
         """The ledger of a language."""
-        return Ledger(self._folder, language)
+        return Ledger(self._folder, language, self._key)
 
     def _decide(
         self,
@@ -473,7 +462,7 @@ class Promotions:
                 )
             last = next((entry for entry in reversed(entries) if about(entry, candidate)), None)
             if last and last.action == action and _repeats(last, sha, approver, reason):
-                self._recovery.finish(entries, language)
+                self._aliases.finish(entries, language)
                 return last
             return self._decide(ledger, entries, action, candidate, sha, approver, reason)
 

@@ -1,8 +1,10 @@
 """Who put what into production, when and why: the ledgers, printed, and compared with what the registry notes of them.
 
     python -m deployment.promotion.history [language ...]
+    python -m deployment.promotion.history --sign [language ...]
 
-The exit code is 1 when a ledger is broken, entries are missing at its end, or no decision finished its last one.
+The exit code is 1 when a ledger is broken or entries are missing at its end. `--sign` signs what is there with the
+ledger key of the settings, after which entries without a signature are refused: read them first.
 """
 
 import sys
@@ -25,10 +27,12 @@ def print_decisions(settings: Settings, languages: Sequence[str]) -> int:
 
     console, broken = Console(markup=False, width=None if sys.stdout.isatty() else WIDE), 0
     ledger, registry = settings.home / "ledger", Registry(settings.tracking_uri, shelf=settings.home / PLACE)
-    promotions = Promotions(registry, ledger, Rules(verdicts=settings.home / "verdicts"))
+    promotions = Promotions(
+        registry, ledger, Rules(verdicts=settings.home / "verdicts"), settings.promotion.signing_key
+    )
     for language in languages:
         try:
-            entries = Ledger(ledger, language).entries()
+            entries = promotions.history(language)
             model = f"{settings.registry.model_prefix}-{language}"
             wrong = promotions.verify(language, model) if registry.exists else None
         except LedgerError as error:
@@ -58,6 +62,21 @@ def print_decisions(settings: Settings, languages: Sequence[str]) -> int:
     return broken
 
 
+def sign(settings: Settings, languages: Sequence[str]) -> int:
+    """Sign the ledgers of some languages as they are; returns 1 where there is no key or one of them is not whole."""
+    key = settings.promotion.signing_key
+    try:
+        if key is None:
+            raise LedgerError("there is no ledger key: set SOUNDSTAGE_PROMOTION__LEDGER_KEY")
+        for language in languages:
+            count = Ledger(settings.home / "ledger", language).sign(key)
+            sys.stdout.write(f"{language}: {count} entries are signed\n")
+    except LedgerError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
 def main() -> int:
     """Run the command line."""
     try:
@@ -65,7 +84,9 @@ def main() -> int:
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    return print_decisions(settings, sys.argv[1:] or settings.languages)
+    words = sys.argv[1:]
+    languages = [word for word in words if word != "--sign"] or settings.languages
+    return sign(settings, languages) if "--sign" in words else print_decisions(settings, languages)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,17 @@ does not show here: `deployment.promotion.aliases` notes the head at the model i
 `python -m deployment.promotion.history [language]` prints who put what into production, when and why.
 
 A line that a dying machine left unfinished was never confirmed to anyone: the next decision moves it to
-`<language>.torn` and continues after the last whole entry. Not covered: someone who rewrites the whole chain and the
-registry's note as well; the folder's permissions keep them out.
+`<language>.torn` and continues after the last whole entry.
+
+With a key that is not on the disk (`promotion.ledger_key`) each entry is signed, and one that is not signed with it is
+refused: the package's docstring says against whom that helps. Entries written before there was a key are signed by
+`python -m deployment.promotion.history --sign`, once somebody has read them.
 """
 
 import fcntl
 import functools
 import hashlib
+import hmac
 import json
 import os
 import re
@@ -25,7 +29,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from speech.store.outputs import parse_json
+from speech.store.outputs import parse_json, write_atomically
 
 LEDGER_SCHEMA = 2
 ADDED_IN_SCHEMA_2 = ("overridden", "launched_by")  # entries of schema 1 stay as they were written
@@ -57,6 +61,7 @@ class Decision:
         hash: SHA-256 over all other fields.
         overridden: labels of the failed gates that this decision accepts.
         launched_by: who launched the training, as far as its run said.
+        signature: HMAC-SHA256 of the hash, with a key that is not on the disk; empty without one.
     """
 
     sequence: int
@@ -76,6 +81,7 @@ class Decision:
     hash: str = ""
     overridden: tuple[str, ...] = ()
     launched_by: str = ""
+    signature: str = ""
 
     @property
     def head(self) -> str:
@@ -88,11 +94,22 @@ class Decision:
 
     def expected_hash(self) -> str:
         """The hash that the other fields call for."""
-        return hashlib.sha256(_line({**self.content(), "hash": ""}).encode()).hexdigest()
+        content = {**self.content(), "hash": ""}
+        content.pop("signature", None)
+        return hashlib.sha256(_line(content).encode()).hexdigest()
+
+    def signed(self, key: bytes) -> "Decision":
+        """The same sealed entry with its signature."""
+        return replace(self, signature=self.expected_signature(key))
+
+    def expected_signature(self, key: bytes) -> str:
+        """The signature that the entry calls for."""
+        return hmac.new(key, self.hash.encode(), hashlib.sha256).hexdigest()
 
     def content(self) -> dict[str, Any]:
         """The fields of the entry's own schema."""
-        return {k: v for k, v in asdict(self).items() if self.schema > 1 or k not in ADDED_IN_SCHEMA_2}
+        absent = {*(ADDED_IN_SCHEMA_2 if self.schema == 1 else ()), *(() if self.signature else ("signature",))}
+        return {name: value for name, value in asdict(self).items() if name not in absent}
 
 
 @functools.cache
@@ -101,13 +118,14 @@ def _adapter() -> TypeAdapter[Decision]:
 
 
 class Ledger:
-    """The decisions of one language, in `<folder>/<language>.jsonl`."""
+    """The decisions of one language, in `<folder>/<language>.jsonl`; with a key, each has to be signed with it."""
 
-    def __init__(self, folder: Path, language: str) -> None:
+    def __init__(self, folder: Path, language: str, key: bytes | None = None) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", language):
             raise LedgerError(f"'{language}' is not a language tag such as 'en'")
         self.language = language
         self.path = folder / f"{language}.jsonl"
+        self._key = key
 
     def entries(self) -> tuple[Decision, ...]:
         """All decisions, oldest first, verified.
@@ -139,7 +157,7 @@ class Ledger:
         last = entries[-1] if entries else None
         if decision.sequence != len(entries) + 1 or decision.previous_hash != (last.hash if last else GENESIS):
             raise LedgerError(f"{self.path}: entry {decision.sequence} does not follow the last one: read it again")
-        sealed = decision.sealed()
+        sealed = decision.sealed() if self._key is None else decision.sealed().signed(self._key)
         data = (_line(sealed.content()) + "\n").encode()
         new = not self.path.exists()
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -160,6 +178,19 @@ class Ledger:
         if new:
             _flush_folder(self.path.parent)
         return sealed
+
+    def sign(self, key: bytes) -> int:
+        """Sign the entries as they are, whoever wrote them; returns how many there are.
+
+        Raises:
+            LedgerError: the chain is not intact.
+        """
+        with self.locked():
+            entries = self.entries()
+            if entries:
+                lines = (_line(entry.signed(key).content()) + "\n" for entry in entries)
+                write_atomically(self.path, "".join(lines))
+            return len(entries)
 
     def _read(self) -> tuple[tuple[Decision, ...], int]:
         """Verified entries and how many bytes they take; an unfinished last line is not an entry."""
@@ -189,8 +220,8 @@ class Ledger:
         try:
             given = set(parse_json(line))
             entry = _adapter().validate_json(line, strict=True)
-            known = {item.name for item in fields(Decision)}
-            if given != (known - set(ADDED_IN_SCHEMA_2) if entry.schema == 1 else known):
+            known = {item.name for item in fields(Decision)} - {"signature"}
+            if given - {"signature"} != (known - set(ADDED_IN_SCHEMA_2) if entry.schema == 1 else known):
                 raise ValueError("fields are missing or unknown")
         except (ValueError, TypeError) as error:
             wrong = error.errors()[0] if isinstance(error, ValidationError) else None
@@ -200,6 +231,11 @@ class Ledger:
             raise LedgerError(f"{broken} has schema {entry.schema}, this version reads {LEDGER_SCHEMA}: upgrade")
         if entry.hash != entry.expected_hash():
             raise LedgerError(f"{broken} was changed after it was written; restore the file from its backup")
+        if self._key is not None and not hmac.compare_digest(entry.signature, entry.expected_signature(self._key)):
+            raise LedgerError(
+                f"{broken} is not signed with the ledger key: it was written without it; restore the file from its "
+                "backup, or read the entries and sign them with `python -m deployment.promotion.history --sign`"
+            )
         if entry.sequence != number or entry.language != self.language:
             raise LedgerError(
                 f"{broken} says it is number {entry.sequence} of '{entry.language}': something was removed, inserted "
@@ -239,18 +275,6 @@ def champion_in_force(entries: Sequence[Decision]) -> Decision | None:
 def every_champion(entries: Sequence[Decision]) -> list[Decision]:
     """Each entry that put something into production, oldest first."""
     return [entry for entry in entries if entry.action in PRODUCTION]
-
-
-def accepted_gates(entries: Sequence[Decision], entry: Decision) -> tuple[str, ...]:
-    """Labels that an entry accepts and may: those of an override before it, about its very bundle and verdict."""
-    covered = {
-        label
-        for e in entries
-        if (e.action, e.digest, e.verdict_sha256) == ("override", entry.digest, entry.verdict_sha256)
-        and e.sequence < entry.sequence
-        for label in e.overridden
-    }
-    return tuple(label for label in entry.overridden if label == BETTER or label in covered)
 
 
 def _line(value: dict[str, Any]) -> str:

@@ -5,9 +5,6 @@ missing is a refusal: a missing, altered, stale or foreign verdict, a closed or 
 
 Under the two-person rule an approval by the person who launched the training is one voice, and another approver has
 to approve (`deployment.promotion.signatures` says who that was).
-
-Not covered: names are taken as given, from the launchpad and from tags alike; whoever can reach Dagster or MLflow can
-write another's, unless a proxy in front of them signs people in.
 """
 
 import hashlib
@@ -17,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from deployment.promotion.ledger import BETTER, CLOSING, Decision, accepted_gates, champion_in_force
+from deployment.promotion.ledger import BETTER, CLOSING, Decision, champion_in_force
 from deployment.promotion.signatures import UNSIGNED, Launchers
 from deployment.registry.models import ModelVersion
 from evaluation.gates import UNCHECKED, GateRefused, GateSettings, Verdict, load_verdict
@@ -240,16 +237,16 @@ class Rules:
             )
 
 
-def require_still_passed(verdicts: Path, entries: Sequence[Decision], entry: Decision) -> Verdict:
+def require_still_passed(verdicts: Path, entry: Decision) -> Verdict:
     """The verdict of a decided bundle must still open the way, or that very decision accepted its failures.
 
-    They are accepted as far as an override before the decision covers them, and only on the verdict it was taken on.
+    They are accepted only on the verdict that the decision was taken on.
 
     Raises:
         GateRefused: no passing verdict for exactly this bundle.
     """
     verdict = load_verdict(verdicts, entry.digest)
-    accepted = accepted_gates(entries, entry) if verdict.file_sha256 == entry.verdict_sha256 else ()
+    accepted = entry.overridden if verdict.file_sha256 == entry.verdict_sha256 else ()
     verdict.require_passed(language=entry.language, overridden=accepted)
     return verdict
 

@@ -152,11 +152,7 @@ class Registry:
             BundleError: the bytes are not those that were registered.
         """
         wanted = self.version(model, version_or_alias)
-        try:
-            self.shelf.get(wanted.digest)
-        except BundleError as error:
-            name = f"{wanted.name} version {wanted.version}"
-            raise BundleError(f"the bundle of {name} is not what was registered: {error}") from error
+        self.obtain(wanted.digest, wanted.name, wanted.version)
         return wanted
 
     def obtain(self, digest: str, model: str, version: str) -> Path:
@@ -168,7 +164,7 @@ class Registry:
         try:
             return self.shelf.get(digest)
         except BundleError as error:
-            raise BundleError(f"the bundle of {model} version {version} cannot be used: {error}") from error
+            raise BundleError(f"the bundle of {model} version {version} is not what was registered: {error}") from error
 
     @property
     def exists(self) -> bool:

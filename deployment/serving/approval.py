@@ -4,8 +4,7 @@ The release document says which bundle lies where and what share it gets, and wh
 write it by hand. So a replica takes nobody's word that a bundle may be served: it looks into the ledger and the
 verdicts of the data store that it follows, each time it loads one. What serves already is not looked at again.
 
-Not covered: the registry's note of the ledger's end, which only a release compares (a replica knows no registry), and
-someone who forges ledger and verdict consistently; the folder's permissions keep them out.
+Not covered: the registry's note of the ledger's end, which only a release compares (a replica knows no registry).
 """
 
 from pathlib import Path
@@ -19,14 +18,14 @@ class NotApproved(Exception):
     """A bundle may not be served; the message is one sentence that says why."""
 
 
-def require_approved(home: Path, language: str, digest: str) -> None:
+def require_approved(home: Path, language: str, digest: str, key: bytes | None = None) -> None:
     """Refuse a bundle that no decision put into production, or whose verdict does not let it pass any more.
 
-    Failed gates are accepted as far as that decision says and an override before it covers, and only for the verdict
-    that it was taken on.
+    Failed gates are accepted as far as that decision says, and only for the verdict that it was taken on.
 
     Args:
         home: the data store, which holds `ledger/` and `verdicts/`.
+        key: with which entries have to be signed; None: they need not be.
 
     Raises:
         NotApproved: no approval or rollback about exactly this digest, a rejection since, a broken ledger, or a verdict
@@ -34,7 +33,7 @@ def require_approved(home: Path, language: str, digest: str) -> None:
     """
     refused = f"bundle {digest[:12]} is not served for '{language}'"
     try:
-        ledger = Ledger(home / "ledger", language)
+        ledger = Ledger(home / "ledger", language, key)
         entries = ledger.entries()
         about = [entry for entry in entries if entry.digest == digest]
         decision = next((entry for entry in reversed(about) if entry.action in (*PRODUCTION, "reject")), None)
@@ -46,6 +45,6 @@ def require_approved(home: Path, language: str, digest: str) -> None:
                 else "approve a version with the job `promote`, which releases it"
             )
             raise NotApproved(f"{refused}: {why}; {remedy}")
-        require_still_passed(home / "verdicts", entries, decision)
+        require_still_passed(home / "verdicts", decision)
     except (LedgerError, GateRefused, OSError) as error:
         raise NotApproved(f"{refused}: {error}") from error

@@ -91,7 +91,7 @@ class ReconcileConfig(dg.Config):
 
     language: str = Field(
         description="Language of the ledger, such as en. Read its last entry first: one that the registry does not "
-        "know is taken for a decision that was interrupted, if all that it needed holds."
+        "know is taken for a decision that was interrupted."
     )
     approver: str = Field(description="Your name, as it stands in `promotion.approvers` of soundstage.toml.")
     reason: str = Field(description="What you found and why it is right as the ledger says; told with the repair.")

@@ -1,6 +1,5 @@
 """What the deployment tests share: a home folder with a real MLflow registry, toy bundles and verdicts."""
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from deployment.promotion.decisions import Promotions
-from deployment.promotion.ledger import GENESIS, Decision
+from deployment.promotion.ledger import Decision
 from deployment.promotion.rules import Rules
 from deployment.promotion.signatures import Launchers
 from deployment.registry.models import ModelVersion, Registry
@@ -125,17 +124,6 @@ class House:
         """Register a version and have Ada approve it."""
         version = self.register(number, champion)
         return self.promotions.approve("en", MODEL, version.version, "Ada", f"quarter {number} is better")
-
-    def forge(self, **fields: object) -> Decision:
-        """A line that fits the chain, by someone who can write the file but decides nothing."""
-        entries = self.promotions.history("en")
-        fitting = make_decision(len(entries) + 1, entries[-1].hash if entries else GENESIS).__dict__
-        sealed = Decision(**{**fitting, **fields}).sealed()
-        path = self.promotions.ledger("en").path
-        path.parent.mkdir(exist_ok=True)
-        with path.open("a") as file:
-            file.write(json.dumps(sealed.content(), sort_keys=True, separators=(",", ":")) + "\n")
-        return sealed
 
     def restarted(self, **changes: object) -> Promotions:
         """The promotions of a new process, or with other rules."""

@@ -26,7 +26,9 @@ def _ledger_of(folder: Path, count: int) -> Ledger:
 def _resealed(line: bytes, **fields: object) -> bytes:
     """The entry with other fields and the hash that they call for."""
     content = {**json.loads(line), **fields, "hash": ""}
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    canonical = json.dumps(
+        {name: value for name, value in content.items() if name != "signature"}, sort_keys=True, separators=(",", ":")
+    )
     return json.dumps({**content, "hash": hashlib.sha256(canonical.encode()).hexdigest()}).encode() + b"\n"
 
 
@@ -94,9 +96,12 @@ def test_unfinished_last_line_is_set_aside_and_not_amake_decision(tmp_path, kept
     assert ledger.path.with_suffix(".torn").read_bytes() == cut + b"\n"
 
 
+LATER = ("overridden", "launched_by", "signature")
+
+
 def test_a_ledger_of_the_first_schema_is_read_and_continued(tmp_path):
     """Entries are never rewritten, so those of earlier versions stay as they were hashed."""
-    content = {k: v for k, v in make_decision(1, GENESIS).__dict__.items() if k not in ("overridden", "launched_by")}
+    content = {k: v for k, v in make_decision(1, GENESIS).__dict__.items() if k not in LATER}
     content |= {"schema": 1, "hash": ""}
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     content["hash"] = hashlib.sha256(canonical.encode()).hexdigest()
@@ -157,3 +162,36 @@ def test_two_writers_never_take_the_same_number(tmp_path):
 def test_ledger_stays_in_its_folder(tmp_path, language):
     with pytest.raises(LedgerError):
         Ledger(tmp_path, language)
+
+
+KEY = b"a key that is not on this disk"
+
+
+def test_with_a_key_every_entry_is_signed_and_one_without_is_refused(tmp_path):
+    """Whoever has the disk alone can compute hashes anew, and still writes no decision."""
+    signed = Ledger(tmp_path, "en", KEY)
+    for number in (1, 2):
+        entries = signed.entries()
+        signed.append(make_decision(number, entries[-1].hash if entries else GENESIS))
+    assert [len(entry.signature) for entry in signed.entries()] == [64, 64]
+    assert len(Ledger(tmp_path, "en").entries()) == 2, "who has no key can read"
+    forged = make_decision(3, signed.entries()[-1].hash, "nobody decided it")
+    for entry in (forged.sealed(), forged.sealed().signed(b"a guess of some sixteen bytes")):
+        before = signed.path.read_bytes()
+        signed.path.write_bytes(before + json.dumps(entry.content()).encode() + b"\n")
+        with pytest.raises(LedgerError, match="entry 3 is not signed with the ledger key"):
+            signed.entries()
+        signed.path.write_bytes(before)
+    rewrite(signed.path, lambda lines: [lines[0], _resealed(lines[1], version="7")])
+    with pytest.raises(LedgerError, match="entry 2 is not signed with the ledger key"):
+        signed.entries()
+
+
+def test_a_ledger_from_before_the_key_is_signed_once_and_read_from_then_on(tmp_path):
+    ledger = _ledger_of(tmp_path, 3)
+    signed = Ledger(tmp_path, "en", KEY)
+    with pytest.raises(LedgerError, match="entry 1 is not signed"):
+        signed.entries()
+    before = ledger.entries()
+    assert ledger.sign(KEY) == 3
+    assert [entry.hash for entry in signed.entries()] == [entry.hash for entry in before]

@@ -86,6 +86,7 @@ def test_broken_ledger_stops_everymake_decision(house):
         lambda: house.promotions.reject("en", MODEL, "2", "Ada", "bad"),
         lambda: house.promotions.rollback("en", "Ada", "bad"),
         lambda: house.promotions.current("en"),
+        lambda: house.promotions.releasable("en"),
         lambda: house.promotions.reconcile("en", MODEL, "Ada", "as it is"),
     ):
         with pytest.raises(LedgerError, match="entry 1 was changed"):

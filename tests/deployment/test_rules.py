@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -103,7 +105,7 @@ def test_approval_needs_todays_thresholds(house):
 
 def test_replaced_model_is_not_approved(house):
     version = house.register(1)
-    network = Path(version.uri.removeprefix("file://")) / "bundle" / "network.onnx"
+    network = house.registry.shelf.get(version.digest) / "network.onnx"
     network.write_bytes(network.read_bytes() + b"x")
     with pytest.raises(BundleError, match="not what was registered"):
         house.promotions.approve("en", MODEL, "1", "Ada", "good")
@@ -197,3 +199,115 @@ def test_the_longest_reason_is_recorded_and_shown(house):
     assert reason in house.registry.version(MODEL, "1").tags["soundstage.status"]
     house.registry.set_version_tag(MODEL, "1", "soundstage.outcome", "x" * 200_000)
     assert len(house.registry.version(MODEL, "1").tags["soundstage.outcome"]) == 2_500
+
+
+def test_a_model_that_is_merely_as_good_is_not_approved_unless_the_decision_says_so(house):
+    house.approve(1)
+    house.register(2, house.bundle(1).digest)
+    strict = house.restarted(require_better=True, allow_override=True)
+    assert "`override_gates`" in strict.waiting("en", MODEL).obstacle
+    with pytest.raises(PromotionRefused, match=f"is not shown to be better than champion {MODEL}/1"):
+        strict.approve("en", MODEL, "2", "Ada", "half the size")
+    accepted = strict.approve("en", MODEL, "2", "Ada", "half the size", override_gates=True)
+    assert accepted.overridden == ("better_than_champion",)
+
+
+def test_the_launcher_is_one_voice_however_often(house):
+    version = house.register(1, launched_by="Ada")
+    strict = house.restarted(approvers=("Ada", "Bob"), two_person=True)
+    first = strict.approve("en", MODEL, version.version, "Ada", "first")
+    assert strict.approve("en", MODEL, version.version, "Ada", "first") == first, "the same again"
+    with pytest.raises(PromotionRefused, match="two people are asked for"):
+        strict.approve("en", MODEL, version.version, "Ada", "and again")
+    assert strict.current("en") is None
+    assert strict.approve("en", MODEL, version.version, "Bob", "I agree").action == "approve"
+
+
+def test_an_expired_challenger_is_not_approved_until_it_is_judged_anew(house, verdict_of):
+    house.register(1)
+    old = replace(verdict_of(house.bundle(1)), judged_at="2020-01-01T00:00:00+00:00")
+    save_verdict(old, house.home / "verdicts")
+    dated = house.restarted(expires_days=90)
+    with pytest.raises(PromotionRefused, match="expired: it was judged on 2020-01-01"):
+        dated.approve("en", MODEL, "1", "Ada", "good")
+    assert dated.expire("en", MODEL).action == "expire"
+    assert house.registry.challenger(MODEL) is None
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    save_verdict(replace(old, judged_at=now), house.home / "verdicts")
+    assert dated.approve("en", MODEL, "1", "Ada", "good").action == "approve"
+
+
+def test_changes_that_were_asked_for_come_first(house):
+    house.register(1)
+    house.promotions.request_changes("en", MODEL, "1", "Ada", "more calls in training")
+    with pytest.raises(PromotionRefused, match="Ada asked for changes to soundstage-en version 1"):
+        house.promotions.approve("en", MODEL, "1", "Ada", "good")
+
+
+def test_failed_gates_are_accepted_by_two_decisions_about_exactly_this_bundle_and_verdict(house, verdict_of):
+    """Neither is enough alone, and neither says anything about another bundle or a later verdict."""
+    house.register(1)
+    folder, bundle = house.home / "verdicts", house.bundle(1)
+    save_verdict(verdict_of(bundle, wer=0.2), folder)
+    with pytest.raises(PromotionRefused, match="switched off"):
+        house.promotions.override("en", MODEL, bundle.path, bundle.digest, "Ada", "a pilot")
+    with pytest.raises(PromotionRefused, match="switched off"):
+        house.promotions.approve("en", MODEL, "1", "Ada", "a pilot", override_gates=True)
+    allowed = house.restarted(allow_override=True)
+    with pytest.raises(GateRefused, match="did not pass gate wer"):
+        allowed.approve("en", MODEL, "1", "Ada", "a pilot", override_gates=True)
+    with pytest.raises(PromotionRefused, match="'Eve' may not decide"):
+        allowed.override("en", MODEL, bundle.path, bundle.digest, "Eve", "a pilot")
+    accepted = allowed.override("en", MODEL, bundle.path, bundle.digest, "Ada", "a pilot").overridden
+    with pytest.raises(GateRefused, match="did not pass gate wer"):
+        allowed.approve("en", MODEL, "1", "Ada", "a pilot")
+    assert allowed.overridden("en", house.bundle(2).digest) == ()
+    assert allowed.approve("en", MODEL, "1", "Ada", "a pilot", override_gates=True).overridden == accepted
+    assert house.promotions.releasable("en").version == "1", "what was decided holds when it is switched off again"
+    save_verdict(verdict_of(bundle, wer=0.3), folder)
+    assert allowed.overridden("en", bundle.digest) == ()
+    with pytest.raises(GateRefused, match="did not pass gate wer"):
+        allowed.releasable("en")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "message"),
+    [
+        (lambda house, verdict: verdict.unlink(), GateRefused, "no verdict"),
+        (lambda house, verdict: _edit(verdict, lambda c: c.update(language="de")), GateRefused, "altered"),
+        (lambda house, verdict: (house.bundle(1).path / "network.onnx").write_bytes(b"x"), BundleError, "sha256"),
+    ],
+    ids=["no verdict", "edited verdict", "damaged bundle"],
+)
+def test_what_nobody_can_override(house, verdict_of, spoil, error, message):
+    bundle = house.bundle(1)
+    path = save_verdict(verdict_of(bundle, wer=0.2), house.home / "verdicts")
+    spoil(house, path)
+    with pytest.raises(error, match=message):
+        house.restarted(allow_override=True).override("en", MODEL, bundle.path, bundle.digest, "Ada", "a pilot")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda house, judge: (house.home / "verdicts" / f"{house.bundle(1).digest}.json").unlink(), "no verdict"),
+        (lambda house, judge: save_verdict(judge(house.bundle(1), wer=0.5), house.home / "verdicts"), "gate wer"),
+    ],
+    ids=["verdict deleted", "verdict failed since"],
+)
+def test_nothing_is_released_or_gone_back_to_without_a_passing_verdict(house, verdict_of, spoil, message):
+    house.approve(1)
+    spoil(house, verdict_of)
+    with pytest.raises(GateRefused, match=message):
+        house.promotions.releasable("en")
+    house.approve(2, house.bundle(1).digest)
+    with pytest.raises(GateRefused, match=message):
+        house.promotions.rollback("en", "Ada", "worse")
+
+
+def test_a_champion_that_was_rejected_since_is_not_gone_back_to(house):
+    house.approve(1)
+    house.approve(2, house.bundle(1).digest)
+    house.promotions.reject("en", MODEL, "1", "Ada", "leaks names")
+    with pytest.raises(PromotionRefused, match="rejected by Ada"):
+        house.promotions.rollback("en", "Ada", "worse")

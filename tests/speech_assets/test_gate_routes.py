@@ -745,6 +745,7 @@ def test_a_champion_that_is_nowhere_says_the_way_out(house: House) -> None:
     house.crown(1)
     house.crown(2, champion=1)
     house.registry.mlflow.delete_model_version(MODEL, "2")
+    shutil.rmtree(house.network(2).parent)
     with pytest.raises(dg.Failure) as refused:
         _champion(house.workspace, LANGUAGE)
     assert "roll back to an earlier champion" in refused.value.description

@@ -252,7 +252,7 @@ def backfill(folder: Path, quarter_count: int, languages: Sequence[str], *, kill
         overhead(runs, trainings),
         trainings,
         most_at_once(trainings),
-        {language: len(workspace.registry().versions(workspace.model_name(language))) for language in languages},
+        {language: len(workspace.registry().versions(workspace.registered_name(language))) for language in languages},
         killer.done if killer is not None else [],
         runs,
     )

@@ -61,7 +61,7 @@ def pictures(settings: Settings, backfill: str) -> list[Picture]:
     from speech_assets.defs.resources import Workspace
 
     workspace, language = Workspace(settings), settings.languages[0]
-    dagster, model = settings.dagster_url, workspace.model_name(language)
+    dagster, model = settings.dagster_url, workspace.registered_name(language)
     newest = workspace.registry().versions(model)[0]
     first, second = workspace.grid.first_quarters(2)
     return [

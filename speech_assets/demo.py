@@ -181,7 +181,7 @@ class Demo:
         from speech_assets.defs.resources import Workspace
 
         workspace = Workspace(self.settings)
-        model = workspace.model_name(language)
+        model = workspace.registered_name(language)
         versions = workspace.registry().versions(model)
         if not versions:
             raise DagsterError(f"no version of {model} passed its gates, so there is nothing to approve")
@@ -285,7 +285,11 @@ class Demo:
                 continue
             score = result.sets["quarter"].score
             version = next(
-                (v for v in workspace.registry().versions(workspace.model_name(language)) if v.digest == bundle.digest),
+                (
+                    v
+                    for v in workspace.registry().versions(workspace.registered_name(language))
+                    if v.digest == bundle.digest
+                ),
                 None,
             )
             table.add_row(

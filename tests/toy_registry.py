@@ -89,7 +89,7 @@ def register_versions(workspace: Any, *versions: Mapping[str, Any], language: st
         verdict = replace(make_verdict(bundle, champion=digests.get("1")), judged_at=judged_at)
         save_verdict(verdict, workspace.verdicts)
         registered = workspace.registry().register(
-            workspace.model_name(language),
+            workspace.registered_name(language),
             bundle.path,
             report,
             verdict,

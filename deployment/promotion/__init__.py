@@ -12,7 +12,8 @@ The threat model, in one place. What is caught is accidents and mistakes, each b
 
 Who may write to the disk that holds the data store is trusted: hashes can be computed anew. Where that is too much
 trust, entries are signed with a key that is not on that disk (`promotion.ledger_key`), and whoever has the disk alone
-can neither write nor change a decision. The key then has to be where decisions are taken and releases are made.
+can neither write nor change a decision. The key then has to be where decisions are taken and releases are made; a
+replica that is given it (`deployment.serving.approval`) looks for the signatures itself.
 
 Names are taken as given: Dagster and MLflow do not know their users unless a proxy in front of them signs people in.
 """

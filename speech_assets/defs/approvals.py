@@ -219,7 +219,7 @@ def decide_override(
         promotions,
         lambda: promotions.override(
             config.language,
-            workspace.model_name(config.language),
+            workspace.registered_name(config.language),
             workspace.bundle(config.quarter, config.language).path,
             config.bundle_digest.strip(),
             config.approver,
@@ -235,7 +235,7 @@ def close_overdue(context: dg.OpExecutionContext, workspace: dg.ResourceParam[Wo
     promotions = workspace.promotions()
     refused: list[str] = []
     for language in workspace.settings.languages:
-        model = workspace.model_name(language)
+        model = workspace.registered_name(language)
         if promotions.overdue(model):
             close = partial(promotions.expire, language, model)
             try:
@@ -288,7 +288,7 @@ def set_to_ledger(
     context: dg.OpExecutionContext, workspace: dg.ResourceParam[Workspace], config: ReconcileConfig
 ) -> None:
     """Set the aliases of a language's model to what its ledger says."""
-    promotions, model = workspace.promotions(), workspace.model_name(config.language)
+    promotions, model = workspace.promotions(), workspace.registered_name(config.language)
     workspace.language_of(model)  # refuses a language that this deployment does not have
     with _refusals_are_final():
         found = promotions.reconcile(config.language, model, config.approver, config.reason)
@@ -348,7 +348,7 @@ def _asked_for(
     context: dg.SensorEvaluationContext, workspace: Workspace, promotions: Promotions, language: str
 ) -> Iterator[dg.RunRequest]:
     """The runs that a language's requests and its overdue challenger ask for."""
-    model = workspace.model_name(language)
+    model = workspace.registered_name(language)
     for request in requested(promotions.registry, model):
         if _ready(context, workspace, promotions, request):
             yield dg.RunRequest(

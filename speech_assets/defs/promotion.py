@@ -84,7 +84,7 @@ def registered_model(context: dg.AssetExecutionContext, workspace: dg.ResourcePa
     launched_by = _launched_by(context)
     promotions.rules.launchers.note(bundle.digest, launched_by)
     version = promotions.registry.register(
-        workspace.model_name(language),
+        workspace.registered_name(language),
         bundle.path,
         model / CHECKPOINT,
         passed,
@@ -347,7 +347,7 @@ def _models(workspace: Workspace, promotions: Promotions) -> Iterator[tuple[str,
     """Language and registered model, once there is a registry."""
     if promotions.registry.exists:
         for language in workspace.settings.languages:
-            yield language, workspace.model_name(language)
+            yield language, workspace.registered_name(language)
 
 
 def _urls(workspace: Workspace, waiting: Waiting) -> dict[str, str]:

@@ -56,7 +56,7 @@ class Workspace:
 
         return Registry(self.tracking_uri, shelf=self.store.path(PLACE))
 
-    def model_name(self, language: str) -> str:
+    def registered_name(self, language: str) -> str:
         """Name of a language's registered model."""
         return f"{self.settings.registry.model_prefix}-{language}"
 
@@ -66,7 +66,7 @@ class Workspace:
         Raises:
             dg.Failure: no language of the settings has a model of that name.
         """
-        names = {self.model_name(language): language for language in self.settings.languages}
+        names = {self.registered_name(language): language for language in self.settings.languages}
         if model not in names:
             raise dg.Failure(
                 f"there is no model '{model}'; this deployment has {', '.join(names)}", allow_retries=False

@@ -221,14 +221,16 @@ def test_gates_that_people_accepted_are_accepted_with_that_verdict_only(folder, 
     verdict = load_verdict(folder.home / "verdicts", bundle.digest)
     failed = tuple(gate.label for gate in verdict.failures)
     decide(folder.home, bundle, "approve", entry.verdict_sha256, overridden=failed)
-    with pytest.raises(NotApproved, match="did not pass gate wer"):  # an approval alone cannot accept them
-        require_approved(folder.home, "en", bundle.digest)
-    decide(folder.home, bundle, "override", entry.verdict_sha256, overridden=failed)
-    decide(folder.home, bundle, "approve", entry.verdict_sha256, overridden=failed)
     require_approved(folder.home, "en", bundle.digest)
     save_verdict(replace(verdict, evaluation_digest="c" * 64), folder.home / "verdicts")
     with pytest.raises(NotApproved, match="did not pass gate wer"):
         require_approved(folder.home, "en", bundle.digest)
+
+
+def test_a_replica_that_has_the_ledger_key_takes_no_decision_without_it(folder, bundle):
+    approve(folder.home, bundle)
+    with pytest.raises(NotApproved, match="entry 1 is not signed with the ledger key"):
+        require_approved(folder.home, "en", bundle.digest, b"a key that is not on this disk")
 
 
 def test_a_replica_imports_nothing_that_judges_trains_or_registers():

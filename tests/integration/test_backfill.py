@@ -213,7 +213,7 @@ def test_killed_processes_leave_no_duplicate_version(deployment: SimpleNamespace
     from speech_assets.defs.resources import Workspace
 
     workspace = Workspace(deployment.settings)
-    versions = workspace.registry().versions(workspace.model_name("en"))
+    versions = workspace.registry().versions(workspace.registered_name("en"))
     partitions = sorted(version.tags["partition"] for version in versions)
     assert len(partitions) == len(set(partitions))
     assert {backfill.partitions[0], backfill.partitions[2]} <= set(partitions)

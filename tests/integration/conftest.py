@@ -47,12 +47,13 @@ class Tier:
             )
 
     def wait(self, name: str, done: Callable[[ReplicaReport], bool], timeout_s: float = 60.0) -> ReplicaReport:
-        """Wait until a replica's report says so."""
+        """Wait until a replica loads nothing any more and its report says so."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             assert self.processes[name].poll() is None, self.log(name)
             found = [r for r in self.folder.reports() if r.replica == name and r.process not in self._former]
-            if found and found[0].revision >= self.folder.read().revision and done(found[0]):
+            here = bool(found) and found[0].revision >= self.folder.read().revision
+            if here and not any(said.loading for said in found[0].languages.values()) and done(found[0]):
                 return found[0]
             time.sleep(0.05)
         raise AssertionError(f"{name} did not get there: {self.folder.reports()}\n{self.log(name)}")

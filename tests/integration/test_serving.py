@@ -20,7 +20,7 @@ from deployment.release.document import LanguageRelease, Route
 from deployment.release.reports import BUNDLE_HEADER
 from deployment.release.rollout import GoldenUtterance, RolloutFailed, roll_out
 from speech.audio.decode import Waveform, encode_flac, encode_wav
-from speech.transcript import Transcript
+from speech.transcript import Segment, Transcript, Word
 from tests.toy_bundle import tones
 from tests.toy_registry import approve
 
@@ -79,6 +79,46 @@ def test_form_upload_equals_raw_upload(shared_tier, speech_of):
     ).json()
     assert form["text"] == raw["text"] == "zwei drei"
     assert form["source_digest"] == raw["source_digest"]
+
+
+@pytest.mark.parametrize("words", [["one", "two"], []], ids=["speech", "silence"])
+def test_every_answer_is_as_the_interface_describes_it(shared_tier, speech_of, words):
+    """What programs are generated from and what they then receive is one thing, in every field."""
+    from jsonschema import Draft202012Validator
+
+    _, url = shared_tier
+    interface = httpx.get(f"{url}/openapi.json").json()
+    audio = speech_of(*words) if words else encode_wav(Waveform(np.zeros(32_000, np.float32)))
+    transcribe = ("post", "/v1/transcribe", "application/json")
+    answers = [
+        (*transcribe, httpx.post(f"{url}/v1/transcribe", params={"language": "en"}, content=audio)),
+        ("post", "/v1/transcribe", PROBLEM, httpx.post(f"{url}/v1/transcribe", params={"language": "fr"}, content=b"")),
+        *(
+            ("get", path, "application/json", httpx.get(url + path))
+            for path in ("/healthz", "/readyz", "/v1/models", "/v1/release")
+        ),
+    ]
+    for method, path, media_type, answer in answers:
+        said = interface["paths"][path][method]["responses"][str(answer.status_code)]["content"]
+        schema = said.get(media_type, {}).get("schema") or said["application/json"]["schema"]
+        Draft202012Validator({**schema, "components": interface["components"]}).validate(answer.json())
+    described = interface["components"]["schemas"]
+    assert set(described["SegmentAnswer"]["properties"]) == {*Segment.__dataclass_fields__, "text"}
+    assert set(described["WordAnswer"]["properties"]) == set(Word.__dataclass_fields__)
+
+
+def test_a_part_without_a_file_name_is_a_recording(shared_tier, speech_of):
+    """Hand-written clients leave it out; the part is named `file`, which says enough."""
+    _, url = shared_tier
+    audio = speech_of("one", "two")
+    body = b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\n' + audio + b"\r\n--x--\r\n"
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    answer = httpx.post(f"{url}/v1/transcribe?language=en", content=body, headers=headers)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["text"] == "one two"
+    other = body.replace(b'name="file"', b'name="audio"')
+    refused = httpx.post(f"{url}/v1/transcribe?language=en", content=other, headers=headers)
+    assert "Send one recording as the part 'file'" in _problem(refused, 400, "bad-form")["detail"]
 
 
 @pytest.mark.parametrize(

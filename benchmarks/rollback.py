@@ -134,10 +134,11 @@ def write_settings(folder: Path) -> Path:
 @contextmanager
 def more_replicas(settings: Any, count: int) -> Iterator[list[str]]:
     """Further replicas beside the deployment's own; yields the addresses of all."""
-    from deployment.release.document import ReleaseFolder
+    from deployment.release.folder import ReleaseFolder
+    from deployment.release.life import Replicas
     from speech_assets.local import services
 
-    folder = ReleaseFolder(settings.home)
+    replicas = Replicas(ReleaseFolder(settings.home))
     command = [sys.executable, "-m", "deployment.serving", "--home", str(settings.home), "--port", "0"]
     with (settings.home / "logs" / "replicas.log").open("ab") as log:
         processes = [
@@ -146,11 +147,11 @@ def more_replicas(settings: Any, count: int) -> Iterator[list[str]]:
         ]
     try:
         deadline = time.monotonic() + 60
-        while len(folder.live()) < count:
+        while len(replicas.live()) < count:
             if time.monotonic() > deadline:
                 raise SystemExit(f"replicas did not start: read {settings.home / 'logs'}")
             time.sleep(0.2)
-        yield [report.url for report in folder.live()]
+        yield [report.url for report in replicas.live()]
     finally:
         for process in processes:
             process.terminate()
@@ -291,7 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from rich.console import Console
 
-    from deployment.release.document import ReleaseFolder
+    from deployment.release.folder import ReleaseFolder
     from deployment.settings import Settings
     from speech.audio.decode import Waveform, encode_wav
     from speech_assets.defs.resources import Workspace
@@ -317,9 +318,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         shown, missed = table(clients, changes, digests)
     console.print(shown)
     steps = ReleaseFolder(settings.home).history(LANGUAGE)
-    for change in dict.fromkeys(step.release for step in steps):
-        line = [f"{s.state} {s.seconds:.1f} s" for s in steps if s.release == change]
-        console.print(f"  version {next(s.version for s in steps if s.release == change)}: {', '.join(line)}")
+    for change in dict.fromkeys(step.rollout for step in steps):
+        line = [f"{s.state} {s.seconds:.1f} s" for s in steps if s.rollout == change]
+        console.print(f"  version {next(s.version for s in steps if s.rollout == change)}: {', '.join(line)}")
     for miss in missed:
         console.print(f"[red]{miss}[/red]")
     console.print("every bar is met" if not missed else f"everything is kept in {folder}")

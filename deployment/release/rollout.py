@@ -26,51 +26,26 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deployment.release.canary import Canary, Figures
-from deployment.release.document import (
+from deployment.release.document import UNDER_WAY, LanguageRelease, ReleaseDocumentError, Route, State
+from deployment.release.folder import POLL_S, Queue, ReleaseBusy, ReleaseFolder
+from deployment.release.history import Transition, utc_now
+from deployment.release.life import Replicas, silence
+from deployment.release.reports import (
     BUNDLE_HEADER,
-    POLL_S,
     TIMING_HEADER,
-    UNDER_WAY,
     WORK_TIMING,
-    LanguageRelease,
     LanguageReport,
-    ReleaseBusy,
-    ReleaseDocument,
-    ReleaseDocumentError,
-    ReleaseFolder,
     ReplicaReport,
-    Route,
-    State,
-    Transition,
 )
 from speech.bundle import BundleError, ModelBundle
 
 if TYPE_CHECKING:
     import httpx
     import numpy as np
-
-__all__ = [
-    "BUNDLE_HEADER",
-    "Canary",
-    "GoldenUtterance",
-    "LanguageRelease",
-    "LanguageReport",
-    "ProbeResult",
-    "ReleaseDocument",
-    "ReleaseDocumentError",
-    "ReleaseFailed",
-    "ReleaseFolder",
-    "ReleaseResult",
-    "ReplicaReport",
-    "Route",
-    "Transition",
-    "release",
-]
 
 PROBE_LATENCY_S = 10.0  # beyond this a first answer is a fault and not a slow machine
 DRAIN_S = 30.0  # longest wait for requests on the old version; they are finished in any case
@@ -80,7 +55,7 @@ TRIAL_MARGIN_S = 15.0  # how much longer than its canary a killed roll-out's sha
 NOT_READY = frozenset({404, 502, 503, 504})  # a replica that restarts or is busy; says nothing about the bundle
 
 
-class ReleaseFailed(Exception):
+class RolloutFailed(Exception):
     """A roll-out did not come through; the document is again what it was before.
 
     `transitions` are its steps, the last of which is `refused` or `returned`.
@@ -114,7 +89,7 @@ class ProbeResult:
 
 
 @dataclass(frozen=True)
-class ReleaseResult:
+class RolloutResult:
     """A roll-out that came through; `changed` is False when the bundle was being served already."""
 
     language: str
@@ -128,7 +103,7 @@ class ReleaseResult:
     transitions: tuple[Transition, ...] = ()
 
 
-def release(
+def roll_out(
     store: ReleaseFolder | Path | str,
     language: str,
     bundle_path: Path,
@@ -143,7 +118,7 @@ def release(
     latency_limit_s: float = PROBE_LATENCY_S,
     drain_s: float = DRAIN_S,
     superseded: Callable[[], str | None] | None = None,
-) -> ReleaseResult:
+) -> RolloutResult:
     """Give a language's traffic to a bundle, after every live replica has proved that it can serve it.
 
     Args:
@@ -160,13 +135,12 @@ def release(
             release that took longer.
 
     Raises:
-        ReleaseFailed: the document is again what it was before; the message says what went wrong.
+        RolloutFailed: the document is again what it was before; the message says what went wrong.
     """
     folder = store if isinstance(store, ReleaseFolder) else ReleaseFolder(store)
     try:
         with folder.exclusive(language, digest, timeout_s):
-            folder.forget_dead()
-            folder.restore_lost()
+            folder.require_usable()
             return _Rollout(
                 folder,
                 language,
@@ -180,7 +154,7 @@ def release(
                 superseded or (lambda: None),
             ).run(canary, allow_no_replica, drain_s)
     except (ReleaseBusy, ReleaseDocumentError) as error:
-        raise ReleaseFailed(str(error)) from error
+        raise RolloutFailed(str(error)) from error
 
 
 @dataclass
@@ -197,29 +171,39 @@ class _Rollout:
     timeout_s: float
     latency_limit_s: float
     superseded: Callable[[], str | None]
+    replicas: Replicas = field(init=False)
+    queue: Queue = field(init=False)
+    unheard: str = ""  # of replicas that neither answer nor have ended, shown with the last step
     name: str = field(default_factory=lambda: secrets.token_hex(4))
     began: float = field(default_factory=time.monotonic)
     steps: list[Transition] = field(default_factory=list)
     figures: Figures = field(default_factory=Figures)  # of the trial, shown with the step that follows from it
     against: Figures = field(default_factory=Figures)
 
-    def run(self, canary: Canary | None, allow_no_replica: bool, drain_s: float) -> ReleaseResult:
+    def __post_init__(self) -> None:
+        self.replicas, self.queue = Replicas(self.folder), Queue(self.folder, self.language)
+
+    def run(self, canary: Canary | None, allow_no_replica: bool, drain_s: float) -> RolloutResult:
         self._return_from_a_killed_one()
-        before = self.folder.read().languages.get(self.language)
+        tier = self.replicas.settled()
+        before = self.folder.read().languages.get(self.language) or _running(self.language, tier.live)
         if before is not None:  # without what a killed one of this bundle had loaded
             before = replace(before, routes=(*before.serving, *before.standby), candidate="", trial_s=None)
         previous = before.serving if before else ()
         route = Route(self.digest, self.folder.relative(self.bundle_path), 1.0, self.version, self.model)
-        changed = previous != (route,)
+        changed = previous != (route,) or self.language not in self.folder.read().languages
         written = False
         probes: tuple[ProbeResult, ...] = ()
         try:
             self._require_current()
             self._enter("verify")
             expected = self._expected_texts()
-            live = bool(self.folder.live())
+            live = bool(tier.live)
+            self.unheard = silence(tier.silent)
+            if not live and self.unheard:
+                raise RolloutFailed(f"{self._name} was not released: {self.unheard}; then release again")
             if not live and not allow_no_replica:
-                raise ReleaseFailed(
+                raise RolloutFailed(
                     f"no replica of the serving tier is alive (reports in {self.folder.replicas}): start one with "
                     "`python -m deployment.serving`, or allow a release without replicas"
                 )
@@ -243,23 +227,23 @@ class _Rollout:
                 self._write(self._served(before, route))
             if live:
                 self._wait("switch to it", lambda report: dict(report.active) == {self.digest: 1.0})
-            self._enter("full", 1.0, why)
+            self._enter("full", 1.0, "; ".join(filter(None, (why, self.unheard))))
         except BaseException as error:
             reason = str(error) or type(error).__name__
             self._go_back(before, reason, written, wait=isinstance(error, Exception))
             if not isinstance(error, Exception):
                 raise
-            if not isinstance(error, ReleaseFailed):
+            if not isinstance(error, RolloutFailed):
                 reason = f"{self._name} was not released: {reason}"
-            raise ReleaseFailed(reason, tuple(self.steps)) from error
+            raise RolloutFailed(reason, tuple(self.steps)) from error
         if changed and live:
             self._drain(drain_s)  # from here on nothing goes back, not even when this run is cancelled
-        return ReleaseResult(
+        return RolloutResult(
             language=self.language,
             digest=self.digest,
             revision=self.folder.read().revision,
             changed=changed,
-            replicas=tuple(report.replica for report in self.folder.live()),
+            replicas=tuple(report.replica for report in self.replicas.live()),
             probes=probes,
             previous=tuple(other.digest for other in previous),
             seconds=round(time.monotonic() - self.began, 3),
@@ -275,8 +259,8 @@ class _Rollout:
     def _enter(self, state: State, share: float = 0.0, reason: str = "") -> None:
         """Record a step; figures that led to it are shown once."""
         step = Transition(
-            time=datetime.now(UTC).isoformat(timespec="milliseconds"),
-            release=self.name,
+            time=utc_now(),
+            rollout=self.name,
             language=self.language,
             state=state,
             digest=self.digest,
@@ -284,7 +268,7 @@ class _Rollout:
             version=self.version,
             share=share,
             seconds=round(time.monotonic() - self.began, 3),
-            replicas=tuple(report.replica for report in self.folder.live()),
+            replicas=tuple(report.replica for report in self.replicas.live()),
             reason=reason,
             figures=self.figures.summary() if self.figures.requests else {},
             against=self.against.summary() if self.against.requests else {},
@@ -293,7 +277,7 @@ class _Rollout:
         self.steps.append(step)
         self.folder.record(step)
 
-    def _write(self, release: LanguageRelease | None) -> None:
+    def _write(self, release: LanguageRelease) -> None:
         self.folder.set_language(self.language, release)
 
     def _under_way(self, state: State, before: LanguageRelease | None, route: Route) -> LanguageRelease:
@@ -305,14 +289,14 @@ class _Rollout:
             if other.digest != self.digest
         ]
         return LanguageRelease(
-            (*kept, route), state, before.routes if before else (), release=self.name, candidate=self.digest
+            (*kept, route), state, before.routes if before else (), rollout=self.name, candidate=self.digest
         )
 
     def _served(self, before: LanguageRelease | None, route: Route) -> LanguageRelease:
         """The document of a release that came through: the bundle, and as standby what was served before it."""
         served, standby = (before.serving, before.standby) if before else ((), ())
         older = [replace(other, share=0.0) for other in (*served, *standby) if other.digest != self.digest]
-        return LanguageRelease((route, *older[:1]), "full", served, release=self.name)
+        return LanguageRelease((route, *older[:1]), "full", served, rollout=self.name)
 
     def _return_from_a_killed_one(self) -> None:
         """Undo what a roll-out left that was killed in the middle; what it had loaded for this bundle stays loaded."""
@@ -322,14 +306,14 @@ class _Rollout:
         mine = left.candidate == self.digest and self.digest not in {route.digest for route in left.previous}
         kept = [replace(route, share=0.0) for route in left.routes if mine and route.digest == self.digest]
         returned = LanguageRelease(
-            (*left.previous, *kept), "returned", release=left.release, candidate=self.digest if kept else ""
+            (*left.previous, *kept), "returned", rollout=left.rollout, candidate=self.digest if kept else ""
         )
-        self._write(returned if left.previous else None)
+        self._write(returned)
         candidate = next((route for route in left.routes if route.digest == left.candidate), None)
         self.folder.record(
             Transition(
-                time=datetime.now(UTC).isoformat(timespec="milliseconds"),
-                release=left.release,
+                time=utc_now(),
+                rollout=left.rollout,
                 language=self.language,
                 state="returned",
                 digest=left.candidate,
@@ -337,8 +321,8 @@ class _Rollout:
                 version=candidate.version if candidate else "",
                 share=0.0,
                 seconds=0.0,
-                replicas=tuple(report.replica for report in self.folder.live()),
-                reason=f"the process that released it ended in the middle of '{left.state}'; found by release "
+                replicas=tuple(report.replica for report in self.replicas.live()),
+                reason=f"the process that released it ended in the middle of '{left.state}'; found by roll-out "
                 f"{self.name}",
             )
         )
@@ -348,12 +332,12 @@ class _Rollout:
         if not written:
             self._enter("refused", 0.0, reason)
             return
-        self._write(replace(before, state="returned", release=self.name) if before else None)
+        self._write(replace(before or LanguageRelease(()), state="returned", rollout=self.name))
         served = before is not None and any(route.digest == self.digest for route in before.serving)
         revision = self.folder.read().revision
         deadline = time.monotonic() + RETURN_S
         while wait and time.monotonic() < deadline:
-            live = self.folder.live()
+            live = self.replicas.live()
             if all(r.revision >= revision and (served or self.digest not in self._report_of(r).active) for r in live):
                 break
             time.sleep(POLL_S)
@@ -364,23 +348,23 @@ class _Rollout:
     def _expected_texts(self) -> tuple[str, ...]:
         """The bundle's own offline text of each golden recording; verifies and loads the bundle."""
         if not self.golden:
-            raise ReleaseFailed(f"{self._name} was not released: without golden recordings it cannot be probed")
+            raise RolloutFailed(f"{self._name} was not released: without golden recordings it cannot be probed")
         try:
             bundle = ModelBundle.load(self.bundle_path, self.digest)
             if bundle.language != self.language:
-                raise ReleaseFailed(f"{self._name} was not released: the bundle is for '{bundle.language}'")
+                raise RolloutFailed(f"{self._name} was not released: the bundle is for '{bundle.language}'")
             from speech.recognition.offline import Recognizer
 
             recognizer = Recognizer(bundle)
         except BundleError as error:
-            raise ReleaseFailed(f"{self._name} was not released: {error}") from error
+            raise RolloutFailed(f"{self._name} was not released: {error}") from error
         texts = []
         for utterance in self.golden:
             text = recognizer.transcribe(_samples(utterance.audio)).text
             if not text:
-                raise ReleaseFailed(f"{self._name} was not released: it hears nothing in {utterance.audio}")
+                raise RolloutFailed(f"{self._name} was not released: it hears nothing in {utterance.audio}")
             if utterance.expected is not None and utterance.expected != text:
-                raise ReleaseFailed(
+                raise RolloutFailed(
                     f"{self._name} was not released: in {utterance.audio} it hears '{text}' here, but "
                     f"'{utterance.expected}' when it was evaluated"
                 )
@@ -394,7 +378,7 @@ class _Rollout:
         return route in known and self._loaded()
 
     def _loaded(self) -> bool:
-        return all(self.digest in self._report_of(replica).loaded for replica in self.folder.live())
+        return all(self.digest in self._report_of(replica).loaded for replica in self.replicas.live())
 
     def _load(self, before: LanguageRelease | None, route: Route) -> None:
         if before and any(other.digest == self.digest for other in before.serving):
@@ -440,7 +424,7 @@ class _Rollout:
         self._enter("canary", canary.share)
         self._wait("take its share", lambda report: report.active.get(self.digest, 0) > 0)
         old = max(before.serving, key=lambda other: other.share).digest
-        watch = _Watch(self.folder, self.language)
+        watch = _Watch(self.replicas, self.language)
         own = {self.digest: Figures(), old: Figures()}
         turns = itertools.count()
         began = time.monotonic()
@@ -456,11 +440,11 @@ class _Rollout:
                 for asked, (new_ones, old_ones) in self._evidence(watch, own, old).items():
                     fault = canary.fault(new_ones, old_ones, over=over)
                     if fault:
-                        raise ReleaseFailed(f"{self._name} was returned from its canary: asked by {asked}, {fault}")
+                        raise RolloutFailed(f"{self._name} was returned from its canary: asked by {asked}, {fault}")
                 if over:
                     return
                 if seconds > longest_s:
-                    raise ReleaseFailed(
+                    raise RolloutFailed(
                         f"{self._name} was returned from its canary: {self.figures.answers} of {self.figures.requests} "
                         f"requests answered within {longest_s:g} s are too few to judge it by"
                     )
@@ -491,13 +475,13 @@ class _Rollout:
     def _require_trial(self) -> None:
         """End a trial that another bundle's release waits for, or whose replicas are all gone or cannot serve it."""
         self._give_way()
-        live = self.folder.live()
+        live = self.replicas.live()
         if not live:
-            raise ReleaseFailed(f"{self._name} was returned from its canary: no replica is alive any more")
+            raise RolloutFailed(f"{self._name} was returned from its canary: no replica is alive any more")
         for replica in live:
             report = self._report_of(replica)
             if self.digest in report.errors and replica.revision >= self.folder.read().revision:
-                raise ReleaseFailed(
+                raise RolloutFailed(
                     f"{self._name} was returned from its canary: replica {replica.replica} cannot load it: "
                     f"{report.errors[self.digest]}"
                 )
@@ -508,7 +492,7 @@ class _Rollout:
         """Ask one replica for one golden recording with the new and with the old version."""
         import httpx
 
-        live = self.folder.live()
+        live = self.replicas.live()
         if not live:
             time.sleep(POLL_S)
             return
@@ -534,7 +518,7 @@ class _Rollout:
             text = str(answer.json().get("text", ""))
             own[digest] = own[digest].counting(_work_s(answer.headers, time.monotonic() - began), empty=not text)
             if digest == self.digest and text != expected[place]:
-                raise ReleaseFailed(
+                raise RolloutFailed(
                     f"{self._name} was returned from its canary: replica {replica.replica} heard '{text}' in "
                     f"{utterance.audio.name}, the bundle by itself '{expected[place]}'"
                 )
@@ -545,7 +529,7 @@ class _Rollout:
         while True:
             busy = [
                 f"{replica.replica} ({', '.join(digest[:12] for digest in self._report_of(replica).draining)})"
-                for replica in self.folder.live()
+                for replica in self.replicas.live()
                 if set(self._report_of(replica).draining) - {self.digest}
             ]
             served = self.folder.read().languages.get(self.language)
@@ -554,19 +538,19 @@ class _Rollout:
             if not busy:
                 self._enter("drained", 1.0, kept)
                 return
-            if time.monotonic() > deadline or self.folder.waiting(self.language) is not None:
+            if time.monotonic() > deadline or self.queue.waiting() is not None:
                 return  # `full` stays the last word; the requests are finished and the replicas let go by themselves
             time.sleep(POLL_S)
 
     def _require_current(self) -> None:
         reason = self.superseded()
         if reason is not None:
-            raise ReleaseFailed(f"{self._name} was not released: {reason}")
+            raise RolloutFailed(f"{self._name} was not released: {reason}")
 
     def _give_way(self) -> None:
-        other = self.folder.waiting(self.language)
+        other = self.queue.waiting()
         if other is not None and other != self.digest:
-            raise ReleaseFailed(f"{self._name} was not released: it gave way to the release of bundle {other[:12]}")
+            raise RolloutFailed(f"{self._name} was not released: it gave way to the release of bundle {other[:12]}")
 
     def _report_of(self, replica: ReplicaReport) -> LanguageReport:
         return replica.languages.get(self.language, LanguageReport())
@@ -579,28 +563,28 @@ class _Rollout:
         deadline = time.monotonic() + self.timeout_s
         revision = self.folder.read().revision
         while True:
-            live = self.folder.live()
+            live = self.replicas.live()
             waiting = []
             for replica in live:
                 report = self._report_of(replica)
                 if still_loading and done(report):
                     continue
                 if replica.revision < revision:  # what it says is about an older document
-                    waiting.append(f"{replica.replica} ({replica.error})" if replica.error else replica.replica)
+                    waiting.append(_with_reason(replica))
                     continue
                 if self.digest in report.errors:
-                    raise ReleaseFailed(
+                    raise RolloutFailed(
                         f"{self._name} was not released: replica {replica.replica} cannot {what}: "
                         f"{report.errors[self.digest]}"
                     )
                 if not done(report):
-                    waiting.append(replica.replica)
+                    waiting.append(_with_reason(replica))
             if not live:
-                raise ReleaseFailed(f"{self._name} was not released: no replica is alive any more to {what}")
+                raise RolloutFailed(f"{self._name} was not released: no replica is alive any more to {what}")
             if not waiting:
                 return
             if time.monotonic() > deadline:
-                raise ReleaseFailed(
+                raise RolloutFailed(
                     f"{self._name} was not released: {', '.join(waiting)} did not {what} within {self.timeout_s:g} s"
                 )
             self._give_way()
@@ -611,11 +595,11 @@ class _Rollout:
 
         probes = []
         with httpx.Client(timeout=self.latency_limit_s, trust_env=False) as client:
-            for replica in self.folder.live():
+            for replica in self.replicas.live():
                 for utterance, text in zip(self.golden, expected, strict=True):
                     probes.append(self._probe(client, replica, utterance, text))
         if not probes:
-            raise ReleaseFailed(f"{self._name} was not released: no replica is alive any more to be probed")
+            raise RolloutFailed(f"{self._name} was not released: no replica is alive any more to be probed")
         return tuple(probes)
 
     def _probe(
@@ -630,19 +614,19 @@ class _Rollout:
             answer = self._ask(client, replica, utterance, self.digest)
             latency_s = time.monotonic() - began
             if answer.status_code != 200:
-                raise ReleaseFailed(
+                raise RolloutFailed(
                     f"{failed} answered {answer.status_code} to {utterance.audio.name}: {answer.text[:300]}"
                 )
             body = answer.json()
             served, text = body["model"]["digest"], body["text"]
         except (httpx.HTTPError, OSError, ValueError, KeyError, TypeError) as error:
-            raise ReleaseFailed(f"{failed} could not be probed: {type(error).__name__}: {error}") from error
+            raise RolloutFailed(f"{failed} could not be probed: {type(error).__name__}: {error}") from error
         if served != self.digest:
-            raise ReleaseFailed(f"{failed} answered with bundle {served[:12]}")
+            raise RolloutFailed(f"{failed} answered with bundle {served[:12]}")
         if text != expected:
-            raise ReleaseFailed(f"{failed} heard '{text}' in {utterance.audio.name}, the bundle by itself '{expected}'")
+            raise RolloutFailed(f"{failed} heard '{text}' in {utterance.audio.name}, the bundle by itself '{expected}'")
         if latency_s > self.latency_limit_s:
-            raise ReleaseFailed(f"{failed} took {latency_s:.1f} s, more than {self.latency_limit_s:g} s")
+            raise RolloutFailed(f"{failed} took {latency_s:.1f} s, more than {self.latency_limit_s:g} s")
         return ProbeResult(replica.replica, utterance.audio.name, text, round(latency_s, 4))
 
     def _ask(
@@ -660,8 +644,8 @@ class _Rollout:
 class _Watch:
     """What each version answered since now, over replicas that come, go and start again with empty counts."""
 
-    def __init__(self, folder: ReleaseFolder, language: str) -> None:
-        self._folder = folder
+    def __init__(self, replicas: Replicas, language: str) -> None:
+        self._replicas = replicas
         self._language = language
         self._last: dict[tuple[str, str, str], Figures] = {}
         self.look()
@@ -669,7 +653,7 @@ class _Watch:
 
     def look(self) -> None:
         """Read the reports again; what a replica that has gone said last is kept."""
-        for replica in self._folder.live():
+        for replica in self._replicas.live():
             report = replica.languages.get(self._language, LanguageReport())
             for digest, figures in report.figures.items():
                 self._last[replica.replica, replica.started_at, digest] = figures
@@ -681,6 +665,17 @@ class _Watch:
             if key[2] == digest:
                 total += figures - self._first.get(key, Figures())
         return total
+
+
+def _running(language: str, live: Sequence[ReplicaReport]) -> LanguageRelease | None:
+    """What replicas serve where the document does not name the language; a trial's larger share counts as all of it."""
+    routes = [route for replica in live for route in replica.languages.get(language, LanguageReport()).routes]
+    served = max(routes, key=lambda route: route.share, default=None)
+    return LanguageRelease((replace(served, share=1.0),)) if served and served.share > 0 else None
+
+
+def _with_reason(replica: ReplicaReport) -> str:
+    return f"{replica.replica} ({replica.error})" if replica.error else replica.replica
 
 
 def _work_s(headers: Mapping[str, str], otherwise: float) -> float:
@@ -702,4 +697,4 @@ def _samples(path: Path) -> "np.ndarray":
     try:
         return decode(path).samples
     except (AudioError, OSError) as error:
-        raise ReleaseFailed(f"golden recording {path} cannot be used: {error}") from error
+        raise RolloutFailed(f"golden recording {path} cannot be used: {error}") from error

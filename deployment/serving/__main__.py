@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from deployment.serving.app import ServingOptions, create_app
+from deployment.serving.core import ServingOptions
+from deployment.serving.http import create_app
 from deployment.settings import Settings, SettingsError
 
 DRAIN_S = 30.0

@@ -6,7 +6,8 @@ from contextlib import suppress
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from deployment.serving.models import LoadedModel
+from deployment.serving.routing import LoadedModel
+from deployment.serving.transcription import Transcribed
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 REAL_TIME_FACTORS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
@@ -87,6 +88,14 @@ class Metrics:
         self.versions.labels(model.language, model.version, outcome).inc()
         if seconds is not None:
             self.version_seconds.labels(model.language, model.version).observe(seconds)
+
+    def heard(self, done: Transcribed) -> None:
+        """Note a transcript that was made."""
+        transcript = done.transcript
+        self.audio_seconds.labels(transcript.language).inc(transcript.duration_s)
+        self.words.labels(transcript.language).inc(len(transcript.words))
+        if transcript.duration_s > 0:
+            self.real_time_factor.labels(transcript.language).observe(done.seconds / transcript.duration_s)
 
     def text(self) -> bytes:
         """All metrics in Prometheus's text format."""

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from deployment.serving.models import LoadedModel
+from deployment.serving.routing import LoadedModel
 from speech.audio.decode import AudioLimits, decode_chunks
 from speech.transcript import Segment, Transcript, Word
 
@@ -47,8 +47,7 @@ def transcribe(
     audio.seek(0)
     source_digest = hashlib.file_digest(audio, "sha256").hexdigest()  # type: ignore[arg-type]
     chunks = decode_chunks(audio, limits, chunk_s=CHUNK_S, name=name)
-    with model.recognizer() as recognizer:
-        heard = recognizer.transcribe_chunks(_until(cancelled, chunks))
+    heard = model.recognizer.transcribe_chunks(_until(cancelled, chunks))
     transcript = Transcript(
         language=model.language,
         segments=segments_from_words(heard.words),

@@ -8,6 +8,7 @@ from typing import BinaryIO, cast
 
 import anyio
 import anyio.to_thread
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -17,6 +18,9 @@ from deployment.serving.problems import Problem
 SPOOL_BYTES = 1 << 20  # smaller recordings stay in memory
 DISCARD_S = 5.0  # how long an over-long upload is read on, so that its client gets to see the answer
 FORM_FIELDS = 16
+FIELD_BYTES = 4096
+FILE_PART = b"file"
+UNNAMED = b'; filename="recording"'
 # An upload's floor, on average: below a poor GPRS line and a telephone call (8,000 bytes/s) sent as it is spoken, and
 # far above what a client would send that only wants to keep others out.
 SLOWEST_BYTES_PER_S = 4096
@@ -53,19 +57,30 @@ async def receive(request: Request, max_bytes: int, idle_s: float) -> Upload:
     return Upload(cast(BinaryIO, spool), "recording", {})
 
 
+class _FormParser(MultiPartParser):
+    """Takes the part `file` for a file also where a client gave it no file name, as hand-written ones do."""
+
+    def on_headers_finished(self) -> None:
+        disposition, options = parse_options_header(self._current_part.content_disposition or b"")
+        if disposition == b"form-data" and options.get(b"name") == FILE_PART and b"filename" not in options:
+            self._current_part.content_disposition = (self._current_part.content_disposition or b"") + UNNAMED
+        super().on_headers_finished()
+
+
 async def _form(request: Request, stream: AsyncGenerator[bytes, None]) -> Upload:
-    parser = MultiPartParser(request.headers, stream, max_files=1, max_fields=FORM_FIELDS, max_part_size=4096)
+    parser = _FormParser(request.headers, stream, max_files=1, max_fields=FORM_FIELDS, max_part_size=FIELD_BYTES)
     try:
         form = await parser.parse()
     except MultiPartException as error:
         raise Problem(
-            400, "bad-form", "Not a usable multipart form", f"{error.message} Send one recording as the part 'file'."
+            400,
+            "bad-form",
+            "Not a usable multipart form",
+            f"{error.message} Send one recording as the part 'file', and beside it only short fields.",
         ) from error
     recordings = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
     if not recordings:
-        raise Problem(
-            400, "no-recording", "No recording in the form", "Send the recording as the part 'file', with a file name."
-        )
+        raise Problem(400, "no-recording", "No recording in the form", "Send the recording as the part 'file'.")
     fields = {key: value for key, value in form.multi_items() if isinstance(value, str)}
     return Upload(recordings[0].file, recordings[0].filename or "recording", fields)
 
@@ -102,18 +117,17 @@ async def _counted(request: Request, max_bytes: int, idle_s: float, too_large: b
             "Recording too large",
             f"The recording is larger than {max_bytes:,} bytes, the most this server accepts: send it in parts, or "
             "in a compressed format such as FLAC or Opus.",
-            {"Connection": "close"},
+            closes=True,
             max_bytes=max_bytes,
         )
 
 
 def _too_slow(idle_s: float, *, idle: bool) -> Problem:
-    close = {"Connection": "close"}
     if idle:
         detail = f"Nothing of the recording came for {idle_s:g} s: send it again."
-        return Problem(408, "upload-stalled", "Upload stalled", detail, close)
+        return Problem(408, "upload-stalled", "Upload stalled", detail, closes=True)
     detail = (
         f"The recording came slower than {SLOWEST_BYTES_PER_S:,} bytes per second: send it again over a faster line, "
         "or in a compressed format such as FLAC or Opus."
     )
-    return Problem(408, "upload-too-slow", "Upload too slow", detail, close)
+    return Problem(408, "upload-too-slow", "Upload too slow", detail, closes=True)

@@ -4,35 +4,24 @@ It runs the streaming network that is also served live, in large runs with the c
 so memory stays bounded on recordings of hours, the text does not depend on where the runs are cut or
 on what else is in the batch, and a recording has the same words as its stream. Needs onnxruntime,
 sentencepiece and numpy; neither torch nor NeMo.
-
-Word times come from CTC: a word lasts from the start of its first piece's first output frame to the
-end of its last piece's last one, where an output frame stands for the audio that became known with it
-(80 ms in this family; the encoder is causal, so nothing else has to be taken off). CTC places a piece
-where the network is sure of it, mostly in the later part of the sound, and often in one frame: take
-starts as good to a few frames and not as phone boundaries.
-
-A word's confidence is that of its least sure piece, and a piece's is its highest softmax value; the
-bundle's calibration, where it has one, turns that into the probability that the word is right.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import numpy as np
 
-from speech.bundle import TOKENIZER, BundleError, Geometry, ModelBundle
+from speech.bundle import Geometry, ModelBundle
 from speech.features import MelConfig, MelStream
+from speech.recognition.ctc import GreedyCtc
+from speech.recognition.network import Network
+from speech.recognition.words import WordSpeller
 from speech.transcript import Word
 
 # Audio a network run sees at once. Longer gains no speed and costs memory with its square.
 RUN_S = 20.0
 # Below this peak (-80 dBFS) a recording holds nothing that a person could have said.
 SILENCE_PEAK = 1e-4
-
-_INPUTS = ("audio_signal", "length", "cache_last_channel", "cache_last_time", "cache_last_channel_len")
-_OUTPUTS = 5
-_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how sentencepiece writes the start of a word
 
 
 class RecognitionError(Exception):
@@ -52,170 +41,6 @@ class Recognition:
     words: tuple[Word, ...]
     confidence: float  # mean of the words' confidences; 0.0 without words
     duration_s: float
-
-
-class Caches(NamedTuple):
-    """What the network remembers of each stream in a batch; the batch is the first axis of every array."""
-
-    attention: np.ndarray  # [batch, layers, output frames, width] float32
-    convolution: np.ndarray  # [batch, layers, width, output frames] float32
-    filled: np.ndarray  # [batch] int64: output frames of `attention` that are real
-
-    def take(self, rows: Sequence[int]) -> "Caches":
-        """Return the caches of these rows, in this order."""
-        return Caches(*(array[list(rows)] for array in self))
-
-
-class Network:
-    """The bundle's network as a function from mel frames and caches to log-probabilities and caches."""
-
-    def __init__(self, bundle: ModelBundle, threads: int = 1, variant: str = "fp32") -> None:
-        """Open and warm the network; BundleError when it is not what bundle.json says."""
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.use_deterministic_compute = True
-        options.log_severity_level = 4
-        # A replica shares its cores with others: waiting threads must sleep, not spin.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        name = bundle.network_name(variant)
-        try:
-            self._session = onnxruntime.InferenceSession(bundle.read(name), options, ["CPUExecutionProvider"])
-        except BundleError:
-            raise
-        except Exception as error:  # onnxruntime raises its own types, which share no base but Exception
-            raise BundleError(f"{bundle.path}: {name} is not a network that can be opened ({error})") from error
-        self.geometry = bundle.geometry
-        self.features = bundle.features
-        self.symbols = bundle.blank_id + 1
-        names = tuple(item.name for item in self._session.get_inputs())
-        if set(names) != set(_INPUTS) or len(self._session.get_outputs()) != _OUTPUTS:
-            raise BundleError(f"{bundle.path}: {name} takes {', '.join(names)}, not {', '.join(_INPUTS)}")
-        self._warm(f"{bundle.path}: {name}")
-
-    def caches(self, batch: int) -> Caches:
-        """Return the caches of `batch` streams that have not begun."""
-        shape = self.geometry
-        return Caches(
-            np.zeros((batch, *shape.attention_cache), np.float32),
-            np.zeros((batch, *shape.convolution_cache), np.float32),
-            np.zeros(batch, np.int64),
-        )
-
-    def run(self, frames: np.ndarray, lengths: np.ndarray, caches: Caches) -> tuple[np.ndarray, np.ndarray, Caches]:
-        """Advance a batch of streams by one run.
-
-        frames: [batch, frames, mels] float32, each row as `Geometry` says; lengths: [batch] how many of
-        them are real. Returns log-probabilities [batch, outputs, symbols], how many outputs of each row
-        are real [batch], and the next caches.
-        """
-        values = (np.ascontiguousarray(frames.transpose(0, 2, 1)), np.asarray(lengths, np.int64), *caches)
-        outputs = self._session.run(None, dict(zip(_INPUTS, values, strict=True)))
-        return outputs[0], outputs[1], Caches(*outputs[2:])
-
-    def _warm(self, name: str) -> None:
-        """Run once with zeros: memory is reserved before the first caller, and shapes are checked."""
-        size = self.geometry.history + self.geometry.chunk
-        try:
-            outputs, lengths, caches = self.run(
-                np.zeros((1, size, self.features.mels), np.float32), np.array([size]), self.caches(1)
-            )
-        except Exception as error:
-            raise BundleError(f"{name} does not run with the geometry of its bundle.json ({error})") from error
-        expected = (1, self.geometry.chunk_outputs, self.symbols)
-        before = self.caches(1)
-        kept = caches.attention.shape == before.attention.shape and caches.convolution.shape == before.convolution.shape
-        if outputs.shape != expected or lengths.tolist() != [expected[1]] or not kept:
-            raise BundleError(f"{name} gives shape {list(outputs.shape)}, its bundle.json promises {list(expected)}")
-
-
-@dataclass
-class Piece:
-    """A run of output frames on which one symbol is the likeliest."""
-
-    symbol: int
-    first: int  # output frame
-    last: int  # output frame, included
-    probability: float  # the highest in the run
-
-
-class GreedyCtc:
-    """Greedy CTC over a stream of log-probabilities: repeats merge, blanks go (Graves et al., 2006)."""
-
-    def __init__(self, blank_id: int) -> None:
-        """Start before output frame 0."""
-        self.pieces: list[Piece] = []
-        self.frames = 0
-        self._blank = blank_id
-        self._previous = blank_id
-
-    def push(self, log_probs: np.ndarray) -> None:
-        """Take the next output frames [frames, symbols]."""
-        symbols = log_probs.argmax(axis=1)
-        probabilities = np.exp(log_probs[np.arange(len(symbols)), symbols])
-        for offset in np.flatnonzero(symbols != self._blank):
-            frame, symbol, probability = self.frames + int(offset), int(symbols[offset]), float(probabilities[offset])
-            before = int(symbols[offset - 1]) if offset else self._previous
-            if symbol != before:
-                self.pieces.append(Piece(symbol, frame, frame, probability))
-            else:
-                self.pieces[-1].last = frame
-                self.pieces[-1].probability = max(self.pieces[-1].probability, probability)
-        if len(symbols):
-            self.frames += len(symbols)
-            self._previous = int(symbols[-1])
-
-
-class WordSpeller:
-    """Turns pieces into words with times and confidence, by the bundle's tokenizer and calibration."""
-
-    def __init__(self, bundle: ModelBundle) -> None:
-        """Open the tokenizer; BundleError when it is not the one of the vocabulary."""
-        from sentencepiece import SentencePieceProcessor
-
-        self._bundle = bundle
-        self._tokenizer: Any = SentencePieceProcessor()
-        try:
-            self._tokenizer.LoadFromSerializedProto(bundle.read(TOKENIZER))
-        except RuntimeError as error:
-            raise BundleError(f"{bundle.path}: {TOKENIZER} is not a sentencepiece model") from error
-        pieces = tuple(self._tokenizer.IdToPiece(index) for index in range(self._tokenizer.GetPieceSize()))
-        if pieces != bundle.vocabulary:
-            raise BundleError(
-                f"{bundle.path}: {TOKENIZER} has other pieces than the vocabulary; export the model again"
-            )
-
-    def words(self, pieces: Sequence[Piece], duration_s: float | None = None) -> tuple[Word, ...]:
-        """Return the words of pieces in order of time; no time lies after `duration_s`."""
-        groups: list[list[Piece]] = []
-        apart = True  # sentencepiece sets spaces around the unknown piece
-        for piece in pieces:
-            unknown = self._tokenizer.IsUnknown(piece.symbol)
-            if apart or unknown or self._bundle.vocabulary[piece.symbol].startswith(_SPACE):
-                groups.append([])
-            groups[-1].append(piece)
-            apart = unknown
-        spelled = [(self._spell(group), group) for group in groups]
-        spelled = [(text, group) for text, group in spelled if text]
-        confidences = np.array([min(piece.probability for piece in group) for _, group in spelled])
-        if self._bundle.calibration is not None:
-            confidences = self._bundle.calibration.apply(confidences)
-        return tuple(
-            Word(text, *self._times(group, duration_s), confidence=min(1.0, float(confidence)))
-            for (text, group), confidence in zip(spelled, confidences, strict=True)
-        )
-
-    def _spell(self, group: Sequence[Piece]) -> str:
-        """Return the text of a word's pieces; sentencepiece joins bytes into characters."""
-        return " ".join(self._tokenizer.Decode([piece.symbol for piece in group]).split())
-
-    def _times(self, group: Sequence[Piece], duration_s: float | None) -> tuple[float, float]:
-        span = self._bundle.geometry.frame_span
-        frame_s = self._bundle.features.frame_s
-        start, end = round(span(group[0].first)[0] * frame_s, 3), round(span(group[-1].last)[1] * frame_s, 3)
-        return (start, end) if duration_s is None else (min(start, duration_s), min(end, duration_s))
 
 
 class Recognizer:

@@ -4,12 +4,11 @@ The jobs that decide about a champion release it themselves, in the same run (`r
 rollback takes effect within seconds and not when a sensor looks next, and its run shows how the release went. The asset
 `serving_release` does the same for whoever launches it, and by itself when a champion appears in any other way.
 
-The history of releases is kept by `deployment.release.document`, one line a step; the asset shows it as a table. A
+The history of releases is kept by `deployment.release.folder`, one line a step; the asset shows it as a table. A
 release that went back is an observation of the asset, so that it is seen there too. `serves_the_champion` asks every
 replica what it really runs; `watch_serving` has it look every few minutes, and anybody can at any time.
 """
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,8 +26,8 @@ from speech_assets.defs.retries import retried_when_unreachable, unreachable
 if TYPE_CHECKING:
     from deployment.promotion.decisions import Promotions
     from deployment.promotion.ledger import Decision
-    from deployment.release.document import Transition
-    from deployment.release.rollout import ReleaseResult
+    from deployment.release.history import Transition
+    from deployment.release.rollout import RolloutResult
 
 GOLDEN_UTTERANCES = 5  # probes of a release; the shortest of the benchmark's, one a speaker
 SHOWN_STEPS = 40  # of the history, the newest first
@@ -119,11 +118,11 @@ check_serving = dg.define_asset_job(
 )
 def watch_serving(workspace: dg.ResourceParam[Workspace]) -> dg.RunRequest | dg.SkipReason:
     """A run of `check_serving`, which costs a process, once there is something to look at."""
-    from deployment.release.document import ReleaseFolder
+    from deployment.release.folder import ReleaseFolder
 
     folder = ReleaseFolder(workspace.store.root)
-    if not folder.document.exists() and not folder.live():
-        return dg.SkipReason("nothing was released yet, and no replica of the serving tier is alive")
+    if not folder.document.exists() and not folder.reports():
+        return dg.SkipReason("nothing was released yet, and no replica of the serving tier was started")
     return dg.RunRequest()
 
 
@@ -139,7 +138,8 @@ def release_champion(
     from deployment.promotion.ledger import LedgerError
     from deployment.promotion.rules import PromotionRefused
     from deployment.registry.models import RegistryError
-    from deployment.release.rollout import Canary, GoldenUtterance, ReleaseFailed, release
+    from deployment.release.canary import Canary
+    from deployment.release.rollout import GoldenUtterance, RolloutFailed, roll_out
     from evaluation.gates import GateRefused
     from speech.bundle import BundleError
     from speech.store.outputs import StoreError
@@ -147,7 +147,7 @@ def release_champion(
     promotions, settings = workspace.promotions(), workspace.settings.serving
     try:
         decision = promotions.releasable(language)
-        result = release(
+        result = roll_out(
             workspace.store.root,
             language,
             promotions.registry.obtain(decision.digest, decision.model, decision.version),
@@ -168,7 +168,7 @@ def release_champion(
             allow_no_replica=True,
             superseded=_superseded(promotions, decision),
         )
-    except ReleaseFailed as failed:
+    except RolloutFailed as failed:
         metadata = {"history": _history(workspace, language), **_trial(failed.transitions)}
         context.log_event(dg.AssetObservation(RELEASE, partition=language, metadata=metadata))
         log_check(context, workspace)
@@ -205,11 +205,14 @@ def _superseded(promotions: "Promotions", decision: "Decision") -> Callable[[], 
 def compare_serving(workspace: Workspace) -> dg.AssetCheckResult:
     """Whether every live replica runs the champions of the ledger, all languages together."""
     from deployment.promotion.ledger import LedgerError
-    from deployment.release.document import LanguageReport, ReleaseFolder
+    from deployment.release.folder import ReleaseFolder
+    from deployment.release.life import Replicas, silence
+    from deployment.release.reports import LanguageReport
 
-    folder, promotions = ReleaseFolder(workspace.store.root), workspace.promotions()
-    live = folder.live()
-    wrong: list[str] = []
+    replicas, promotions = Replicas(ReleaseFolder(workspace.store.root)), workspace.promotions()
+    tier = replicas.settled()
+    live, unheard = tier.live, silence(tier.silent)
+    wrong: list[str] = [unheard] * bool(unheard)
     champions: list[str] = []
     rows: list[tuple[str, ...]] = []
     for language in workspace.settings.languages:
@@ -218,15 +221,16 @@ def compare_serving(workspace: Workspace) -> dg.AssetCheckResult:
         except LedgerError as broken:
             wrong.append(str(broken))
             continue
-        wrong += folder.differences(language, *((decision.digest, decision.version) if decision else (None,)))
+        wrong += replicas.differences(language, *((decision.digest, decision.version) if decision else (None,)))
         champion = f"version {decision.version} ({decision.digest[:12]})" if decision else "none"
         champions += [f"{language} {champion}"] if decision else []
         for replica in live:
             report = replica.languages.get(language, LanguageReport())
             runs = [f"{report.versions.get(d) or d[:12]} ({share:.0%})" for d, share in sorted(report.active.items())]
             standby = [report.versions.get(d) or d[:12] for d in report.loaded if d not in report.active]
-            heard = f"{max(0.0, time.time() - replica.heartbeat):.0f} s ago"
-            rows.append((language, champion, replica.replica, ", ".join(runs) or "nothing", ", ".join(standby), heard))
+            rows.append(
+                (language, champion, replica.replica, ", ".join(runs) or "nothing", ", ".join(standby), replica.url)
+            )
     if wrong:
         described = f"{'; '.join(wrong)}. Materialise `serving_release`, or read in its history what stopped it."
     elif not live:
@@ -240,7 +244,7 @@ def compare_serving(workspace: Workspace) -> dg.AssetCheckResult:
         check_name=SERVES_THE_CHAMPION,
         metadata={
             "replicas": len(live),
-            "reports": markdown_table(("language", "champion", "replica", "runs", "standby", "heard of"), rows),
+            "reports": markdown_table(("language", "champion", "replica", "runs", "standby", "answers at"), rows),
         },
     )
 
@@ -261,7 +265,7 @@ def log_check(context: dg.AssetExecutionContext | dg.OpExecutionContext, workspa
     )
 
 
-def _figures(result: "ReleaseResult") -> dict[str, Any]:
+def _figures(result: "RolloutResult") -> dict[str, Any]:
     """A release in figures that plot over time."""
     return {
         "replicas": len(result.replicas),
@@ -293,7 +297,7 @@ def _trial(steps: "Sequence[Transition]") -> dict[str, Any]:
 
 
 def _history(workspace: Workspace, language: str) -> dg.MarkdownMetadataValue:
-    from deployment.release.document import ReleaseFolder
+    from deployment.release.folder import ReleaseFolder
 
     steps = ReleaseFolder(workspace.store.root).history(language)[-SHOWN_STEPS:]
     header = (

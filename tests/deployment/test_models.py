@@ -3,20 +3,24 @@
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from deployment.promotion.ledger import Ledger
-from deployment.release.document import LanguageRelease, ReleaseFolder, Route
-from deployment.serving import models as serving_models
+from deployment.release.document import LanguageRelease, ReleaseDocumentError, Route
+from deployment.release.folder import ReleaseFolder
+from deployment.serving import following
 from deployment.serving.approval import NotApproved, require_approved
-from deployment.serving.models import Models, NoModel
+from deployment.serving.following import Follower
+from deployment.serving.routing import LoadedModel, NoModel
 from evaluation.gates import load_verdict, save_verdict
-from tests.toy_bundle import write_toy_bundle
+from tests.toy_bundle import tones, write_toy_bundle
 from tests.toy_registry import approve, decide
 
 
@@ -37,7 +41,7 @@ def route(folder):
 
 @pytest.fixture
 def models(folder):
-    return Models(folder, "a", "http://a", workers=1)
+    return Follower(folder, "a", "http://a")
 
 
 def report(models):
@@ -48,10 +52,10 @@ def test_shares_are_kept_without_tying_anyone_to_a_version(folder, route, models
     """Of every hundred requests a tenth, give or take one; and of every client's own, whatever its rhythm."""
     old, new = route(1, 0.9), route(2, 0.1)
     folder.set_language("en", LanguageRelease((old, new), "canary", (old,)))
-    models.refresh()
+    models.catch_up()
     answered = []
     for _ in range(2_000):
-        with models.lease("en") as model:
+        with models.routes.lease("en") as model:
             answered.append(model.route.version)
     for start in range(0, 2_000, 100):
         assert 8 <= Counter(answered[start : start + 100])["2"] <= 12
@@ -64,27 +68,27 @@ def test_shares_are_kept_without_tying_anyone_to_a_version(folder, route, models
 def test_no_more_than_active_standby_and_one_coming_are_in_memory(folder, route, models):
     """A long request holds the version it began on; the next bundle waits for it and not the other way round."""
     folder.set_language("en", LanguageRelease((route(2, 1.0), route(1))))
-    models.refresh()
-    with models.lease("en", route(1).digest) as first:
+    models.catch_up()
+    with models.routes.lease("en", route(1).digest) as first:
         folder.set_language("en", LanguageRelease((route(3, 1.0), route(2))))
-        models.refresh()
+        models.catch_up()
         now = report(models)
         assert dict(now.active) == {route(3).digest: 1.0}
         assert now.draining == (route(1).digest,)
         folder.set_language("en", LanguageRelease((route(3, 1.0), route(2), route(4)), "load", candidate="x"))
-        models.refresh()
+        models.catch_up()
         waiting = models.report()
         assert "until the requests on" in waiting.error
-        assert waiting.revision < folder.read().revision
+        assert not waiting.languages["en"].loading
         assert set(waiting.languages["en"].versions) == {route(n).digest for n in (1, 2, 3)}
         folder.set_language("en", LanguageRelease((route(2, 1.0), route(3))))
-        models.refresh()
+        models.catch_up()
         assert dict(report(models).active) == {route(2).digest: 1.0}, "going back needs no memory and does not wait"
         folder.set_language("en", LanguageRelease((route(2, 1.0), route(3), route(4)), "load", candidate="x"))
-        models.refresh()
+        models.catch_up()
         assert first.bundle.digest == route(1).digest
     time.sleep(0.3)
-    models.refresh()
+    models.catch_up()
     assert set(report(models).loaded) == {route(n).digest for n in (2, 3, 4)}
     assert set(report(models).versions) == set(report(models).loaded)
     assert models.report().error == ""
@@ -96,38 +100,114 @@ def test_a_trial_that_nobody_ends_is_given_back(folder, route, models):
     before = (route(1, 1.0),)
     trial = LanguageRelease((old, new), "canary", before, "5eed", new.digest, trial_s=0.4)
     folder.set_language("en", trial)
-    models.refresh()
+    models.catch_up()
     assert dict(report(models).active) == {old.digest: 0.9, new.digest: 0.1}
-    folder.set_language("de", None)  # another language's release does not prolong it
-    models.refresh()
+    folder.set_language("de", LanguageRelease(()))  # another language's release does not prolong it
+    models.catch_up()
     time.sleep(0.5)
-    models.refresh()
+    models.catch_up()
     assert dict(report(models).active) == {old.digest: 1.0}
     assert new.digest in report(models).loaded
     folder.set_language("en", LanguageRelease((route(2, 1.0), route(1))))
-    models.refresh()
+    models.catch_up()
     assert dict(report(models).active) == {new.digest: 1.0}
 
 
 def test_only_the_larger_share_answers_for_what_failed(folder, route, models):
     old, new = route(1, 0.9), route(2, 0.1)
     folder.set_language("en", LanguageRelease((old, new), "canary", (old,)))
-    models.refresh()
-    with models.lease("en", new.digest) as canary, models.lease("en", instead_of=canary) as instead:
+    models.catch_up()
+    with models.routes.lease("en", new.digest) as canary, models.routes.lease("en", instead_of=canary) as instead:
         assert instead.digest == old.digest
-    with models.lease("en", old.digest) as stable, pytest.raises(NoModel), models.lease("en", instead_of=stable):
+    with (
+        models.routes.lease("en", old.digest) as stable,
+        pytest.raises(NoModel),
+        models.routes.lease("en", instead_of=stable),
+    ):
         pass
 
 
 def test_figures_count_per_version(folder, route, models):
     folder.set_language("en", LanguageRelease((route(1, 1.0),)))
-    models.refresh()
-    with models.lease("en") as model:
-        models.count(model, 0.1)
-        models.count(model, 0.1, empty=True)
-        models.count(model, None)
+    models.catch_up()
+    with models.routes.lease("en") as model:
+        models.routes.count(model, 0.1)
+        models.routes.count(model, 0.1, empty=True)
+        models.routes.count(model, None)
     counted = report(models).figures[route(1).digest]
     assert (counted.requests, counted.errors, counted.empty) == (3, 1, 1)
+
+
+# --- loading ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def held_up(monkeypatch):
+    """Makes the loading of one bundle take as long as until it is `let`, as over a slow line."""
+    load, waits = LoadedModel.load, {}
+
+    def slow(route, *arguments):
+        if route.digest in waits:
+            waits[route.digest].wait(10)
+        return load(route, *arguments)
+
+    def hold(route):
+        return waits.setdefault(route.digest, threading.Event()).set
+
+    monkeypatch.setattr(LoadedModel, "load", slow)
+    yield hold
+    for event in waits.values():
+        event.set()
+
+
+def test_no_language_waits_for_another_s_loading(folder, route, models, held_up):
+    """A bundle that comes over a slow line must not keep a customer of another language waiting."""
+    first, second = route(1, 1.0), route(2)
+    folder.set_language("en", LanguageRelease((first, second)))
+    models.catch_up()
+    german = write_toy_bundle(folder.home / "models" / "de", "de")
+    approve(folder.home, german)
+    slow = Route(german.digest, folder.relative(german.path), 1.0)
+    let = held_up(slow)
+    folder.set_language("de", LanguageRelease((slow,)))
+    models.refresh()
+    folder.set_language("en", LanguageRelease((route(2, 1.0), route(1))))
+    models.refresh()
+    assert dict(report(models).active) == {second.digest: 1.0}
+    assert models.report().revision == folder.read().revision
+    assert models.report().languages["de"].loading == {slow.digest: "verify"}
+    let()
+    models.catch_up()
+    assert dict(models.report().languages["de"].active) == {slow.digest: 1.0}
+
+
+def test_going_back_does_not_wait_for_what_is_being_loaded(folder, route, models, held_up):
+    folder.set_language("en", LanguageRelease((route(2, 1.0), route(1))))
+    models.catch_up()
+    coming = route(3)
+    let = held_up(coming)
+    folder.set_language("en", LanguageRelease((route(2, 1.0), route(1), coming), "load", candidate=coming.digest))
+    models.refresh()
+    folder.set_language("en", LanguageRelease((route(1, 1.0), route(2))))
+    models.refresh()
+    assert dict(report(models).active) == {route(1).digest: 1.0}
+    let()
+    models.catch_up()
+    assert set(report(models).versions) == {route(1).digest, route(2).digest}, "nobody asks for the third any more"
+
+
+def test_one_network_serves_all_threads_and_each_hears_its_own(folder, route, models):
+    """Requests share the network and nothing else: what is said in one is heard in no other."""
+    folder.set_language("en", LanguageRelease((route(1, 1.0),)))
+    models.catch_up()
+    spoken = [[word] * (3 + 5 * number) for number, word in enumerate(("one", "two", "three", "four"))] * 4
+
+    def heard(words):
+        with models.routes.lease("en") as model:
+            return model.recognizer.transcribe(tones(words)).text.split()
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(heard, spoken)) == spoken
 
 
 # --- only what was approved -------------------------------------------------------------------------------------------
@@ -209,11 +289,11 @@ def test_what_nobody_may_serve_is_refused_with_its_reason(folder, bundle, models
     """Whatever the document says: it can be written by hand."""
     prepare(folder, bundle)
     folder.set_language("en", LanguageRelease((Route(bundle.digest, folder.relative(bundle.path), 1.0),)))
-    models.refresh()
+    models.catch_up()
     assert sentence in report(models).errors[bundle.digest]
     assert not report(models).active
     with pytest.raises(NoModel, match=sentence):
-        models.require("en")
+        models.routes.require("en")
 
 
 def test_gates_that_people_accepted_are_accepted_with_that_verdict_only(folder, bundle):
@@ -247,15 +327,15 @@ def test_a_replica_imports_nothing_that_judges_trains_or_registers():
 
 def test_a_removed_document_takes_nothing_down(folder, route, models):
     folder.set_language("en", LanguageRelease((route(1, 1.0),)))
-    models.refresh()
+    models.catch_up()
     content = folder.document.read_bytes()
     folder.document.unlink()
-    models.refresh()
+    models.catch_up()
     assert dict(report(models).active) == {route(1).digest: 1.0}
     assert "release.json is missing: restore it, or launch `serving_release`" in models.report().error
     assert models.report().revision == 1
     folder.document.write_bytes(content)
-    models.refresh()
+    models.catch_up()
     assert models.report().error == ""
 
 
@@ -264,73 +344,70 @@ def edited(document, **changes):
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "sentence"),
     [
-        {"languages": {}},
-        {"languages": {"en": {"routes": [], "state": "full", "previous": []}}},
-        {"languages": {}, "revision": 1},
+        ({"languages": {}}, "it was edited since it was written"),
+        ({"languages": {"en": {"routes": [], "state": "full", "previous": []}}}, "it was edited since it was written"),
+        ({"languages": {}, "revision": 9}, "it was edited since it was written"),
+        ({"updated_at": "later"}, "it was edited since it was written"),
+        (None, "it is revision 1, older than revision 2, which is followed"),
     ],
 )
-def test_an_emptied_document_takes_nothing_down_and_the_next_release_writes_it_again(folder, route, models, changes):
-    """Whoever empties it by hand does not raise its revision, as every release does."""
-    folder.set_language("de", None)
+def test_a_document_that_was_edited_or_put_back_takes_nothing_down_and_is_named(
+    folder, route, models, changes, sentence
+):
+    folder.set_language("de", LanguageRelease(()))
+    former = folder.document.read_bytes()
     folder.set_language("en", LanguageRelease((route(1, 1.0),)))
-    models.refresh()
-    followed = models.report().revision
-    edited(folder.document, **changes)
-    models.refresh()
+    models.catch_up()
+    folder.report(models.report())
+    if changes is None:
+        folder.document.write_bytes(former)
+    else:
+        edited(folder.document, **changes)
+    models.catch_up()
     assert dict(report(models).active) == {route(1).digest: 1.0}
-    assert "it was edited or put back; launch `serving_release`" in models.report().error
+    assert sentence in models.report().error
+    assert "move it away and launch `serving_release` for each language" in models.report().error
+    with pytest.raises(ReleaseDocumentError, match=sentence):
+        folder.set_language("en", LanguageRelease((route(2, 1.0),)))
+    folder.document.unlink()
+    folder.set_language("en", LanguageRelease((route(1, 1.0), route(2))))
+    models.catch_up()
+    assert (models.report().error, models.report().revision) == ("", 3)
+    assert set(report(models).loaded) == {route(1).digest, route(2).digest}
+
+
+def test_a_language_that_a_new_document_does_not_name_goes_on(folder, route, models):
+    """The first release after the document was lost is about one language."""
+    folder.set_language("en", LanguageRelease((route(1, 1.0),)))
+    models.catch_up()
     folder.report(models.report())
-    folder.restore_lost()
-    models.refresh()
-    assert models.report().error == ""
-    assert models.report().revision == followed + 1
+    folder.document.unlink()
+    folder.set_language("de", LanguageRelease(()))
+    models.catch_up()
+    assert (models.report().error, models.report().revision) == ("", 2)
     assert dict(report(models).active) == {route(1).digest: 1.0}
 
 
-def test_a_share_that_was_edited_away_is_given_all_the_same(folder, route, models):
+def test_a_language_that_is_taken_out_on_purpose_is_let_go(folder, route, models):
     folder.set_language("en", LanguageRelease((route(1, 1.0),)))
-    models.refresh()
-    folder.document.write_text(folder.document.read_text().replace('"share": 1.0', '"share": 0.0'))
-    models.refresh()
-    assert dict(report(models).active) == {route(1).digest: 1.0}
-    folder.report(models.report())
-    folder.set_language("de", None)
-    models.refresh()
-    assert (dict(report(models).active), models.report().error) == ({route(1).digest: 1.0}, "")
-
-
-@pytest.mark.parametrize("nothing", [None, LanguageRelease(())])
-def test_a_language_that_is_taken_out_on_purpose_is_let_go(folder, route, models, nothing):
-    folder.set_language("en", LanguageRelease((route(1, 1.0),)))
-    models.refresh()
-    folder.report(models.report())
-    folder.set_language("en", nothing)
-    models.refresh()
-    assert (models.languages(), models.report().error) == ((), "")
-    folder.report(models.report())
-    folder.restore_lost()
-    assert folder.read().revision == 2
-
-
-def test_a_document_that_is_only_written_anew_is_followed(folder, route, models):
-    folder.set_language("en", LanguageRelease((route(1, 1.0),)))
-    models.refresh()
-    edited(folder.document, updated_at="later")
-    assert models.refresh()
-    assert models.report().error == ""
+    models.catch_up()
+    folder.set_language("en", LanguageRelease(()))
+    models.catch_up()
+    assert (models.routes.languages(), models.report().error) == ((), "")
+    assert report(models).loaded == ()
 
 
 def test_a_trial_ends_although_its_document_is_gone(folder, route, models, monkeypatch):
-    monkeypatch.setattr(serving_models, "RETRY_S", 0.1)
+    monkeypatch.setattr(following, "RETRY_S", 0.1)
     old, new = route(1, 0.9), route(2, 0.1)
     folder.set_language("en", LanguageRelease((old, new), "canary", (route(1, 1.0),), "5eed", new.digest, trial_s=0.3))
-    models.refresh()
+    models.catch_up()
     folder.document.unlink()
-    models.refresh()
+    models.catch_up()
     assert dict(report(models).active) == {old.digest: 0.9, new.digest: 0.1}
     time.sleep(0.4)
-    models.refresh()
+    models.catch_up()
     assert dict(report(models).active) == {old.digest: 1.0}
     assert "is missing" in models.report().error

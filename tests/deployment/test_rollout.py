@@ -7,18 +7,10 @@ import time
 
 import pytest
 
-from deployment.release.rollout import (
-    GoldenUtterance,
-    LanguageRelease,
-    LanguageReport,
-    ReleaseDocumentError,
-    ReleaseFailed,
-    ReleaseFolder,
-    ReplicaReport,
-    Route,
-    release,
-)
-from deployment.serving.models import Models
+from deployment.release.document import LanguageRelease, ReleaseDocumentError, Route
+from deployment.release.folder import Queue, ReleaseFolder
+from deployment.release.rollout import GoldenUtterance, RolloutFailed, roll_out
+from deployment.serving.following import Follower
 from speech.audio.decode import Waveform, encode_flac
 from tests.toy_bundle import tones, write_toy_bundle
 from tests.toy_registry import approve
@@ -40,7 +32,7 @@ def golden(tmp_path):
 def test_document_has_its_published_shape(folder):
     folder.set_language("en", LanguageRelease((ROUTE,)))
     content = json.loads(folder.document.read_text())
-    assert content["schema"] == 1
+    assert content["schema"] == 2
     assert content["revision"] == 1
     assert content["languages"]["en"]["state"] == "full"
     assert content["languages"]["en"]["routes"] == [
@@ -52,7 +44,7 @@ def test_document_has_its_published_shape(folder):
 def test_languages_are_released_independently(folder):
     folder.set_language("en", LanguageRelease((ROUTE,)))
     assert folder.set_language("de", LanguageRelease((ROUTE,))).revision == 2
-    assert set(folder.set_language("en", None).languages) == {"de"}
+    assert set(folder.read().languages) == {"en", "de"}
 
 
 def test_concurrent_changes_are_all_kept(folder):
@@ -68,7 +60,16 @@ def test_concurrent_changes_are_all_kept(folder):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", "{}", '{"schema": 2}', '{"schema":1,"revision":1,"languages":{"en":{}},"updated_at":""}']
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"schema": 3}',
+        '{"schema": 2}',
+        '{"schema":1,"revision":1,"languages":{"en":{}},"updated_at":""}',
+    ],
 )
 def test_unreadable_document_is_named(folder, content):
     folder.root.mkdir()
@@ -93,26 +94,17 @@ def test_bundles_inside_the_home_are_written_relative_to_it(folder, tmp_path):
     assert folder.relative(tmp_path.parent / "elsewhere") == str(tmp_path.parent / "elsewhere")
 
 
-def test_old_reports_are_not_alive(folder):
-    folder.report(ReplicaReport("a", "http://a", 1, heartbeat=0.0))
-    (folder.replicas / "b.json").write_text("{")
-    assert [report.replica for report in folder.reports()] == ["a"]
-    assert folder.live() == ()
-    folder.forget_dead()
-    assert folder.reports() == ()
-
-
 def test_route_that_a_killed_rollout_left_is_taken_out(folder, golden, tmp_path):
     """A roll-out that died while probing left its bundle with share 0; the next one starts from what was served."""
     dead = Route("b" * 64, "models/b", 0.0)
     folder.set_language("en", LanguageRelease((ROUTE, dead), "probe", (ROUTE,), "5eed", dead.digest))
     bundle = write_toy_bundle(tmp_path / "models" / "new")
-    result = release(folder, "en", bundle.path, bundle.digest, golden, version="4", allow_no_replica=True)
+    result = roll_out(folder, "en", bundle.path, bundle.digest, golden, version="4", allow_no_replica=True)
     now = folder.read().languages["en"]
     assert [(r.digest, r.share, r.version) for r in now.routes] == [(bundle.digest, 1.0, "4"), (ROUTE.digest, 0.0, "3")]
     assert (now.state, now.previous, result.previous) == ("full", (ROUTE,), ("a" * 64,))
     dead_one, *steps = folder.history("en")
-    assert (dead_one.state, dead_one.digest, dead_one.release) == ("returned", dead.digest, "5eed")
+    assert (dead_one.state, dead_one.digest, dead_one.rollout) == ("returned", dead.digest, "5eed")
     assert "ended in the middle of 'probe'" in dead_one.reason
     assert [step.state for step in steps] == ["verify", "full"]
 
@@ -124,97 +116,34 @@ def test_rollout_lock_dies_with_its_process(folder, golden, tmp_path):
             os._exit(9)
     os.waitpid(pid, 0)
     bundle = write_toy_bundle(tmp_path / "models" / "new")
-    assert release(folder, "en", bundle.path, bundle.digest, golden, allow_no_replica=True).changed
+    assert roll_out(folder, "en", bundle.path, bundle.digest, golden, allow_no_replica=True).changed
 
 
 def test_document_is_put_back_when_a_replica_does_not_answer(folder, golden, tmp_path):
-    """The replica's report is fresh, but nobody listens at its address."""
+    """The replica loads and reports, so it lives; but nobody listens at its address."""
     bundle = write_toy_bundle(tmp_path / "models" / "new")
     approve(folder.home, bundle)
     folder.set_language("en", LanguageRelease((ROUTE,)))
-    folder.report(ReplicaReport("a", "http://127.0.0.1:9", 1, time.time()))
-    with pytest.raises(ReleaseFailed, match="a did not load it within 0.5 s"):
-        release(folder, "en", bundle.path, bundle.digest, golden, timeout_s=0.5)
-    models = Models(folder, "a", "http://127.0.0.1:9", workers=1)
-    models.start()
+    follower = Follower(folder, "a", "http://127.0.0.1:9")
+    follower.start()
     try:
-        with pytest.raises(ReleaseFailed, match="could not be probed"):
-            release(folder, "en", bundle.path, bundle.digest, golden)
+        while not folder.reports():
+            time.sleep(0.01)
+        with pytest.raises(RolloutFailed, match="could not be probed"):
+            roll_out(folder, "en", bundle.path, bundle.digest, golden)
     finally:
-        models.stop()
+        follower.stop()
     now = folder.read().languages["en"]
     assert (now.routes, now.state) == ((ROUTE,), "returned")
-    states = [step.state for step in folder.history("en")]
-    assert states == ["verify", "load", "returned", "verify", "load", "warm", "probe", "returned"]
+    assert [step.state for step in folder.history("en")] == ["verify", "load", "warm", "probe", "returned"]
 
 
-# --- a document that somebody removed ---------------------------------------------------------------------------------
-
-
-def heard_of(folder, revision, **active):
-    """A live replica's report: language -> the share of each version."""
-    routes = {
-        language: tuple(Route(version * 64, f"models/{version}", share, version) for version, share in shares.items())
-        for language, shares in active.items()
-    }
-    languages = {
-        language: LanguageReport({r.digest: r.share for r in found if r.share}, routes=found)
-        for language, found in routes.items()
-    }
-    folder.report(ReplicaReport("a", "http://127.0.0.1:9", revision, time.time(), languages))
-
-
-def test_one_language_s_release_does_not_forget_the_others_of_a_lost_document(folder):
-    """Replicas still say what runs; a document with one language would take the others down."""
-    heard_of(folder, 7, de={"2": 1.0, "1": 0.0}, en={"3": 1.0})
-    document = folder.set_language("en", LanguageRelease((ROUTE,)))
-    assert document.revision == 8, "revisions go on: reports about the lost document are old"
-    assert document.languages["en"].routes == (ROUTE,)
-    german = document.languages["de"]
-    assert [(r.version, r.share, r.bundle) for r in german.routes] == [("2", 1.0, "models/2"), ("1", 0.0, "models/1")]
-    assert german.state == "full"
-    assert folder.read() == document
-
-
-def test_a_trial_is_not_restored(folder):
-    heard_of(folder, 7, en={"1": 0.9, "2": 0.1})
-    folder.restore_lost()
-    assert [(r.version, r.share) for r in folder.read().languages["en"].routes] == [("1", 1.0), ("2", 0.0)]
-
-
-def test_restoring_writes_nothing_where_nothing_was_lost(folder):
-    folder.restore_lost()
-    assert not folder.document.exists()
+def test_an_edited_document_is_not_built_upon(folder, golden, tmp_path):
     folder.set_language("en", LanguageRelease((ROUTE,)))
-    heard_of(folder, 1, de={"2": 1.0})
-    folder.restore_lost()
-    assert set(folder.read().languages) == {"en"}
-
-
-def test_a_document_older_than_what_replicas_follow_is_written_again_above_it(folder):
-    """Somebody put a former one back: replicas refuse it, and would refuse what is released on top of it."""
-    folder.set_language("fr", LanguageRelease((ROUTE,)))
-    folder.set_language("en", LanguageRelease((ROUTE,)))
-    heard_of(folder, 7, de={"2": 1.0}, en={"3": 1.0})
-    folder.restore_lost()
-    document = folder.read()
-    assert document.revision == 8
-    assert {name: found.serving[0].digest[0] for name, found in document.languages.items()} == {
-        "fr": "a",
-        "de": "2",
-        "en": "3",
-    }
-
-
-def test_a_release_begins_from_what_the_lost_document_said(folder, golden, tmp_path):
-    """Otherwise the version before would be neither compared with nor kept on standby."""
-    heard_of(folder, 7, en={"3": 1.0}, de={"2": 1.0})
+    folder.document.write_text(folder.document.read_text().replace("models/a", "models/b"))
     bundle = write_toy_bundle(tmp_path / "models" / "new")
-    with pytest.raises(ReleaseFailed, match="a did not load it"):
-        release(folder, "en", bundle.path, bundle.digest, golden, timeout_s=0.5)
-    now = folder.read().languages
-    assert [route.version for route in now["en"].serving] == ["3"]
-    assert [route.version for route in now["de"].serving] == ["2"]
+    with pytest.raises(RolloutFailed, match=r"release\.json cannot be followed: it was edited since it was written"):
+        roll_out(folder, "en", bundle.path, bundle.digest, golden, allow_no_replica=True)
 
 
 # --- a decision that fell meanwhile -----------------------------------------------------------------------------------
@@ -232,20 +161,21 @@ def test_a_release_that_waited_does_not_undo_a_later_decision(folder, golden, tm
             return None if champion == [second] else "version 2 is no longer the champion: version 1 is"
 
         try:
-            release(
+            roll_out(
                 folder,
                 *("en", second.path, second.digest, golden),
                 version="2",
                 allow_no_replica=True,
                 superseded=superseded,
             )
-        except ReleaseFailed as error:
+        except RolloutFailed as error:
             refused.append(error)
 
     with folder.exclusive("en"):
         thread = threading.Thread(target=late)
         thread.start()
-        while folder.waiting("en") != second.digest:
+        queue = Queue(folder, "en")
+        while queue.waiting() != second.digest:
             time.sleep(0.01)
         champion[:] = [first]
         folder.set_language("en", LanguageRelease((Route(first.digest, "models/1", 1.0, "1"),)))
@@ -261,8 +191,8 @@ def test_a_decision_during_the_release_stops_it_before_the_switch(folder, golden
     bundle = write_toy_bundle(tmp_path / "models" / "new")
     folder.set_language("en", LanguageRelease((ROUTE,)))
     answers = iter([None, "version 4 is no longer the champion: version 3 is"])
-    with pytest.raises(ReleaseFailed, match="version 3 is"):
-        release(
+    with pytest.raises(RolloutFailed, match="version 3 is"):
+        roll_out(
             folder,
             *("en", bundle.path, bundle.digest, golden),
             allow_no_replica=True,

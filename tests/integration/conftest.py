@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from deployment.release.rollout import LanguageRelease, ReleaseFolder, ReplicaReport, Route
+from deployment.release.document import LanguageRelease, Route
+from deployment.release.folder import ReleaseFolder
+from deployment.release.reports import ReplicaReport
 from speech.audio.decode import Waveform, encode_wav
 from speech.bundle import ModelBundle
 from tests.toy_bundle import tones, write_toy_bundle
@@ -26,6 +28,7 @@ class Tier:
         self.home = home
         self.folder = ReleaseFolder(home)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._former: set[str] = set()  # processes whose reports may have been left behind
 
     def start(self, name: str, *options: str) -> str:
         """Start a replica and return its address."""
@@ -33,6 +36,7 @@ class Tier:
         return self.wait(name, lambda report: True).url
 
     def launch(self, name: str, *options: str) -> None:
+        self._former |= {report.process for report in self.folder.reports() if report.replica == name}
         command = [sys.executable, "-m", "deployment.serving", "--home", str(self.home), "--port", "0"]
         with (self.home / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
@@ -43,12 +47,13 @@ class Tier:
             )
 
     def wait(self, name: str, done: Callable[[ReplicaReport], bool], timeout_s: float = 60.0) -> ReplicaReport:
-        """Wait until a replica's report says so."""
+        """Wait until a replica loads nothing any more and its report says so."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             assert self.processes[name].poll() is None, self.log(name)
-            found = [r for r in self.folder.reports() if r.replica == name and r.fresh()]
-            if found and found[0].revision >= self.folder.read().revision and done(found[0]):
+            found = [r for r in self.folder.reports() if r.replica == name and r.process not in self._former]
+            here = bool(found) and found[0].revision >= self.folder.read().revision
+            if here and not any(said.loading for said in found[0].languages.values()) and done(found[0]):
                 return found[0]
             time.sleep(0.05)
         raise AssertionError(f"{name} did not get there: {self.folder.reports()}\n{self.log(name)}")

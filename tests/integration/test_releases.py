@@ -12,7 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from deployment.release.rollout import BUNDLE_HEADER, Canary, GoldenUtterance, ReleaseFailed, ReleaseResult, release
+from deployment.release.canary import Canary
+from deployment.release.life import Replicas
+from deployment.release.reports import BUNDLE_HEADER
+from deployment.release.rollout import GoldenUtterance, RolloutFailed, RolloutResult, roll_out
 from speech.audio.decode import Waveform, encode_flac, encode_wav
 from speech.bundle import ModelBundle
 from tests.integration.conftest import ROOT, Tier
@@ -64,8 +67,8 @@ def golden(tier: Tier) -> list[GoldenUtterance]:
     return found
 
 
-def put_out(tier: Tier, bundle: ModelBundle, version: str, canary: Canary | None = None) -> ReleaseResult:
-    return release(
+def put_out(tier: Tier, bundle: ModelBundle, version: str, canary: Canary | None = None) -> RolloutResult:
+    return roll_out(
         tier.home,
         "en",
         bundle.path,
@@ -112,7 +115,7 @@ def test_a_worse_version_goes_back_and_no_customer_notices(steady, worse, custom
     tier, url, first = steady
     bad = tier.bundle(f"bad-{next(iter(worse))}", **worse)
     with Customers([url], audio(*customer, amplitude=0.07)) as customers:
-        with pytest.raises(ReleaseFailed, match=sentence) as failed:
+        with pytest.raises(RolloutFailed, match=sentence) as failed:
             put_out(tier, bad, "2", CANARY)
         time.sleep(1.0)
         since = len(customers.answers)
@@ -140,7 +143,7 @@ def test_a_tampered_bundle_is_refused_before_any_replica_loads_it(steady):
     with (bundle.path / "network.onnx").open("ab") as file:
         file.write(b"x")
     before = tier.folder.read()
-    with pytest.raises(ReleaseFailed, match=r"network\.onnx differs from its sha256") as failed:
+    with pytest.raises(RolloutFailed, match=r"network\.onnx differs from its sha256") as failed:
         put_out(tier, bundle, "9", CANARY)
     assert [step.state for step in failed.value.transitions] == ["verify", "refused"]
     assert tier.folder.read() == before
@@ -182,8 +185,8 @@ def test_versions_follow_each_other_and_the_former_one_is_a_second_away(tier):
     report = tier.wait("a", lambda report: not report.languages["en"].draining).languages["en"]
     assert dict(report.active) == {versions["3"].digest: 1.0}
     assert set(report.loaded) == {versions["1"].digest, versions["3"].digest}, "active and standby, nothing else"
-    assert tier.folder.differences("en", versions["3"].digest, "3") == ()
-    (sentence,) = tier.folder.differences("en", versions["2"].digest, "2")
+    assert Replicas(tier.folder).differences("en", versions["3"].digest, "3") == ()
+    (sentence,) = Replicas(tier.folder).differences("en", versions["2"].digest, "2")
     assert "replica a " in sentence
     assert "runs version 3" in sentence
     assert "champion is version 2" in sentence
@@ -226,10 +229,11 @@ def test_requests_on_the_old_version_are_finished_before_it_has_drained(tier):
 RELEASE = """
 import sys
 from pathlib import Path
-from deployment.release.rollout import Canary, GoldenUtterance, release
+from deployment.release.canary import Canary
+from deployment.release.rollout import GoldenUtterance, roll_out
 home, bundle, digest, golden = sys.argv[1:]
-release(home, "en", Path(bundle), digest, [GoldenUtterance(Path(golden), "one two three")],
-        model="soundstage-en", version="2", canary=Canary(share=0.3, seconds=60, requests=100_000))
+roll_out(home, "en", Path(bundle), digest, [GoldenUtterance(Path(golden), "one two three")],
+         model="soundstage-en", version="2", canary=Canary(share=0.3, seconds=60, requests=100_000))
 """
 
 
@@ -262,7 +266,7 @@ def test_a_release_that_is_killed_in_its_canary_is_returned_from_and_done_again(
         *("verify", "probe", "canary", "full", "drained"),
     ]
     returned = tier.folder.history("en")[5]
-    assert returned.release == left.release != result.transitions[0].release
+    assert returned.rollout == left.rollout != result.transitions[0].rollout
     assert "ended in the middle of 'canary'" in returned.reason
 
 
@@ -298,7 +302,7 @@ def test_a_replica_that_started_on_a_damaged_bundle_serves_when_its_release_has_
     result = put_out(tier, first, "1")
     assert not result.changed
     assert [step.state for step in result.transitions] == ["verify", "load", "warm", "probe", "full"]
-    assert tier.folder.differences("en", first.digest, "1") == ()
+    assert Replicas(tier.folder).differences("en", first.digest, "1") == ()
     assert httpx.post(f"{url}/v1/transcribe?language=en", content=audio("one")).json()["text"] == "one"
 
 
@@ -313,7 +317,7 @@ def test_a_canary_gives_way_to_going_back(tier):
         began = time.monotonic()
         result = put_out(tier, first, "1", LONG)
         assert time.monotonic() - began < 10
-        with pytest.raises(ReleaseFailed, match="gave way"):
+        with pytest.raises(RolloutFailed, match="gave way"):
             on_trial.result(timeout=10)
     assert not result.changed
     assert dict(tier.wait("a", lambda report: True).languages["en"].active) == {first.digest: 1.0}

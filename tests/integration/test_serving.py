@@ -16,16 +16,11 @@ import httpx
 import numpy as np
 import pytest
 
-from deployment.release.rollout import (
-    BUNDLE_HEADER,
-    GoldenUtterance,
-    LanguageRelease,
-    ReleaseFailed,
-    Route,
-    release,
-)
+from deployment.release.document import LanguageRelease, Route
+from deployment.release.reports import BUNDLE_HEADER
+from deployment.release.rollout import GoldenUtterance, RolloutFailed, roll_out
 from speech.audio.decode import Waveform, encode_flac, encode_wav
-from speech.transcript import Transcript
+from speech.transcript import Segment, Transcript, Word
 from tests.toy_bundle import tones
 from tests.toy_registry import approve
 
@@ -84,6 +79,46 @@ def test_form_upload_equals_raw_upload(shared_tier, speech_of):
     ).json()
     assert form["text"] == raw["text"] == "zwei drei"
     assert form["source_digest"] == raw["source_digest"]
+
+
+@pytest.mark.parametrize("words", [["one", "two"], []], ids=["speech", "silence"])
+def test_every_answer_is_as_the_interface_describes_it(shared_tier, speech_of, words):
+    """What programs are generated from and what they then receive is one thing, in every field."""
+    from jsonschema import Draft202012Validator
+
+    _, url = shared_tier
+    interface = httpx.get(f"{url}/openapi.json").json()
+    audio = speech_of(*words) if words else encode_wav(Waveform(np.zeros(32_000, np.float32)))
+    transcribe = ("post", "/v1/transcribe", "application/json")
+    answers = [
+        (*transcribe, httpx.post(f"{url}/v1/transcribe", params={"language": "en"}, content=audio)),
+        ("post", "/v1/transcribe", PROBLEM, httpx.post(f"{url}/v1/transcribe", params={"language": "fr"}, content=b"")),
+        *(
+            ("get", path, "application/json", httpx.get(url + path))
+            for path in ("/healthz", "/readyz", "/v1/models", "/v1/release")
+        ),
+    ]
+    for method, path, media_type, answer in answers:
+        said = interface["paths"][path][method]["responses"][str(answer.status_code)]["content"]
+        schema = said.get(media_type, {}).get("schema") or said["application/json"]["schema"]
+        Draft202012Validator({**schema, "components": interface["components"]}).validate(answer.json())
+    described = interface["components"]["schemas"]
+    assert set(described["SegmentAnswer"]["properties"]) == {*Segment.__dataclass_fields__, "text"}
+    assert set(described["WordAnswer"]["properties"]) == set(Word.__dataclass_fields__)
+
+
+def test_a_part_without_a_file_name_is_a_recording(shared_tier, speech_of):
+    """Hand-written clients leave it out; the part is named `file`, which says enough."""
+    _, url = shared_tier
+    audio = speech_of("one", "two")
+    body = b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\n' + audio + b"\r\n--x--\r\n"
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    answer = httpx.post(f"{url}/v1/transcribe?language=en", content=body, headers=headers)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["text"] == "one two"
+    other = body.replace(b'name="file"', b'name="audio"')
+    refused = httpx.post(f"{url}/v1/transcribe?language=en", content=other, headers=headers)
+    assert "Send one recording as the part 'file'" in _problem(refused, 400, "bad-form")["detail"]
 
 
 @pytest.mark.parametrize(
@@ -155,7 +190,7 @@ def test_refusals_are_typed(shared_tier, speech_of):
     reason = _problem(post(f"{path}?language=en", content=b"<html>no</html>" * 9), 422, "not-audio")["reason"]
     assert reason
     _problem(post(f"{path}?language=en", content=audio[: len(audio) // 2]), 422, "truncated")
-    _problem(post(f"{path}?language=en", data={"file": "no file"}, files={"other": ("", b"")}), 400, "no-recording")
+    _problem(post(f"{path}?language=en", data={"note": "no file"}, files={"note": (None, b"x")}), 400, "no-recording")
     broken = {"Content-Type": "multipart/form-data; boundary=x"}
     _problem(post(f"{path}?language=en", content=b"no form", headers=broken), 400, "bad-form")
     _problem(
@@ -263,7 +298,7 @@ def test_server_without_a_release_says_what_to_do_then_follows_the_first(tier, s
     assert "nothing is released" in answer.json()["reason"]
     assert httpx.get(f"{url}/healthz").status_code == 200
     bundle = tier.bundle("en-1")
-    result = release(tier.home, "en", bundle.path, bundle.digest, _golden(tier), model="soundstage-en", version="1")
+    result = roll_out(tier.home, "en", bundle.path, bundle.digest, _golden(tier), model="soundstage-en", version="1")
     assert (result.changed, result.replicas, result.previous) == (True, ("a",), ())
     assert [probe.text for probe in result.probes] == ["one two three"]
     assert httpx.post(f"{url}/v1/transcribe", content=speech_of("one")).json()["text"] == "one"  # the only language
@@ -410,7 +445,7 @@ def test_no_request_fails_while_bundles_are_switched_under_load(tier, speech_of)
     golden = _golden(tier)
     with Load(urls, speech_of("one", "three")) as load:
         for bundle in (second, first, second):
-            result = release(tier.home, "en", bundle.path, bundle.digest, golden)
+            result = roll_out(tier.home, "en", bundle.path, bundle.digest, golden)
             assert result.replicas == ("a", "b")
             assert result.transitions[-1].state == "drained"
             time.sleep(0.3)
@@ -450,12 +485,12 @@ def test_bundle_that_cannot_be_served_leaves_everything_as_it_was(tier, speech_o
         (other.path, other.digest, [GoldenUtterance(tier.home / "no.wav", "")], "golden recording"),
     ]
     for path, digest, recordings, reason in attempts:
-        with pytest.raises(ReleaseFailed, match=reason):
-            release(tier.home, "en", path, digest, recordings, timeout_s=10)
+        with pytest.raises(RolloutFailed, match=reason):
+            roll_out(tier.home, "en", path, digest, recordings, timeout_s=10)
         assert tier.folder.read().languages == before
         assert tier.folder.history("en")[-1].state == "refused"
-    with pytest.raises(ReleaseFailed, match=r"took|could not be probed"):
-        release(tier.home, "en", other.path, other.digest, golden, timeout_s=10, latency_limit_s=1e-6)
+    with pytest.raises(RolloutFailed, match=r"took|could not be probed"):
+        roll_out(tier.home, "en", other.path, other.digest, golden, timeout_s=10, latency_limit_s=1e-6)
     after = tier.folder.read().languages["en"]
     assert (after.routes, after.state) == (before["en"].routes, "returned")
     assert tier.folder.history("en")[-1].state == "returned"
@@ -535,7 +570,7 @@ def test_removing_the_document_takes_no_language_down_and_the_next_release_write
         audio = speech_of(word, language=language)
         assert httpx.post(f"{url}/v1/transcribe?language={language}", content=audio).json()["text"] == word
     second = tier.bundle("en-2", confuse=[("one", "two")])
-    result = release(tier.home, "en", second.path, second.digest, _golden(tier), version="2")
+    result = roll_out(tier.home, "en", second.path, second.digest, _golden(tier), version="2")
     assert result.previous == (english.digest,)
     report = tier.wait("a", lambda report: not report.error)
     assert dict(report.languages["de"].active) == {german.digest: 1.0}
@@ -562,21 +597,21 @@ def test_probe_asks_a_bundle_that_gets_no_traffic(tier, speech_of):
 def test_release_without_replicas_is_refused_or_left_for_a_later_server(tier, speech_of):
     bundle = tier.bundle("en-1")
     golden = _golden(tier)
-    with pytest.raises(ReleaseFailed, match="no replica of the serving tier is alive"):
-        release(tier.home, "en", bundle.path, bundle.digest, golden)
+    with pytest.raises(RolloutFailed, match="no replica of the serving tier is alive"):
+        roll_out(tier.home, "en", bundle.path, bundle.digest, golden)
     assert tier.folder.read().languages == {}
-    result = release(tier.home, "en", bundle.path, bundle.digest, golden, allow_no_replica=True)
+    result = roll_out(tier.home, "en", bundle.path, bundle.digest, golden, allow_no_replica=True)
     assert (result.changed, result.replicas, result.probes) == (True, (), ())
     url = tier.start("a")
     assert httpx.post(f"{url}/v1/transcribe", content=speech_of("two")).json()["text"] == "two"
-    again = release(tier.home, "en", bundle.path, bundle.digest, golden)
+    again = roll_out(tier.home, "en", bundle.path, bundle.digest, golden)
     assert (again.changed, again.replicas) == (False, ("a",))
 
 
 def test_later_server_verifies_what_it_finds(tier, speech_of):
     """Between release and start somebody changed a file: the server says so and serves nothing."""
     bundle = tier.bundle("en-1")
-    release(tier.home, "en", bundle.path, bundle.digest, _golden(tier), allow_no_replica=True)
+    roll_out(tier.home, "en", bundle.path, bundle.digest, _golden(tier), allow_no_replica=True)
     with (bundle.path / "network.onnx").open("ab") as file:
         file.write(b"x")
     url = tier.start("a")
@@ -585,21 +620,21 @@ def test_later_server_verifies_what_it_finds(tier, speech_of):
 
 
 def test_killed_replica_is_no_part_of_the_next_release(tier):
-    """Its report stays behind; when the heartbeat is old nobody waits for it."""
+    """Its report stays behind; nobody listens at its address, and the report does not change any more."""
     tier.serve(tier.bundle("en-1"))
     tier.start("a")
     tier.start("b")
     assert tier.stop("b", signal.SIGKILL) == -signal.SIGKILL
     other = tier.bundle("en-2", confuse=[("one", "two")])
     assert {report.replica for report in tier.folder.reports()} == {"a", "b"}
-    result = release(tier.home, "en", other.path, other.digest, _golden(tier), timeout_s=30)
+    result = roll_out(tier.home, "en", other.path, other.digest, _golden(tier), timeout_s=30)
     assert result.replicas == ("a",)
 
 
 def test_two_releases_at_once_are_refused(tier):
     bundle = tier.bundle("en-1")
-    with tier.folder.exclusive("en"), pytest.raises(ReleaseFailed, match="another release of 'en' is under way"):
-        release(tier.home, "en", bundle.path, bundle.digest, _golden(tier), timeout_s=0.5, allow_no_replica=True)
+    with tier.folder.exclusive("en"), pytest.raises(RolloutFailed, match="another release of 'en' is under way"):
+        roll_out(tier.home, "en", bundle.path, bundle.digest, _golden(tier), timeout_s=0.5, allow_no_replica=True)
 
 
 def test_large_recording_is_not_held_in_memory(tier):

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from speech.bundle import BundleError, Calibration, ModelBundle, with_calibration
-from speech.recognition.offline import GreedyCtc, Piece, RecognitionError, Recognizer, WordSpeller, mel_runs
+from speech.recognition.ctc import GreedyCtc, Piece
+from speech.recognition.offline import RecognitionError, Recognizer, mel_runs
+from speech.recognition.words import WordSpeller
 from tests.toy_bundle import GAP_S, WORD_S, WORDS, tones, write_toy_bundle
 
 SENTENCE = ["one", "two", "two", "three", "nine", "zero", "eight", "seven", "six", "five", "four", "one"]

@@ -162,7 +162,7 @@ def test_a_release_that_went_back_is_seen_at_its_run_its_asset_and_its_check(ser
 
 def test_the_check_asks_the_replicas_and_not_the_document(served: Served) -> None:
     """Nobody released anything: a replica that runs something else is found all the same."""
-    from deployment.release.rollout import LanguageRelease
+    from deployment.release.document import LanguageRelease
 
     served.tier.start("a")
     digests = register_versions(served.workspace, {}, {"confuse": [("one", "two")]})
@@ -272,7 +272,8 @@ def test_a_registry_that_cannot_be_reached_is_tried_again_and_a_refusal_is_not(
 def test_a_data_store_that_was_away_during_a_release_is_tried_again(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from deployment.release.document import ReleaseDocument, ReleaseFolder
+    from deployment.release.document import ReleaseDocument
+    from deployment.release.folder import ReleaseFolder
     from speech_assets.defs import retries
 
     monkeypatch.setattr(retries, "FIRST_WAIT_S", 0.05)

@@ -1,0 +1,280 @@
+"""What a replica does, whoever asks: a recording, a language and perhaps a bundle in, a transcript or a problem out.
+
+Nothing here knows of a transport. `Serving.transcribe` works in the caller's thread, `Serving.submit` in a pool of
+workers; how many recordings wait for one is bounded, and beyond that the answer is a typed problem at once. What a
+client sent wrongly is a `Problem`; anything else is the server's fault.
+"""
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from deployment.release.folder import ReleaseFolder
+from deployment.serving.following import Follower
+from deployment.serving.metrics import Metrics
+from deployment.serving.problems import Problem
+from deployment.serving.routing import LoadedModel, NoModel
+from deployment.serving.transcription import Cancelled, Transcribed, transcribe
+from speech.audio.decode import AudioError, AudioLimits
+from speech.corpus.manifest import primary_language
+from speech.recognition.offline import RecognitionError
+
+FORMATS = {"json": "application/json", "srt": "application/x-subrip", "vtt": "text/vtt"}
+BUSY_RETRY_S = 2
+NO_MODEL_RETRY_S = 10
+_NOT_OURS = (Problem, Cancelled)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ServingOptions:
+    """How one replica serves.
+
+    Attributes:
+        home: the data store, where the release document lies.
+        url: where other processes reach this replica.
+        replica: name of this replica, unique among those that share the home.
+        workers: recordings transcribed at the same time; they share each model.
+        threads: threads of one recognition.
+        queue_limit: received recordings that may wait for a worker.
+        upload_limit: recordings being received at the same time.
+        max_bytes, max_duration_s: largest and longest recording.
+        upload_idle_s: a client that sends nothing for so long, or that falls so far behind the slowest pace, gives its
+            place to another.
+    """
+
+    home: Path
+    url: str = ""
+    replica: str = field(default_factory=lambda: f"{os.uname().nodename}-{os.getpid()}")
+    workers: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))
+    threads: int = 1
+    queue_limit: int = 32
+    upload_limit: int = 64
+    max_bytes: int = 1 << 30
+    max_duration_s: float = 4 * 3600.0
+    upload_idle_s: float = 20.0
+
+
+@dataclass(frozen=True)
+class Source:
+    """A recording as it was received; `name` is for messages, `request` for the log."""
+
+    file: BinaryIO
+    name: str = "recording"
+    request: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A transcript, the seconds it took, and the model that wrote it."""
+
+    done: Transcribed
+    model: LoadedModel
+
+
+class Serving:
+    """One replica's models, workers and figures."""
+
+    def __init__(self, options: ServingOptions) -> None:
+        self.options = options
+        self.folder = ReleaseFolder(options.home)
+        self.metrics = Metrics()
+        self.follower = Follower(self.folder, options.replica, options.url, options.threads, self.metrics.show_models)
+        self.routes = self.follower.routes
+        self.limits = AudioLimits(max_duration_s=options.max_duration_s, max_encoded_bytes=options.max_bytes)
+        self._workers = ThreadPoolExecutor(options.workers, thread_name_prefix="transcribe")
+        self._lock = threading.Lock()
+        self._receiving = 0
+        self._taken = 0
+
+    def start(self) -> None:
+        """Follow the release document and report."""
+        self.follower.start()
+
+    def close(self) -> None:
+        """End the background work; requests have ended by now."""
+        self.follower.stop()
+        self._workers.shutdown(wait=True, cancel_futures=True)
+
+    def language(self, wanted: str | None, digest: str | None = None) -> str:
+        """The language to transcribe, as its primary subtag.
+
+        Raises:
+            Problem: it is not served, or it was not named although several are.
+        """
+        served = self.routes.languages()
+        if not wanted:
+            if len(served) > 1:
+                raise Problem(
+                    400,
+                    "language-required",
+                    "Language required",
+                    f"Say which language is spoken, as `language=`: one of {', '.join(served)}.",
+                    served=served,
+                )
+            if not served:
+                broken = [error for table in self.routes.tables().values() for error in table.errors.values()]
+                raise self._no_model("; ".join(broken) or "No language has a model in production")
+            wanted = served[0]
+        wanted = primary_language(wanted) or wanted  # what is no tag is refused as it was written
+        try:
+            self.routes.require(wanted, digest)
+        except NoModel as error:
+            if digest is not None and (error.known or served):
+                raise Problem(404, "bundle-not-loaded", "Bundle not loaded", f"This replica says: {error}.") from error
+            if error.known or not served:
+                raise self._no_model(str(error)) from error
+            raise Problem(
+                404,
+                "unknown-language",
+                "Language not served",
+                f"'{wanted[:35]}' is not served here; served: {', '.join(served)}.",
+                served=served,
+            ) from error
+        return wanted
+
+    def ready(self) -> tuple[tuple[str, ...], str]:
+        """Languages that are served, and what stands in the way of others or of following the document."""
+        languages, report = self.routes.languages(), self.follower.report()
+        errors = [f"{lang}: {why}" for lang, said in report.languages.items() for why in said.errors.values()]
+        reason = "; ".join([report.error] * bool(report.error) + errors)
+        if not languages and not reason:
+            reason = f"nothing is released yet in {self.folder.document}"
+        return languages, reason
+
+    @contextlib.contextmanager
+    def receiving(self) -> Iterator[None]:
+        """Count a recording that is being received; refuses when there are too many, or nobody would have time."""
+        with self._lock:
+            if self._receiving >= self.options.upload_limit or self._full():
+                raise _busy()
+            self._receiving += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._receiving -= 1
+
+    def submit(self, source: Source, language: str, digest: str | None, cancelled: threading.Event) -> "Future[Answer]":
+        """`transcribe` in a worker; the source must stay open until the future has ended.
+
+        Raises:
+            Problem: too many wait already.
+        """
+        with self._lock:
+            if self._full():
+                raise _busy()
+            self._taken += 1
+            self._show_queue()
+        try:
+            future = self._workers.submit(self.transcribe, source, language, digest, cancelled)
+        except BaseException:
+            self._ended()
+            raise
+        future.add_done_callback(lambda _: self._ended())
+        return future
+
+    def transcribe(self, source: Source, language: str, digest: str | None, cancelled: threading.Event) -> Answer:
+        """Transcribe with the version whose turn it is, or with the one asked for, and count how that went.
+
+        A new version that fails on its canary share costs no customer an answer: the version it is tried against takes
+        over, and the failure stands in the new one's figures.
+
+        Args:
+            language: as `language` returns it.
+            digest: exactly this bundle, which must be loaded; None: by the shares of the traffic.
+
+        Raises:
+            Problem: the recording cannot be used, or nothing serves the language any more.
+            Cancelled: `cancelled` was set meanwhile.
+        """
+        if cancelled.is_set():
+            raise Cancelled("the client closed the connection")
+        try:
+            answer = self._answered(source, language, digest, cancelled)
+        except NoModel as error:  # the release changed since the language was looked up
+            raise Problem(503, "no-model", "No model", f"{error}: try again.", retry_after_s=BUSY_RETRY_S) from error
+        self.metrics.heard(answer.done)
+        return answer
+
+    def _answered(self, source: Source, language: str, digest: str | None, cancelled: threading.Event) -> Answer:
+        with self.routes.lease(language, digest) as model:
+            try:
+                return self._counted(source, model, cancelled, routed=digest is None)
+            except _NOT_OURS:
+                raise
+            except Exception:
+                if digest is not None:
+                    raise
+                with contextlib.suppress(NoModel), self.routes.lease(language, instead_of=model) as stable:
+                    log.exception(
+                        "request %s: version %s failed, version %s answers instead",
+                        source.request,
+                        model.version,
+                        stable.version,
+                    )
+                    return self._counted(source, stable, cancelled, routed=True)
+                raise
+
+    def _counted(self, source: Source, model: LoadedModel, cancelled: threading.Event, *, routed: bool) -> Answer:
+        """Transcribe, and note in the model's figures how that went; what clients do wrong is not its fault."""
+        try:
+            done = transcribe(source.file, source.name, model, self.limits, cancelled)
+        except Cancelled:
+            raise
+        except AudioError as error:
+            detail = f"{source.name}: {error.reason}."
+            raise Problem(422, error.code, "Recording cannot be used", detail, reason=error.reason) from error
+        except RecognitionError as error:
+            detail = f"{source.name}: {error}."
+            raise Problem(422, "unusable-samples", "Recording cannot be used", detail) from error
+        except Exception:
+            self._count(model, None, routed=routed)
+            raise
+        self._count(model, done.seconds, empty=not done.transcript.words, routed=routed)
+        return Answer(done, model)
+
+    def _count(self, model: LoadedModel, seconds: float | None, *, empty: bool = False, routed: bool) -> None:
+        self.metrics.count(model, seconds, empty=empty)
+        if routed:  # probes do not tell how customers are served
+            self.routes.count(model, seconds, empty=empty)
+
+    def _ended(self) -> None:
+        with self._lock:
+            self._taken -= 1
+            self._show_queue()
+
+    def _full(self) -> bool:
+        return self._taken >= self.options.workers + self.options.queue_limit
+
+    def _show_queue(self) -> None:
+        self.metrics.queued.set(max(0, self._taken - self.options.workers))
+
+    def _no_model(self, why: str) -> Problem:
+        return Problem(
+            503,
+            "no-model",
+            "No model in production yet",
+            f"{why}: approve a registered model and release it; this replica follows {self.folder.document} and will "
+            "serve it within seconds.",
+            retry_after_s=NO_MODEL_RETRY_S,
+        )
+
+
+def answer_format(wanted: str) -> str:
+    """The format as it was asked for. Raises Problem for one that there is not."""
+    if wanted not in FORMATS:
+        raise Problem(400, "unknown-format", "Unknown format", f"Ask for one of {', '.join(FORMATS)} as `format=`.")
+    return wanted
+
+
+def _busy() -> Problem:
+    detail = "As many recordings wait as this replica accepts: try again, or add replicas."
+    return Problem(503, "busy", "Server busy", detail, retry_after_s=BUSY_RETRY_S)

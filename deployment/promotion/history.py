@@ -1,8 +1,7 @@
 """Who put what into production, when and why: the ledgers, printed, and compared with what the registry notes of them.
 
-    python -m deployment.promotion.history [language ...]
-
-The exit code is 1 when a ledger is broken, entries are missing at its end, or no decision finished its last one.
+`soundstage decisions` prints them. Its exit code is 1 when a ledger is broken, entries are missing at its end, or no
+decision finished its last one.
 """
 
 import sys
@@ -12,7 +11,7 @@ from deployment.promotion.decisions import Promotions
 from deployment.promotion.ledger import Ledger, LedgerError
 from deployment.promotion.rules import Rules
 from deployment.registry.models import Registry
-from deployment.settings import Settings, SettingsError
+from deployment.settings import Settings
 
 WIDE = 240  # columns of a page that is kept in a file: nothing is cut there
 
@@ -55,17 +54,3 @@ def print_decisions(settings: Settings, languages: Sequence[str]) -> int:
             console.print(wrong, style="red", highlight=False, soft_wrap=True)
             broken = 1
     return broken
-
-
-def main() -> int:
-    """Run the command line."""
-    try:
-        settings = Settings.load(trains=False)
-    except SettingsError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    return print_decisions(settings, sys.argv[1:] or settings.languages)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

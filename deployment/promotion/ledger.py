@@ -4,7 +4,7 @@ One file a language, `<language>.jsonl`. An entry is flushed to disk before anyt
 the one before it, so an edit, a removed or an inserted entry shows (`verify`). That entries were cut off at the end
 does not show here: `deployment.promotion.aliases` notes the head at the model in the registry and compares.
 
-`python -m deployment.promotion.history [language]` prints who put what into production, when and why.
+`soundstage decisions [LANGUAGE]` prints who put what into production, when and why.
 
 A line that a dying machine left unfinished was never confirmed to anyone: the next decision moves it to
 `<language>.torn` and continues after the last whole entry. Not covered: someone who rewrites the whole chain and the

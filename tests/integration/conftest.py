@@ -33,7 +33,7 @@ class Tier:
         return self.wait(name, lambda report: True).url
 
     def launch(self, name: str, *options: str) -> None:
-        command = [sys.executable, "-m", "deployment.serving", "--home", str(self.home), "--port", "0"]
+        command = [sys.executable, "-m", "speech_assets.cli", "serve", "--home", str(self.home), "--port", "0"]
         with (self.home / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 [*command, "--replica", name, *options],

@@ -21,10 +21,10 @@ $(READY): requirements.lock pyproject.toml
 	touch $(READY)
 
 demo: $(READY)  ## quarters of audio to an approved, served model; prints each step
-	$(BIN)/python -m speech_assets.demo
+	$(BIN)/soundstage demo
 
 up: $(READY)  ## Dagster, MLflow, the pages and the transcription server, until Ctrl-C
-	$(BIN)/python -m speech_assets.local.services
+	$(BIN)/soundstage up
 
 test: $(READY)  ## the whole test suite
 	$(BIN)/python -m pytest

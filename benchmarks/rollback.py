@@ -139,7 +139,7 @@ def more_replicas(settings: Any, count: int) -> Iterator[list[str]]:
     from speech_assets.local import services
 
     replicas = Replicas(ReleaseFolder(settings.home))
-    command = [sys.executable, "-m", "deployment.serving", "--home", str(settings.home), "--port", "0"]
+    command = [sys.executable, "-m", "speech_assets.cli", "serve", "--home", str(settings.home), "--port", "0"]
     with (settings.home / "logs" / "replicas.log").open("ab") as log:
         processes = [
             subprocess.Popen(command, cwd=ROOT, env=services.environment(settings), stderr=log)

@@ -1,6 +1,6 @@
 """The pages: evaluation reports and Data Docs as files, and before them the index of all quarters and languages.
 
-`python -m deployment.pages` serves the folder `pages` of the data store. The index is made at each request, of what is
+`soundstage pages` serves the folder `pages` of the data store. The index is made at each request, of what is
 on disk then, so that it needs neither Dagster nor MLflow to be up. A file that is broken or gone costs its row what the
 file would have said, and nothing else.
 
@@ -10,10 +10,8 @@ ledger's end, without which an unfinished or hand-written last entry looks like 
 verdict is too old, or on other thresholds or another champion than today's (`challenger_waits` says so).
 """
 
-import argparse
 import io
 import socket
-import sys
 from collections.abc import Mapping
 from functools import partial
 from http import HTTPStatus
@@ -23,7 +21,7 @@ from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from deployment.promotion.ledger import CLOSING, Decision, Ledger, LedgerError, champion_in_force
-from deployment.settings import Settings, SettingsError
+from deployment.settings import Settings
 from evaluation.corpus.validation import ValidationUnknown, failed_checks
 from evaluation.gates import GateRefused, Verdict, load_verdict
 from evaluation.index import Champion, Entry, render_index
@@ -181,31 +179,26 @@ def server(home: Path, host: str, port: int, links: Mapping[str, str] | None = N
     return kind((host, port), partial(Pages, store=DataStore(home), links=links or {}))
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Serve until the process is ended."""
-    parser = argparse.ArgumentParser("python -m deployment.pages", description=(__doc__ or "").partition("\n\n")[0])
-    parser.add_argument("--home", type=Path, help="data store (default: from the settings)")
-    parser.add_argument("--url", help="where to listen (default: where `pages.url` of the settings leads)")
-    chosen = parser.parse_args(arguments)
-    try:
-        settings = Settings.load(trains=False)
-    except SettingsError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
+class PagesError(Exception):
+    """The pages cannot be served; the message says why and what to do."""
+
+
+def serve(settings: Settings, *, home: Path | None = None, url: str | None = None) -> None:
+    """Serve until the process is ended; what is None is as the settings say.
+
+    Raises:
+        PagesError: nobody can listen at that address.
+    """
     links = {"Dagster": settings.dagster_url, "MLflow": f"{settings.registry.ui_url}/#/models"}
-    url = chosen.url or settings.pages.listens
+    url = url or settings.pages.listens
     try:
         listen = urlsplit(url)
         if listen.scheme != "http" or not listen.hostname:
             raise ValueError("it must be http://, a host, and a port")
-        pages = server(chosen.home or settings.home, listen.hostname, listen.port or 80, links)
+        pages = server(home or settings.home, listen.hostname, listen.port or 80, links)
     except (OSError, ValueError) as error:
-        sys.stderr.write(f"the pages cannot be served on {url} ({error}): choose another --url or `pages.url`\n")
-        return 2
+        raise PagesError(
+            f"the pages cannot be served on {url} ({error}): choose another --url or `pages.url`"
+        ) from error
     with pages:
         pages.serve_forever()
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

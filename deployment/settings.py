@@ -154,7 +154,7 @@ class Training(Section):
         7_200, gt=0, description="A training process is stopped after this many seconds; it leaves a checkpoint."
     )
     command: str = Field(
-        "python -m training.run",
+        "soundstage train",
         min_length=1,
         description="What trains: called with the path of a specification, it leaves `checkpoint.nemo`, `bundle/` and "
         "`training.json` in the folder named there (the whole contract stands in speech_assets/defs/processes.py).",

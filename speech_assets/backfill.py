@@ -1,8 +1,8 @@
 """Backfills from the command line, through Dagster's API: any quarters and languages, any part of the graph.
 
-    python -m speech_assets.backfill --quarters 2024-01:2025-10 --languages en de
-    python -m speech_assets.backfill --quarters 2024-04 --assets corpus
-    python -m speech_assets.backfill --quarters 2024-01:2025-10 --up-to-date
+    soundstage backfill --quarters 2024-01:2025-10 --languages en,de
+    soundstage backfill --quarters 2024-04 --assets corpus
+    soundstage backfill --quarters 2024-01:2025-10 --up-to-date
 
 The first form is what the UI's backfill does. `--up-to-date` makes only what is missing or no longer follows from its
 inputs: it reads what the sources hold now, and goes on from there only in the partitions where that changed something,
@@ -10,9 +10,7 @@ down to the models that learn from them. Dagster must be running (`make up`). It
 --select` cannot be used here: it reads selections with a newer antlr than NeMo's configuration library allows.
 """
 
-import argparse
 import secrets
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +18,7 @@ from rich.console import Console
 
 from deployment.settings import Settings, SettingsError
 from speech_assets.chain import BASE_CORPUS, CORPUS, JUDGEMENT, LANGUAGE_BASE, MODELS
-from speech_assets.dagster_client import LAUNCHED_BY, BackfillStatus, DagsterClient, DagsterError
+from speech_assets.dagster_client import LAUNCHED_BY, BackfillStatus, DagsterClient
 
 GROUPS = {
     "corpus": (*CORPUS, *BASE_CORPUS, "benchmark_set"),
@@ -140,57 +138,44 @@ def bring_up_to_date(
     return failures
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code is 0 when everything that was asked for is there."""
-    parser = argparse.ArgumentParser(
-        prog="python -m speech_assets.backfill", description=(__doc__ or "").partition("\n\n")[0]
-    )
-    parser.add_argument("--quarters", nargs="+", default=[], metavar="KEY", help="2024-01, or 2024-01:2025-10; all")
-    parser.add_argument("--languages", nargs="+", default=[], metavar="TAG", help="by default all of the settings")
-    parser.add_argument(
-        "--assets",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help=f"{', '.join(GROUPS)}, or assets by name; all by default",
-    )
-    parser.add_argument("--up-to-date", action="store_true", help="only what is missing or stale, in order")
-    parser.add_argument("--no-wait", action="store_true", help="launch and return")
-    parser.add_argument("--launched-by", metavar="NAME", help="signs the runs, which the two-person rule looks at")
-    parser.add_argument("--dagster", metavar="URL", help="where Dagster answers without a sign-in; `dagster_url`")
-    given = parser.parse_args(arguments)
-    console = Console(highlight=False, markup=False)
-    try:
-        settings = Settings.load()
-        wanted = scope(given.quarters, given.languages, settings)
-        dagster = DagsterClient(given.dagster or settings.dagster_url)
-        tags = {LAUNCHED_BY: given.launched_by} if given.launched_by else {}
-        if given.up_to_date:
-            from speech_assets.defs.corpus import corpus_refused
-            from speech_assets.defs.resources import Workspace
+def run(
+    settings: Settings,
+    console: Console,
+    *,
+    quarters: Sequence[str] = (),
+    languages: Sequence[str] = (),
+    assets: Sequence[str] = (),
+    up_to_date: bool = False,
+    wait: bool = True,
+    launched_by: str | None = None,
+    dagster_url: str | None = None,
+) -> list[str]:
+    """Make what is asked for, all where nothing is named; returns a sentence for each part that is not there.
 
-            workspace = Workspace(settings)
-            problems = bring_up_to_date(
-                dagster, wanted, lambda key: corpus_refused(workspace, key), console.print, tags
-            )
-        else:
-            assets = [name for word in given.assets or ALL for name in GROUPS.get(word, (word,))]
-            if unknown := set(assets) - set(ALL):
-                raise SettingsError(f"{', '.join(sorted(unknown))}: choose from {', '.join((*GROUPS, *ALL))}")
-            title = f"{wanted.quarters[0]} to {wanted.quarters[-1]}: {', '.join(wanted.languages)}"
-            backfill_id = dagster.backfill(whole(wanted, assets), title, tags)
-            console.print(f"backfill {backfill_id}: {settings.dagster_url}/runs/b/{backfill_id}")
-            if given.no_wait:
-                return 0
-            ended = dagster.wait_for_backfill(backfill_id, told=lambda status: console.print(progress(status)))
-            console.print(progress(ended))
-            problems = missing(dagster, backfill_id, ended)
-    except (SettingsError, DagsterError) as error:
-        console.print(str(error), style="red")
-        return 1
-    for problem in problems:
-        console.print(problem, style="yellow")
-    return 1 if problems else 0
+    Raises:
+        SettingsError: a quarter, a language or an asset is not one of this deployment.
+        DagsterError: Dagster does not answer, or does not take the launch.
+    """
+    wanted = scope(quarters, languages, settings)
+    named = [name for word in assets or ALL for name in GROUPS.get(word, (word,))]
+    if unknown := set(named) - set(ALL):
+        raise SettingsError(f"{', '.join(sorted(unknown))}: choose from {', '.join((*GROUPS, *ALL))}")
+    dagster = DagsterClient(dagster_url or settings.dagster_url)
+    tags = {LAUNCHED_BY: launched_by} if launched_by else {}
+    if up_to_date:
+        from speech_assets.defs.corpus import corpus_refused
+        from speech_assets.defs.resources import Workspace
+
+        workspace = Workspace(settings)
+        return bring_up_to_date(dagster, wanted, lambda key: corpus_refused(workspace, key), console.print, tags)
+    title = f"{wanted.quarters[0]} to {wanted.quarters[-1]}: {', '.join(wanted.languages)}"
+    backfill_id = dagster.backfill(whole(wanted, named), title, tags)
+    console.print(f"backfill {backfill_id}: {settings.dagster_url}/runs/b/{backfill_id}")
+    if not wait:
+        return []
+    ended = dagster.wait_for_backfill(backfill_id, told=lambda status: console.print(progress(status)))
+    console.print(progress(ended))
+    return missing(dagster, backfill_id, ended)
 
 
 def progress(status: BackfillStatus) -> str:
@@ -221,7 +206,3 @@ def missing(dagster: DagsterClient, backfill_id: str, status: BackfillStatus) ->
         if asked.materialized < asked.targeted
     ]
     return found or ([status.error] if status.error else [])
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,7 +6,6 @@ launched in a real Dagster through its API, as a person would from the UI. What 
 not done again.
 """
 
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -313,26 +312,19 @@ class Demo:
         return f"{sum(row.duration_s or 0 for row in read_manifest(folder / MANIFEST)) / 3600:.2f}"
 
 
-def main() -> int:
-    """Run the demo; the exit code is 0 only if a recording was transcribed by the approved model."""
-    console = Console()
+def run(settings: Settings, console: Console) -> None:
+    """Run the demo; it comes back only if a recording was transcribed by the approved model.
+
+    Raises:
+        SettingsError, ServiceError, DagsterError: it did not get there; the message says why.
+    """
     started = time.monotonic()
-    services.stop_on_sigterm()
-    try:
-        settings = Settings.load()
-        with services.running(settings, console) as running:
-            _demonstrate(settings, console)
-            minutes = (time.monotonic() - started) / 60
-            console.print(f"\ndone in {minutes:.1f} minutes; the history is in {settings.home}", markup=False)
-            services.show(running, console)
-            console.print("These servers stop now; [bold]make up[/bold] starts them again with the same history.")
-    except (SettingsError, services.ServiceError, DagsterError) as error:
-        console.print(str(error), style="red", markup=False, highlight=False)
-        return 1
-    except KeyboardInterrupt:
-        console.print("stopped; run it again and it goes on where it was")
-        return 130
-    return 0
+    with services.running(settings, console) as running:
+        _demonstrate(settings, console)
+        minutes = (time.monotonic() - started) / 60
+        console.print(f"\ndone in {minutes:.1f} minutes; the history is in {settings.home}", markup=False)
+        services.show(running, console)
+        console.print("These servers stop now; [bold]make up[/bold] starts them again with the same history.")
 
 
 def _demonstrate(settings: Settings, console: Console) -> None:
@@ -378,7 +370,3 @@ def _demonstrate(settings: Settings, console: Console) -> None:
     demo.transcribe_unheard(language, first)
     console.print()
     console.print(demo.summary(partitions))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

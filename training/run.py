@@ -1,7 +1,7 @@
 """Trains one model from a specification: the process that the graph launches, and a command of its own.
 
-    python -m training.run RUN.json
-    python -m training.run --recipe tiny --language en --train m.jsonl --dev m.jsonl --output out
+    soundstage train RUN.json
+    soundstage train --recipe tiny --language en --train m.jsonl --dev m.jsonl --output out
 
 The output folder is the run's identity. While it runs, `progress.json` says where it is and
 `checkpoints/` holds what a rerun needs: the same command after a kill goes on at the last checkpoint,
@@ -12,7 +12,6 @@ by SIGTERM with a checkpoint, 1 anything else. On several devices Lightning star
 once per device; only the first writes.
 """
 
-import argparse
 import contextlib
 import datetime as dt
 import errno
@@ -35,7 +34,7 @@ from pydantic import ValidationError
 from training.asr import Interrupted, fit, recorded
 from training.data import read_split, require_disjoint_speakers
 from training.loop import Progress
-from training.recipe import Recipe, TrainingError, load_recipe, recipe_names
+from training.recipe import Recipe, TrainingError, load_recipe
 from training.specification import TrainingSpec, fingerprint_of
 
 OK, FAILED, REFUSED, TERMINATED = 0, 1, 2, 128 + signal.SIGTERM
@@ -49,12 +48,12 @@ LOCK = ".lock"
 PARITY_UTTERANCES = 100  # dev utterances whose text must survive the export
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code."""
+def command(specification: Path | None, changes: Mapping[str, Any], assignments: Sequence[str] = ()) -> int:
+    """Train as a file says, with some of its fields replaced; tell how it went and return the exit code."""
     stop = _Stop()
     with stop.listening():
         try:
-            spec = _spec(sys.argv[1:] if arguments is None else arguments)
+            spec = _spec(specification, changes, assignments)
             run(spec, stop)
             return OK
         except TrainingError as error:
@@ -176,38 +175,18 @@ def run(spec: TrainingSpec, stop: "_Stop | None" = None) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------ command line
 
 
-def _spec(arguments: Sequence[str]) -> TrainingSpec:
-    parser = argparse.ArgumentParser(prog="python -m training.run", description="Train one acoustic model.")
-    parser.add_argument("spec", nargs="?", type=Path, help="a run specification (JSON); flags replace its fields")
-    parser.add_argument("--recipe", help=f"{', '.join(recipe_names())}, or a .yaml file")
-    parser.add_argument("--language", help="language tag, such as en")
-    parser.add_argument("--name", help="the model's name; the output folder's by default")
-    parser.add_argument("--train", action="append", metavar="MANIFEST", help="repeat for several")
-    parser.add_argument("--dev", action="append", metavar="MANIFEST", help="repeat for several")
-    parser.add_argument("--base", help="a .nemo file you trust (it can run code), or a published checkpoint's name")
-    parser.add_argument("--output", help="folder of the result; run again with it to resume")
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="replace a recipe field")
-    parser.add_argument("--mlflow", metavar="URI", help="log parameters and metrics to this tracking server")
-    parser.add_argument("--experiment", default="soundstage", help="MLflow experiment")
-    parser.add_argument("--replace", action="store_true", default=None, help="train again over another result")
-    given = parser.parse_args(list(arguments))
+def _spec(specification: Path | None, changes: Mapping[str, Any], assignments: Sequence[str]) -> TrainingSpec:
     document: dict[str, Any] = {}
-    if given.spec is not None:
+    if specification is not None:
         try:
-            document = json.loads(given.spec.read_text(encoding="utf-8"))
+            document = json.loads(specification.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise TrainingError(f"Run specification {given.spec} cannot be read: {error}.") from error
+            raise TrainingError(f"Run specification {specification} cannot be read: {error}.") from error
         if not isinstance(document, dict):
-            raise TrainingError(f"Run specification {given.spec} must be a JSON object.")
-    for field in ("recipe", "language", "name", "train", "dev", "base", "output", "seed", "replace"):
-        value = getattr(given, field)
-        if value is not None:
-            document[field] = value
-    if given.set:
-        document["overrides"] = {**document.get("overrides", {}), **dict(map(_assignment, given.set))}
-    if given.mlflow:
-        document["mlflow"] = {"tracking_uri": given.mlflow, "experiment": given.experiment}
+            raise TrainingError(f"Run specification {specification} must be a JSON object.")
+    document |= changes
+    if assignments:
+        document["overrides"] = {**document.get("overrides", {}), **dict(map(_assignment, assignments))}
     if "output" in document:
         document.setdefault("name", Path(document["output"]).name)
     try:
@@ -527,7 +506,3 @@ def _rank() -> int:
 
 def _now() -> str:
     return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,10 +1,6 @@
 """Who put what into production, when and why: the ledgers, printed, and compared with what the registry notes of them.
 
-    python -m deployment.promotion.history [language ...]
-    python -m deployment.promotion.history --sign [language ...]
-
-The exit code is 1 when a ledger is broken or entries are missing at its end. `--sign` signs what is there with the
-ledger key of the settings, after which entries without a signature are refused: read them first.
+`soundstage decisions` prints them; its exit code is 1 when a ledger is broken or entries are missing at its end.
 """
 
 import sys
@@ -15,7 +11,7 @@ from deployment.promotion.ledger import Ledger, LedgerError
 from deployment.promotion.rules import Rules
 from deployment.registry.models import Registry
 from deployment.registry.shelf import PLACE
-from deployment.settings import Settings, SettingsError
+from deployment.settings import Settings
 
 WIDE = 240  # columns of a page that is kept in a file: nothing is cut there
 
@@ -62,32 +58,13 @@ def print_decisions(settings: Settings, languages: Sequence[str]) -> int:
     return broken
 
 
-def sign(settings: Settings, languages: Sequence[str]) -> int:
-    """Sign the ledgers of some languages as they are; returns 1 where there is no key or one of them is not whole."""
+def sign(settings: Settings, languages: Sequence[str]) -> dict[str, int]:
+    """Sign the ledgers of some languages as they are; returns how many entries each has.
+
+    Raises:
+        LedgerError: there is no key, or a ledger is not whole.
+    """
     key = settings.promotion.signing_key
-    try:
-        if key is None:
-            raise LedgerError("there is no ledger key: set SOUNDSTAGE_PROMOTION__LEDGER_KEY")
-        for language in languages:
-            count = Ledger(settings.home / "ledger", language).sign(key)
-            sys.stdout.write(f"{language}: {count} entries are signed\n")
-    except LedgerError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    return 0
-
-
-def main() -> int:
-    """Run the command line."""
-    try:
-        settings = Settings.load(trains=False)
-    except SettingsError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    words = sys.argv[1:]
-    languages = [word for word in words if word != "--sign"] or settings.languages
-    return sign(settings, languages) if "--sign" in words else print_decisions(settings, languages)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    if key is None:
+        raise LedgerError("there is no ledger key: set SOUNDSTAGE_PROMOTION__LEDGER_KEY")
+    return {language: Ledger(settings.home / "ledger", language).sign(key) for language in languages}

@@ -4,14 +4,14 @@ One file a language, `<language>.jsonl`. An entry is flushed to disk before anyt
 the one before it, so an edit, a removed or an inserted entry shows (`verify`). That entries were cut off at the end
 does not show here: `deployment.promotion.aliases` notes the head at the model in the registry and compares.
 
-`python -m deployment.promotion.history [language]` prints who put what into production, when and why.
+`soundstage decisions [LANGUAGE]` prints who put what into production, when and why.
 
 A line that a dying machine left unfinished was never confirmed to anyone: the next decision moves it to
 `<language>.torn` and continues after the last whole entry.
 
 With a key that is not on the disk (`promotion.ledger_key`) each entry is signed, and one that is not signed with it is
 refused: the package's docstring says against whom that helps. Entries written before there was a key are signed by
-`python -m deployment.promotion.history --sign`, once somebody has read them.
+`soundstage decisions --sign`, once somebody has read them.
 """
 
 import fcntl
@@ -234,7 +234,7 @@ class Ledger:
         if self._key is not None and not hmac.compare_digest(entry.signature, entry.expected_signature(self._key)):
             raise LedgerError(
                 f"{broken} is not signed with the ledger key: it was written without it; restore the file from its "
-                "backup, or read the entries and sign them with `python -m deployment.promotion.history --sign`"
+                "backup, or read the entries and sign them with `soundstage decisions --sign`"
             )
         if entry.sequence != number or entry.language != self.language:
             raise LedgerError(

@@ -205,7 +205,7 @@ class _Rollout:
             if not live and not allow_no_replica:
                 raise RolloutFailed(
                     f"no replica of the serving tier is alive (reports in {self.folder.replicas}): start one with "
-                    "`python -m deployment.serving`, or allow a release without replicas"
+                    "`soundstage serve`, or allow a release without replicas"
                 )
             if live:
                 if not self._everywhere(route):

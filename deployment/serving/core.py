@@ -48,6 +48,7 @@ class ServingOptions:
         max_bytes, max_duration_s: largest and longest recording.
         upload_idle_s: a client that sends nothing for so long, or that falls so far behind the slowest pace, gives its
             place to another.
+        ledger_key: with which decisions have to be signed; None: they need not be.
     """
 
     home: Path
@@ -60,6 +61,7 @@ class ServingOptions:
     max_bytes: int = 1 << 30
     max_duration_s: float = 4 * 3600.0
     upload_idle_s: float = 20.0
+    ledger_key: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,9 @@ class Serving:
         self.options = options
         self.folder = ReleaseFolder(options.home)
         self.metrics = Metrics()
-        self.follower = Follower(self.folder, options.replica, options.url, options.threads, self.metrics.show_models)
+        self.follower = Follower(
+            self.folder, options.replica, options.url, options.threads, self.metrics.show_models, options.ledger_key
+        )
         self.routes = self.follower.routes
         self.limits = AudioLimits(max_duration_s=options.max_duration_s, max_encoded_bytes=options.max_bytes)
         self._workers = ThreadPoolExecutor(options.workers, thread_name_prefix="transcribe")

@@ -60,6 +60,7 @@ class Follower:
         replica: this replica's name, unique among those that share the folder.
         url: where others reach this replica: by it a release asks whether it lives and what it hears.
         threads: threads of one recognition.
+        ledger_key: with which decisions have to be signed; None: they need not be.
         on_change: called after the tables changed, with all loaded models.
     """
 
@@ -70,12 +71,14 @@ class Follower:
         url: str,
         threads: int = 1,
         on_change: Callable[[tuple[LoadedModel, ...]], None] | None = None,
+        ledger_key: bytes | None = None,
     ) -> None:
         self.routes = Routes()
         self._folder = folder
         self._replica = replica
         self._url = url
         self._threads = threads
+        self._ledger_key = ledger_key
         self._on_change = on_change
         self._lock = threading.RLock()
         self._asked: dict[str, LanguageRelease] = {}  # of every language, by the last document that named it
@@ -269,7 +272,7 @@ class Follower:
 
         def work() -> None:
             try:
-                model = LoadedModel.load(route, language, self._folder.home, self._threads, entering)
+                model = LoadedModel.load(route, language, self._folder.home, self._threads, entering, self._ledger_key)
             except Exception as error:  # whatever it is, the replica goes on serving what it has
                 reason = str(error) or type(error).__name__
                 log.error("bundle %s for '%s' is not served: %s", route.digest[:12], language, reason)

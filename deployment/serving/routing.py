@@ -52,6 +52,7 @@ class LoadedModel:
         home: Path,
         threads: int,
         entering: Callable[[str], None] = lambda stage: None,
+        ledger_key: bytes | None = None,
     ) -> "LoadedModel":
         """Verify, open and warm a route's bundle; `entering` is told `verify`, `load` and `warm`.
 
@@ -62,7 +63,7 @@ class LoadedModel:
         if "://" in route.bundle:
             raise BundleError(f"{route.bundle}: a replica reads bundles from a folder; mount or copy it there")
         entering("verify")
-        require_approved(home, language, route.digest)
+        require_approved(home, language, route.digest, ledger_key)
         bundle = ModelBundle.load(home / route.bundle, route.digest)
         if bundle.language != language:
             raise BundleError(f"{bundle.path}: the bundle is for '{bundle.language}', not for '{language}'")

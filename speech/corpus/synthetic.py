@@ -12,7 +12,6 @@ Adding a language takes one more YAML file whose written forms :func:`speech.tex
 """
 
 import _ctypes
-import argparse
 import contextlib
 import ctypes
 import datetime as dt
@@ -740,21 +739,3 @@ def _calendar(quarter: str) -> tuple[dt.date, int]:
         raise ValueError(f"{quarter!r} is not a quarter; write its first month, such as 2024-04")
     months = start.year * 12 + start.month - 1 + 3
     return start, (dt.date(months // 12, months % 12 + 1, 1) - start).days
-
-
-def main() -> None:
-    """Write one quarter from the command line."""
-    parser = argparse.ArgumentParser(description="Write one quarter of the embedded corpus.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("language", choices=languages())
-    parser.add_argument("quarter", help="its first month, such as 2024-04")
-    parser.add_argument("--minutes", type=float, default=20.0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--speakers", type=int, default=24)
-    parser.add_argument("--corrupt", action="store_true", help="shift the transcripts against the audio")
-    written = write_quarter(**vars(parser.parse_args()))
-    print(f"{written.table}: {written.rows} rows, {written.audio_s / 60:.1f} min, {len(written.broken)} broken files")  # noqa: T201
-
-
-if __name__ == "__main__":
-    main()

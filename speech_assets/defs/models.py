@@ -1,6 +1,6 @@
 """Models: a base per language, a fine-tune per quarter and language, and the bundle that is served.
 
-Training runs in a process of its own (`training.command`, by default `python -m training.run`), reporting through
+Training runs in a process of its own (`training.command`, by default `soundstage train`), reporting through
 Dagster Pipes: NeMo's memory and crashes stay out of Dagster's, and the same command works by hand. Its folder is named
 by what goes into the training, so a run that was killed resumes there. What it leaves is published and the folder
 removed; a training whose inputs are those of the output in force is not repeated.
@@ -190,9 +190,10 @@ def _trained(workspace: Workspace, place: Sequence[str], fingerprint: str) -> Pa
 
 
 def training_command(command: str) -> list[str]:
-    """The words of a training command; `python` is the interpreter that runs this."""
+    """The words of a training command; `python` and `soundstage` are those of the environment that runs this."""
     first, *others = shlex.split(command)
-    return [sys.executable if first == "python" else first, *others]
+    own = {"python": [sys.executable], "soundstage": [sys.executable, "-m", "speech_assets.cli"]}
+    return [*own.get(first, [first]), *others]
 
 
 def recipe_version(recipe: str, settings: Training) -> str:

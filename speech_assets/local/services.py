@@ -1,6 +1,6 @@
 """Everything on one machine: Dagster with its daemon, MLflow, the pages and the transcription server.
 
-`python -m speech_assets.local.services` (or `make up`) runs until Ctrl-C. The demo uses the same services. A service
+`soundstage up` (or `make up`) runs until Ctrl-C. The demo uses the same services. A service
 that ends by itself (out of memory, killed) is started again, and the runs under way go on; a stop kills them, and the
 next start finds them lost and starts them again. A stop that could not be orderly, since this process itself was
 killed, is done by a guard: otherwise the next start would run a second daemon and a second server on the same data
@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from deployment.settings import Settings, SettingsError
+from deployment.settings import Settings
 from speech.store.outputs import write_json
 from speech_assets.dagster_client import DagsterClient, DagsterError
 
@@ -36,6 +36,7 @@ START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 15.0
 RESTART_AFTER_S = 1.0
 CODE_LOCATION = "speech_assets.definitions"
+COMMAND = (sys.executable, "-m", "speech_assets.cli")  # `soundstage`, of the environment that runs this
 LOCK = "running.lock"  # in the data store: held by the process that runs the services, and by its guard
 # Each line names the process groups of the moment; when whoever writes the lines is gone, they are killed.
 GUARD = "while read -r line; do groups=$line; done; kill -s KILL -- $groups"
@@ -105,7 +106,7 @@ def services(settings: Settings, code_port: int = 0) -> list[Service]:
         Service("Daemon", (python, "-m", "dagster._daemon", "run", *workspace)),
         Service(
             "Pages",
-            (python, "-m", "deployment.pages", "--home", str(settings.home), "--url", pages),
+            (*COMMAND, "pages", "--home", str(settings.home), "--url", pages),
             pages,
             settings.pages.url,
             "/healthz",
@@ -114,7 +115,7 @@ def services(settings: Settings, code_port: int = 0) -> list[Service]:
         ),
         Service(
             "Transcription",
-            (python, "-m", "deployment.serving", "--home", str(settings.home), "--port", str(settings.serving.port)),
+            (*COMMAND, "serve", "--home", str(settings.home), "--port", str(settings.serving.port)),
             settings.serving.url,
             settings.serving.url,
             "/healthz",
@@ -374,23 +375,13 @@ def show(wanted: Sequence[Service], console: Console) -> None:
     console.print(table)
 
 
-def main() -> int:
-    """Run the services until Ctrl-C."""
-    console = Console()
-    stop_on_sigterm()
-    try:
-        settings = Settings.load()
-        with running(settings, console) as wanted:
-            show(wanted, console)
-            console.print("Ctrl-C stops them.")
-            signal.pause()
-    except (SettingsError, ServiceError) as error:
-        console.print(str(error), style="red", markup=False, highlight=False)
-        return 1
-    except KeyboardInterrupt:
-        console.print("stopped")
-    return 0
+def up(settings: Settings, console: Console) -> None:
+    """Run the services until Ctrl-C, which is a KeyboardInterrupt.
 
-
-if __name__ == "__main__":
-    sys.exit(main())
+    Raises:
+        ServiceError: one does not start; the message says where to read why.
+    """
+    with running(settings, console) as wanted:
+        show(wanted, console)
+        console.print("Ctrl-C stops them.")
+        signal.pause()

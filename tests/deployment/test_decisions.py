@@ -14,7 +14,7 @@ def test_the_command_prints_who_decided_what_and_why(house):
     """The question of an audit, answered without a server."""
     house.approve(1)
     (house.home / "soundstage.toml").write_text('home = "."\nlanguages = ["en", "de"]\n')
-    command = [sys.executable, "-m", "deployment.promotion.history"]
+    command = [sys.executable, "-m", "speech_assets.cli", "decisions"]
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("SOUNDSTAGE_")},
         "SOUNDSTAGE_CONFIG": str(house.home / "soundstage.toml"),

@@ -9,7 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from deployment.pages import Pages, main, server
+from deployment.pages import Pages, PagesError, serve, server
+from deployment.settings import Settings
 from evaluation.corpus.validation import VALIDATION_NAME
 from evaluation.gates import GateSettings, judge, load_verdict, save_verdict
 from evaluation.results import SUMMARY_NAME, Evaluation, NonSpeech, Scored
@@ -100,7 +101,7 @@ def test_an_empty_store_says_what_to_run(client: httpx.Client) -> None:
     page = index(client)
     assert "Nothing has been evaluated yet" in page
     assert "make demo" in page
-    assert "speech_assets.backfill" in page
+    assert "soundstage backfill" in page
     assert "<table" not in page
 
 
@@ -282,9 +283,8 @@ def test_a_silent_client_does_not_keep_its_thread(client: httpx.Client, monkeypa
 
 
 @pytest.mark.parametrize("url", ["nonsense", "http://127.0.0.1:99999", "http://[x", "TAKEN"])
-def test_an_address_that_cannot_be_served_is_one_sentence(
-    store: Store, client: httpx.Client, capsys: pytest.CaptureFixture[str], url: str
-) -> None:
+def test_an_address_that_cannot_be_served_is_one_sentence(store: Store, client: httpx.Client, url: str) -> None:
     url = url.replace("TAKEN", f"http://127.0.0.1:{client.base_url.port}")
-    assert main(["--home", str(store.home), "--url", url]) == 2
-    assert f"the pages cannot be served on {url} (" in capsys.readouterr().err
+    with pytest.raises(PagesError) as refused:
+        serve(Settings(), home=store.home, url=url)
+    assert f"the pages cannot be served on {url} (" in str(refused.value)

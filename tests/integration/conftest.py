@@ -37,7 +37,7 @@ class Tier:
 
     def launch(self, name: str, *options: str) -> None:
         self._former |= {report.process for report in self.folder.reports() if report.replica == name}
-        command = [sys.executable, "-m", "deployment.serving", "--home", str(self.home), "--port", "0"]
+        command = [sys.executable, "-m", "speech_assets.cli", "serve", "--home", str(self.home), "--port", "0"]
         with (self.home / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 [*command, "--replica", name, *options],

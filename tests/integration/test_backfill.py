@@ -273,7 +273,7 @@ def test_late_recordings_make_again_only_what_follows_from_them(
     table.write_text("".join(rows[:-1]))
     trained = len(read_trainings(deployment.log))
     quarters = [deployment.quarters[0], deployment.quarters[2]]
-    command = [sys.executable, "-m", "speech_assets.backfill", "--quarters", *quarters, "--up-to-date"]
+    command = [sys.executable, "-m", "speech_assets.cli", "backfill", "--quarters", ",".join(quarters), "--up-to-date"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     said = ended.stdout
     assert ended.returncode == 0, said + ended.stderr

@@ -56,7 +56,7 @@ approvers = ["speech-lead"]
 def demo(settings_file: Path) -> "subprocess.CompletedProcess[str]":
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("SOUNDSTAGE_", "DAGSTER_"))}
     return subprocess.run(
-        [sys.executable, "-m", "speech_assets.demo"],
+        [sys.executable, "-m", "speech_assets.cli", "demo"],
         cwd=ROOT,
         env={**environment, "SOUNDSTAGE_CONFIG": str(settings_file), "COLUMNS": "160"},
         capture_output=True,

@@ -56,7 +56,7 @@ def answers(url: str) -> bool:
 def pages_of(parent: int) -> int:
     """The process that serves the pages for `parent`."""
     children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    return next(int(pid) for pid in children if b"deployment.pages" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    return next(int(pid) for pid in children if b"\0pages\0" in Path(f"/proc/{pid}/cmdline").read_bytes())
 
 
 def until(true: Callable[[], bool], why: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from speech_assets.backfill import main
+from speech_assets.cli import app
 
 ROOT = Path(__file__).parents[2]
 MADE = {"numPartitionsTargeted": 1, "numPartitionsMaterialized": 1, "numPartitionsInProgress": 0}
@@ -53,7 +53,7 @@ def dagster() -> Iterator[str]:
 def backfill(*arguments: str) -> tuple[int, str]:
     """A process of its own: quarters are those of the settings that a process loads first."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("SOUNDSTAGE_", "DAGSTER_"))}
-    command = [sys.executable, "-m", "speech_assets.backfill", *arguments]
+    command = [sys.executable, "-m", "speech_assets.cli", "backfill", *arguments]
     ended = subprocess.run(
         command, cwd=ROOT, env={**environment, "COLUMNS": "400"}, capture_output=True, text=True, check=False
     )
@@ -84,5 +84,7 @@ def test_the_last_line_says_that_all_was_made(dagster: str) -> None:
 def test_a_path_is_no_markup(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("SOUNDSTAGE_CONFIG", "/tmp/[/etc]/x")
-    assert main([]) == 1
-    assert "/tmp/[/etc]/x, which is not a file" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        app(["backfill"])
+    assert ended.value.code == 1
+    assert "/tmp/[/etc]/x, which is not a file" in capsys.readouterr().err

@@ -68,7 +68,7 @@ def _spec(folder: Path, manifest: Path, **changes: Any) -> Path:
 
 
 def _start(spec: Path, *flags: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "training.run", str(spec), *flags]
+    command = [sys.executable, "-m", "speech_assets.cli", "train", str(spec), *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -77,7 +77,7 @@ def test_another_process_writes_the_same_bytes(english: SyntheticQuarter, tmp_pa
     """Data versions are digests: a corpus that differs between runs would retrain every model."""
     arguments = [str(tmp_path / "q"), "en", "2024-04", "--minutes", str(MINUTES)]
     subprocess.run(
-        [sys.executable, "-m", "speech.corpus.synthetic", *arguments], check=True, capture_output=True, cwd=ROOT
+        [sys.executable, "-m", "speech_assets.cli", "corpus", *arguments], check=True, capture_output=True, cwd=ROOT
     )
     assert digests(tmp_path / "q") == digests(english.folder)
 

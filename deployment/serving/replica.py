@@ -1,0 +1,92 @@
+"""One replica of the serving tier, as a process: `soundstage serve`."""
+
+import logging
+import os
+import re
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+from deployment.serving.core import ServingOptions
+from deployment.serving.http import create_app
+from deployment.settings import Settings
+
+DRAIN_S = 30.0
+
+
+class ServeError(Exception):
+    """This replica cannot serve; the message says why and what to do."""
+
+
+def serve(
+    settings: Settings,
+    *,
+    home: Path | None = None,
+    host: str | None = None,
+    port: int | None = None,
+    url: str | None = None,
+    replica: str | None = None,
+    threads: int | None = None,
+    drain_s: float = DRAIN_S,
+    **options: float | None,
+) -> None:
+    """Serve until SIGTERM or SIGINT; requests that have begun are finished.
+
+    What is None is as the settings say; `options` are fields of `ServingOptions`.
+
+    Raises:
+        ServeError: the data store is not there, or nobody can listen at that address.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    if replica and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", replica):
+        raise ServeError(f"--replica must be letters, digits, '.', '_' and '-'; got '{replica}'")
+    home = (home or settings.home).absolute()
+    if not home.is_dir():
+        raise ServeError(
+            f"there is no data store at {home}: start `make up`, which makes it, or name another with --home"
+        )
+    host = host or settings.serving.host
+    try:
+        listener = _listen(host, settings.serving.port if port is None else port)
+    except (OSError, UnicodeError) as error:
+        raise ServeError(f"cannot listen on {host}: {error}; choose another --host or --port") from error
+    port = listener.getsockname()[1]
+    url = url or f"http://{_reachable(host)}:{port}"
+    chosen = ServingOptions(
+        home=home,
+        url=url.rstrip("/"),
+        replica=replica or f"{os.uname().nodename}-{port}-{os.getpid()}",
+        threads=threads or settings.serving.threads,
+        ledger_key=settings.promotion.signing_key,
+    )
+    chosen = replace(chosen, **{name: value for name, value in options.items() if value is not None})  # type: ignore[arg-type]
+
+    import uvicorn
+
+    logging.getLogger(__name__).info("replica %s at %s follows %s", chosen.replica, chosen.url, chosen.home)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(chosen),
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=round(drain_s),
+            timeout_keep_alive=30,
+        )
+    )
+    server.run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((host, port))
+    return listener
+
+
+def _reachable(host: str) -> str:
+    """The host as others write it; a replica that listens everywhere is reached by its host's name."""
+    if host in ("0.0.0.0", "::"):
+        return socket.gethostname()
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,344 @@
+"""The command `soundstage`: every way in, a few lines each that call the library.
+
+Whatever a command needs is imported when it runs: `--help` answers at once, and a machine that only serves loads no
+Dagster. A refusal is one sentence on stderr and exit code 1; an option that cannot be is exit code 2.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from deployment.settings import Settings
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="soundstage",
+    help="Speech-recognition models from quarterly audio to production.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Home = Annotated[Path | None, typer.Option(help="Data store (default: from the settings).")]
+Names = Annotated[list[str] | None, typer.Option(metavar="TAG,...", help="Languages (default: all of the settings).")]
+
+
+class Form(StrEnum):
+    """How a transcript is written."""
+
+    text = "text"
+    json = "json"
+    srt = "srt"
+    vtt = "vtt"
+    ctm = "ctm"
+
+
+def _told(problem: object) -> None:
+    sys.stderr.write(f"error: {problem}\n")
+
+
+@contextmanager
+def _refusing(*refusals: type[Exception]) -> Iterator[None]:
+    """Make what a command may refuse one sentence on stderr and exit code 1."""
+    from deployment.settings import SettingsError
+
+    known: tuple[type[Exception], ...] = (SettingsError, *refusals)
+    try:
+        yield
+    except known as refused:
+        _told(refused)
+        raise typer.Exit(1) from refused
+
+
+def _settings(*, trains: bool = False) -> "Settings":
+    from deployment.settings import Settings
+
+    return Settings.load(trains=trains)
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console()
+
+
+def _words(given: Sequence[str] | None) -> list[str]:
+    """The words of an option that may be repeated, or hold several with commas between them."""
+    return [word for text in given or () for word in text.split(",") if word]
+
+
+@app.command()
+def demo() -> None:
+    """Quarters of audio to an approved, served model; prints each step."""
+    from speech_assets import demo
+    from speech_assets.dagster_client import DagsterError
+    from speech_assets.local import services
+
+    console = _console()
+    services.stop_on_sigterm()
+    try:
+        with _refusing(services.ServiceError, DagsterError):
+            demo.run(_settings(trains=True), console)
+    except KeyboardInterrupt as stopped:
+        console.print("stopped; run it again and it goes on where it was")
+        raise typer.Exit(INTERRUPTED) from stopped
+
+
+@app.command()
+def up() -> None:
+    """Dagster, MLflow, the pages and the transcription server, until Ctrl-C."""
+    from speech_assets.local import services
+
+    console = _console()
+    services.stop_on_sigterm()
+    try:
+        with _refusing(services.ServiceError):
+            services.up(_settings(trains=True), console)
+    except KeyboardInterrupt:
+        console.print("stopped")
+
+
+@app.command()
+def backfill(
+    quarters: Annotated[
+        list[str] | None, typer.Option(metavar="KEY,...", help="2024-01, or 2024-01:2025-10 (default: all).")
+    ] = None,
+    languages: Names = None,
+    assets: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME,...", help="corpus, models, evaluation, or assets by name (default: all)."),
+    ] = None,
+    up_to_date: Annotated[bool, typer.Option("--up-to-date", help="Only what is missing or stale, in order.")] = False,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Launch and return.")] = False,
+    launched_by: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Signs the runs, which the two-person rule looks at.")
+    ] = None,
+    dagster: Annotated[
+        str | None, typer.Option(metavar="URL", help="Where Dagster answers without a sign-in; else `dagster_url`.")
+    ] = None,
+) -> None:
+    """Make partitions through Dagster, which must be running: any quarters and languages, any part of the graph."""
+    from rich.console import Console
+
+    from speech_assets.backfill import run
+    from speech_assets.dagster_client import DagsterError
+
+    with _refusing(DagsterError):
+        problems = run(
+            _settings(trains=True),
+            Console(highlight=False, markup=False),
+            quarters=_words(quarters),
+            languages=_words(languages),
+            assets=_words(assets),
+            up_to_date=up_to_date,
+            wait=not no_wait,
+            launched_by=launched_by,
+            dagster_url=dagster,
+        )
+    for problem in problems:
+        _told(problem)
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def train(
+    specification: Annotated[
+        Path | None, typer.Argument(metavar="RUN.json", help="A run specification; options replace its fields.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="Name of a recipe, or a .yaml file.")] = None,
+    language: Annotated[str | None, typer.Option(help="Language tag, such as en.")] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name (default: the output folder's).")] = None,
+    train: Annotated[list[str] | None, typer.Option(metavar="MANIFEST", help="Repeat for several.")] = None,
+    dev: Annotated[list[str] | None, typer.Option(metavar="MANIFEST", help="Repeat for several.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="A .nemo file that you trust (it can run code), or a published checkpoint.")
+    ] = None,
+    output: Annotated[str | None, typer.Option(help="Folder of the result; run again with it to resume.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of initialisation, augmentation and order.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Replace a recipe field.")
+    ] = None,
+    mlflow: Annotated[str | None, typer.Option(metavar="URI", help="Log to this tracking server.")] = None,
+    experiment: Annotated[str, typer.Option(help="MLflow experiment.")] = "soundstage",
+    replace: Annotated[bool, typer.Option("--replace", help="Train again over another result.")] = False,
+) -> None:
+    """Train one acoustic model; exit code 2 for what must be mended first, 143 when stopped with a checkpoint."""
+    from training.run import command
+
+    fields: dict[str, Any] = {
+        "recipe": recipe,
+        "language": language,
+        "name": name,
+        "train": train or None,
+        "dev": dev or None,
+        "base": base,
+        "output": output,
+        "seed": seed,
+        "replace": replace or None,
+        "mlflow": {"tracking_uri": mlflow, "experiment": experiment} if mlflow else None,
+    }
+    changes = {field: value for field, value in fields.items() if value is not None}
+    raise typer.Exit(command(specification, changes, set_ or ()))
+
+
+@app.command()
+def transcribe(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Recordings, of any format.")],
+    language: Annotated[
+        str | None, typer.Option(help="Whose champion transcribes (default: the only language of the settings).")
+    ] = None,
+    bundle: Annotated[Path | None, typer.Option(help="Folder of another model than the champion.")] = None,
+    form: Annotated[
+        Form, typer.Option("--format", help="How transcripts are written; json is a line a file.")
+    ] = Form.text,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder that gets a file a recording (default: all go to stdout).")
+    ] = None,
+) -> None:
+    """Transcribe files here, without a server; exit code 1 when one of them cannot be."""
+    from deployment.promotion.ledger import LedgerError
+    from deployment.promotion.rules import PromotionRefused
+    from deployment.registry.models import RegistryError
+    from deployment.settings import SettingsError
+    from deployment.transcribe import Transcriber, champion_bundle, written
+    from evaluation.gates import GateRefused
+    from speech.audio.source import AudioError
+    from speech.bundle import BundleError
+
+    with _refusing(PromotionRefused, GateRefused, LedgerError, RegistryError, BundleError):
+        if bundle is None:
+            settings = _settings()
+            if language is None and len(settings.languages) > 1:
+                raise SettingsError(f"name one of {', '.join(settings.languages)} with --language")
+            bundle = champion_bundle(settings, language or settings.languages[0])
+        transcriber = Transcriber.load(bundle)
+    failed = False
+    for file in files:
+        try:
+            said = written(transcriber.transcribe(file), form.value, file.stem)
+            if output is None:
+                sys.stdout.write(said)
+            else:
+                output.mkdir(parents=True, exist_ok=True)
+                (output / f"{file.name}.{'txt' if form is Form.text else form.value}").write_text(
+                    said, encoding="utf-8"
+                )
+        except (AudioError, OSError) as unusable:
+            _told(unusable if str(file) in str(unusable) else f"{file}: {unusable}")
+            failed = True
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def serve(
+    home: Home = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on (default: from the settings).")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65_535, help="Port; 0 takes a free one (default: from the settings).")
+    ] = None,
+    url: Annotated[str | None, typer.Option(help="Where others reach it (default: from host and port).")] = None,
+    replica: Annotated[str | None, typer.Option(help="Its name (default: host, port and process number).")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Recordings transcribed at the same time.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of one recognition.")] = None,
+    queue_limit: Annotated[int | None, typer.Option(min=0, help="Recordings that may wait for a worker.")] = None,
+    max_bytes: Annotated[int | None, typer.Option(min=1, help="Largest recording in bytes.")] = None,
+    max_duration_s: Annotated[float | None, typer.Option(min=0, max=1e9, help="Longest recording (s).")] = None,
+    upload_idle_s: Annotated[
+        float | None, typer.Option(min=0, max=1e9, help="A client that sends nothing for so long is sent away (s).")
+    ] = None,
+    drain_s: Annotated[float, typer.Option(min=0, max=1e9, help="Longest wait for requests at the end (s).")] = 30.0,
+) -> None:
+    """One replica of the transcription server, which follows the releases of its data store."""
+    from deployment.serving.replica import ServeError
+    from deployment.serving.replica import serve as run
+
+    for option, value in (
+        ("--max-duration-s", max_duration_s),
+        ("--upload-idle-s", upload_idle_s),
+        ("--drain-s", drain_s),
+    ):
+        if value is not None and value != value:
+            raise typer.BadParameter("must be a number", param_hint=option)
+    with _refusing(ServeError):
+        run(
+            _settings(),
+            home=home,
+            host=host,
+            port=port,
+            url=url,
+            replica=replica,
+            threads=threads,
+            drain_s=drain_s,
+            workers=workers,
+            queue_limit=queue_limit,
+            max_bytes=max_bytes,
+            max_duration_s=max_duration_s,
+            upload_idle_s=upload_idle_s,
+        )
+
+
+@app.command()
+def pages(
+    home: Home = None,
+    url: Annotated[str | None, typer.Option(help="Where to listen (default: where `pages.url` leads).")] = None,
+) -> None:
+    """The index of all quarters, evaluation reports and Data Docs over HTTP."""
+    from deployment.pages import PagesError
+    from deployment.pages import serve as run
+
+    with _refusing(PagesError):
+        run(_settings(), home=home, url=url)
+
+
+@app.command()
+def decisions(
+    languages: Annotated[list[str] | None, typer.Argument(metavar="LANGUAGE...")] = None,
+    sign: Annotated[
+        bool, typer.Option("--sign", help="Sign what is there with the ledger key, after which all must be signed.")
+    ] = False,
+) -> None:
+    """Who put what into production, when and why; exit code 1 when a ledger is not whole."""
+    from deployment.promotion import history
+    from deployment.promotion.ledger import LedgerError
+
+    with _refusing(LedgerError):
+        settings = _settings()
+        if sign:
+            for language, count in history.sign(settings, languages or settings.languages).items():
+                typer.echo(f"{language}: {count} entries are signed")
+            return
+    raise typer.Exit(history.print_decisions(settings, languages or settings.languages))
+
+
+@app.command()
+def corpus(
+    folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    language: Annotated[str, typer.Argument(help="Language tag, such as en.")],
+    quarter: Annotated[str, typer.Argument(help="Its first month, such as 2024-04.")],
+    minutes: Annotated[float, typer.Option(help="Minutes of speech.")] = 20.0,
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+    speakers: Annotated[int, typer.Option(help="Voices heard in the quarter.")] = 24,
+    corrupt: Annotated[bool, typer.Option("--corrupt", help="Shift the transcripts against the audio.")] = False,
+) -> None:
+    """Write one quarter of the embedded corpus."""
+    from speech.corpus.synthetic import write_quarter
+
+    with _refusing(ValueError, FileExistsError):
+        done = write_quarter(folder, language, quarter, minutes=minutes, seed=seed, speakers=speakers, corrupt=corrupt)
+    typer.echo(f"{done.table}: {done.rows} rows, {done.audio_s / 60:.1f} min, {len(done.broken)} broken files")
+
+
+if __name__ == "__main__":
+    app()

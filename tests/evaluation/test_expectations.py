@@ -91,6 +91,22 @@ def failed(validation):
     return {outcome.name for outcome in validation.outcomes if not outcome.passed}
 
 
+def test_markers_in_transcripts_are_a_finding(corpus, check):
+    """A source that marks half of its rows is worth a look, and no reason to stop."""
+    marked = [
+        replace(row, attributes={"markers": "[noise]"}) if number % 2 else row for number, row in enumerate(corpus)
+    ]
+    found = check(marked)
+    assert failed(found) == {"marker_share"}
+    assert found.passed
+    assert "marker_share" not in failed(check(corpus))
+
+
+def test_a_marker_that_is_no_pattern_is_refused_at_once():
+    with pytest.raises(ValueError, match="is no regular expression"):
+        CorpusSettings(markers=("[noise",))
+
+
 def shifted(rows):
     texts = [row.text for row in rows]
     return [replace(row, text=text) for row, text in zip(rows, texts[1:] + texts[:1], strict=True)]

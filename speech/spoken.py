@@ -180,10 +180,12 @@ def _spellings(written: str, language: str) -> list[str]:
         lambda m: f"{_CURRENCY_SIGN[m[2]]}{m[1]}" if language == "en" else f"{m[1]} {_CURRENCY_SIGN[m[2]]}", written
     )
     others: list[str] = []
-    for pattern, rewrite in _REWRITES:
+    for only, pattern, rewrite in _REWRITES:
+        if only not in ("", language):
+            continue
         place = 0
         while match := pattern.search(best, place):
-            ways = rewrite(match) if _ONLY.get(pattern, language) == language else []
+            ways = rewrite(match)
             if not ways:
                 place = match.end()
                 continue
@@ -240,32 +242,27 @@ def _short_number(match: re.Match[str]) -> list[str]:
     return [digits, *grouped, _spaced(digits), *halves]
 
 
-_ISO = r"(?<![\w.,:/-])(?P<year>\d{4})-(?P<month>\d\d)-(?P<day>\d\d)(?![\w:-])"
-_ENGLISH_ISO, _GERMAN_ISO = re.compile(_ISO), re.compile(f"{_ISO}(?#de)")
-_SLASHED = re.compile(r"(?<![\w.,:/-])(\d\d?)/(\d\d?)/(\d{4})(?![\w:/-])")
-_GERMAN_DATE = re.compile(r"(?<![\w.,:/-])(?P<day>\d\d?)\.(?P<month>\d\d?)\.(?P<year>\d{4})(?![\w:])")
-_ENGLISH_NUMBER = re.compile(rf"{_BARE}[1-9]\d{{2,3}}{_BARE_END}")
+_ISO_DATE = re.compile(r"(?<![\w.,:/-])(?P<year>\d{4})-(?P<month>\d\d)-(?P<day>\d\d)(?![\w:-])")
+_SLASHED_DATE = re.compile(r"(?<![\w.,:/-])(\d\d?)/(\d\d?)/(\d{4})(?![\w:/-])")
+_DOTTED_DATE = re.compile(r"(?<![\w.,:/-])(?P<day>\d\d?)\.(?P<month>\d\d?)\.(?P<year>\d{4})(?![\w:])")
+_LONG_NUMBER = re.compile(rf"{_BARE}[1-9]\d{{{LONGEST_NUMBER},}}{_BARE_END}")
+_PHONE_NUMBER = re.compile(rf"{_BARE}\d{{3}}-\d{{4}}{_BARE_END}")  # which the library takes for a range
+_PAIR = re.compile(rf"{_BARE}(\d\d?)([-–/])(\d\d?){_BARE_END}")
+_HYPHENED_ORDINAL = re.compile(r"\b\d+(?:st|nd|rd|th)-(?=[a-z])")
 # Behind these words the library takes a decimal for the time of day, which English writes with a colon.
-_AFTER_WORD = re.compile(r"\b(and|to|about|around|by|between|after|before|since) (\d\d?)\.(\d\d)(?![\w%°]|[.,:/-]\d)")
-_ONLY = {
-    _ENGLISH_ISO: "en",
-    _SLASHED: "en",
-    _AFTER_WORD: "en",
-    _ENGLISH_NUMBER: "en",
-    _GERMAN_ISO: "de",
-    _GERMAN_DATE: "de",
-}
-_REWRITES: tuple[tuple[re.Pattern[str], _Rewrite], ...] = (
-    (_ENGLISH_ISO, lambda m: _american(int(m["month"]), int(m["day"]), m["year"])),
-    (_SLASHED, _slashed),
-    (_GERMAN_ISO, lambda m: _german(m)[:1]),
-    (_GERMAN_DATE, _german),
-    (re.compile(rf"{_BARE}[1-9]\d{{{LONGEST_NUMBER},}}{_BARE_END}"), _long_number),
-    # a telephone number in two groups, which the library takes for a range
-    (re.compile(rf"{_BARE}\d{{3}}-\d{{4}}{_BARE_END}"), lambda m: [_spaced(m[0].replace("-", "")), m[0]]),
-    (re.compile(rf"{_BARE}(\d\d?)([-–/])(\d\d?){_BARE_END}"), lambda m: [m[0], f"{m[1]} {m[3]}"]),
-    (_AFTER_WORD, lambda m: [f"{m[1]} {m[2]} point {_spaced(m[3])}", m[0]]),
-    (_ENGLISH_NUMBER, _short_number),
+_DECIMAL = re.compile(r"\b(and|to|about|around|by|between|after|before|since) (\d\d?)\.(\d\d)(?![\w%°]|[.,:/-]\d)")
+_SHORT_NUMBER = re.compile(rf"{_BARE}[1-9]\d{{2,3}}{_BARE_END}")
+_REWRITES: tuple[tuple[str, re.Pattern[str], _Rewrite], ...] = (  # of a language, or of each
+    ("en", _ISO_DATE, lambda m: _american(int(m["month"]), int(m["day"]), m["year"])),
+    ("en", _SLASHED_DATE, _slashed),
+    ("de", _ISO_DATE, lambda m: _german(m)[:1]),
+    ("de", _DOTTED_DATE, _german),
+    ("", _LONG_NUMBER, _long_number),
+    ("", _PHONE_NUMBER, lambda m: [_spaced(m[0].replace("-", "")), m[0]]),
+    ("", _PAIR, lambda m: [m[0], f"{m[1]} {m[3]}"]),
+    ("en", _HYPHENED_ORDINAL, lambda m: [f"{m[0][:-1]} "]),
+    ("en", _DECIMAL, lambda m: [f"{m[1]} {m[2]} point {_spaced(m[3])}", m[0]]),
+    ("en", _SHORT_NUMBER, _short_number),
 )
 
 _GERMAN_ORDINAL = re.compile(

@@ -20,7 +20,7 @@ LIBRARY_LANGUAGES = frozenset({"de", "en", "es", "fr", "it", "ru", "tr"})
 LONGEST_NUMBER = 6  # digits; longer ungrouped runs are telephone, card and customer numbers, read digit by digit
 MAX_READINGS = 16  # of one number; the commonest come first, and what lies beyond is not considered
 LONGEST_TOKEN = 40  # characters; longer ones with digits are keys and checksums that nobody reads aloud
-LONGEST_RUN = 12  # tokens read together
+LONGEST_RUN = 8  # tokens read together
 CONTEXT = 2  # words on each side by which the library tells a year from a count, a case from another
 
 # Signs that are said. Others are punctuation, which is not.
@@ -143,14 +143,15 @@ def _run_read(
     written = " ".join((*before, *run, *after))
     found: dict[tuple[str, ...], list[str]] = {}
     least: int | None = None
-    spellings = _spellings(written, language)
-    for spelling in spellings if limit > 1 else spellings[:1]:
+    for spelling in _spellings(written, language):
         for said in _all_said(spelling, language) if limit > 1 else [_said(spelling, language)]:
-            for polished in _polished(said, language) if limit > 1 else _polished(said, language)[:1]:
+            for polished in _polished(said, language):
                 left_over = len(unread(polished))
                 least = left_over if least is None else least
                 if left_over <= least:  # what leaves more unread than the commonest reading is none
                     found.setdefault(tuple(_words(polished)), polished.split())
+        if len(found) >= limit:
+            break
     chosen = list(found.values())[:limit]
     left = min(_shared(before, words) for words in chosen)
     right = min(_shared(after[::-1], words[left:][::-1]) for words in chosen)

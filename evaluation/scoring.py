@@ -5,6 +5,10 @@ have scored differently. So every rate here carries an interval, and two models 
 
 - Texts are compared in the scoring form of `speech.text.normalize`. Languages written without spaces between words have
   one "word" a character, as is usual for them.
+- A number has several right readings ("1984" is a year, a count, or four digits), and a reference is what was said: of
+  all its readings (`speech.text.readings`) the one with the fewest edits is taken, for every model alike. Where each
+  stretch of a text has its own readings every combination counts; of one number only the first 16 are known. Ties go
+  to the commonest reading. A hypothesis with digits is read in the way closest to the reference.
 - A corpus rate is all edits over all reference words. An utterance whose reference is empty (noise, a closed line) adds
   its hypothesis words as insertions to the numerator and nothing to the denominator. A set without one reference word
   has no rate: it is NaN, never 0, and gates refuse NaN.
@@ -29,7 +33,7 @@ import numpy as np
 
 from evaluation.results import Difference, EvaluationError, Interval, Score, Scored
 from speech.corpus.manifest import age_band
-from speech.text import normalize
+from speech.text import normalize, readings
 
 if TYPE_CHECKING:
     from speech.corpus.manifest import Utterance
@@ -59,6 +63,43 @@ def _words_of(text: str, language: str) -> tuple[str, ...]:
     return tuple(normalized.split())
 
 
+def words_said(text: str, heard: Sequence[str], language: str) -> list[str]:
+    """The words of that reading of a text which has the fewest edits to what was heard, the commonest among equals."""
+    pieces = readings(text, language)
+    if all(len(piece) == 1 for piece in pieces):
+        return words_of(text, language)
+    # Edit distance over all combinations at once. best[j]: edits to, and words before, the first j words heard.
+    best: list[tuple[int, tuple[str, ...]]] = [(count, ()) for count in range(len(heard) + 1)]
+    for piece in pieces:
+        ends = []
+        for reading in piece:
+            words = _words_of(reading, language)
+            ends.append([(edits, (*before, *words)) for edits, before in _advanced(best, words, heard)])
+        best = [min(column, key=lambda end: end[0]) for column in zip(*ends, strict=True)]
+    return list(best[-1][1])
+
+
+def _advanced(
+    row: list[tuple[int, tuple[str, ...]]], words: Sequence[str], heard: Sequence[str]
+) -> list[tuple[int, tuple[str, ...]]]:
+    """A row of the edit distance after some more words of the reference; each end keeps where it came from."""
+    for word in words:
+        after = [(row[0][0] + 1, row[0][1])]
+        for index, other in enumerate(heard):
+            ways = (row[index], row[index + 1], after[index])
+            costs = (ways[0][0] + (word != other), ways[1][0] + 1, ways[2][0] + 1)
+            least = min(costs)
+            after.append((least, ways[costs.index(least)][1]))
+        row = after
+    return row
+
+
+def _compared(reference: str, hypothesis: str, language: str) -> tuple[list[str], list[str]]:
+    """The words of a reference and of what was heard, each in the reading that is closest to the other."""
+    heard = words_said(hypothesis, words_of(reference, language), language)
+    return words_said(reference, heard, language), heard
+
+
 @dataclass(frozen=True)
 class Edit:
     """One step of an alignment: `kind` is "equal", "substitute", "delete" or "insert"."""
@@ -72,7 +113,7 @@ def align(reference: str, hypothesis: str, language: str) -> list[Edit]:
     """The cheapest word-by-word alignment of two texts, in reading order."""
     import jiwer
 
-    expected, heard = words_of(reference, language), words_of(hypothesis, language)
+    expected, heard = _compared(reference, hypothesis, language)
     if not expected:
         return [Edit("insert", "", word) for word in heard]
     if not heard:
@@ -132,7 +173,7 @@ def count_edits(items: Sequence[Scored], language: str) -> Counts:
     """Align each utterance with its reference, and count the edits."""
     import jiwer
 
-    pairs = [(words_of(item.reference, language), words_of(item.hypothesis, language)) for item in items]
+    pairs = [_compared(item.reference, item.hypothesis, language) for item in items]
     separator = "" if language in UNSPACED_LANGUAGES else " "
     table = np.zeros((len(items), 6), dtype=np.int64)
     spoken = [row for row, (expected, _) in enumerate(pairs) if expected]

@@ -15,6 +15,7 @@ import numpy as np
 from training.data import SplitRows, corpus_of
 from training.loop import Progress, cores, hardware, load_state, module_of, run_loop
 from training.network import calibrate_subsampling, load_base, new_model, quiet_nemo
+from training.readings import readings_said
 from training.recipe import Recipe, TrainingError
 from training.tokenizer import train_tokenizer
 
@@ -46,6 +47,7 @@ class Fitted:
     parameters: int
     hardware: dict[str, Any]
     history: list[dict[str, float]]
+    readings: dict[str, Any] | None  # of numbers, told by the base model; None from scratch
 
 
 def fit(
@@ -79,10 +81,19 @@ def fit(
     torch.set_num_threads(recipe.threads or cores())
     torch.set_flush_denormal(True)
     report(Progress("building the model", 0, recipe.max_steps))
+    chosen = None
     if recipe.start == "base":
         if not base:
             raise TrainingError(f"Recipe '{recipe.name}' continues from a base model: give one (base).")
         model = load_base(base, recipe, checkpoints / "tokenizer")
+        report(Progress("choosing readings", 0, recipe.max_steps))
+        learnt = readings_said(model, corpus, language, checkpoints / "readings-train.json")
+        measured = readings_said(model, dev_corpus, language, checkpoints / "readings-dev.json")
+        corpus.texts, dev_corpus.texts = list(learnt.texts), list(measured.texts)
+        chosen = {
+            name: {"several": found.several, "other": found.other, "digest": found.digest}
+            for name, found in (("train", learnt), ("dev", measured))
+        }
         _require_known_characters(model, corpus.texts, base)
     else:
         if base:
@@ -128,6 +139,7 @@ def fit(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         hardware=hardware(recipe),
         history=module.history,
+        readings=chosen,
     )
 
 

@@ -22,6 +22,7 @@ import datetime as dt
 import json
 import math
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -30,14 +31,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from evaluation.corpus.data_docs import seal_docs, write_index
 from evaluation.corpus.profile import CorpusProfile, profile_corpus, stability_index
 from evaluation.corpus.validation import CorpusValidation, ExpectationOutcome
 from speech.audio.decode import SAMPLE_RATE
 from speech.corpus.manifest import SPLITS, Utterance, quarter_of, quarter_title
-from speech.corpus.normalize import MAX_DURATION_S, MIN_DURATION_S
+from speech.corpus.normalize import MARKERS, MAX_DURATION_S, MIN_DURATION_S
+from speech.markers import DEFAULT_MARKERS
 from speech.text import normalize, speech_rate, unexpected_characters
 
 if TYPE_CHECKING:
@@ -68,7 +70,19 @@ class CorpusSettings(BaseModel):
         0.01, ge=0, le=1, description="Highest share of utterances whose audio is in the partition already (share)."
     )
     max_charset_share: float = Field(
-        0.005, ge=0, le=1, description="Highest share of transcripts with characters foreign to the language (share)."
+        0.005,
+        ge=0,
+        le=1,
+        description="Highest share of transcripts with characters foreign to the language, or with digits and signs "
+        "that cannot be read aloud (share).",
+    )
+    markers: tuple[str, ...] = Field(
+        DEFAULT_MARKERS,
+        description="Regular expressions of what stands in transcripts and was not said, such as [noise] or <unk>: it "
+        "is taken out.",
+    )
+    max_marker_share: float = Field(
+        0.05, ge=0, le=1, description="Share of transcripts with such markers above which it warns (share)."
     )
     min_speech_rate: float = Field(
         2.0, ge=0, description="Slowest plausible speech (normalised characters per second)."
@@ -110,6 +124,18 @@ class CorpusSettings(BaseModel):
     extreme_known_words: float = Field(
         0.2, ge=0, le=1, description="Share of words also common in the previous quarter below which it blocks (share)."
     )
+
+    @field_validator("markers")
+    @classmethod
+    def _markers_are_patterns(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(
+                    f"'{pattern}' is no regular expression ({error}): write a backslash before brackets"
+                ) from None
+        return patterns
 
 
 @dataclass(frozen=True)
@@ -237,6 +263,7 @@ def _partition_measures(
         "speakers_in_several_splits": float(sum(len(found) > 1 for found in splits.values())),
         "duplicate_share": twins / delivered if delivered else math.nan,
         "text_charset": float(foreign) / delivered if delivered else math.nan,
+        "marker_share": sum(MARKERS in u.attributes for u in utterances) / len(utterances) if utterances else math.nan,
         "rejected_share": 1 - (1 - unreadable_share) * len(utterances) / delivered if delivered else math.nan,
         "text_audio_correlation": text_audio_correlation(characters, speech_s),
         "stretch_correlation": _stretches(characters, speech_s),
@@ -380,8 +407,16 @@ def _about_partition(settings: CorpusSettings) -> list[_Expectation]:
         ),
         whole(
             "text_charset",
-            "Foreign characters are another language, markup or a broken encoding: correct the transcripts.",
+            "Foreign characters are another language, markup or a broken encoding; digits and signs count where they "
+            "cannot be read aloud: correct the transcripts.",
             at_most=settings.max_charset_share,
+        ),
+        whole(
+            "marker_share",
+            "Markers such as [noise] were taken out of this share of the transcripts: make sure that nothing that was "
+            "said went with them ([corpus] markers).",
+            at_most=settings.max_marker_share,
+            blocking=False,
         ),
         whole(
             "rejected_share",

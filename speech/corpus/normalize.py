@@ -16,6 +16,7 @@ import numpy as np
 
 from speech.audio.decode import SAMPLE_RATE, AudioError, AudioLimits, decode_chunks, write_flac_chunks
 from speech.corpus.manifest import Utterance, write_manifest
+from speech.markers import DEFAULT_MARKERS, without_markers
 from speech.quality import measure
 from speech.store.outputs import digest_file, write_atomically
 from speech.text import normalize, unexpected_characters
@@ -24,6 +25,7 @@ AUDIO_FOLDER = "audio"
 MANIFEST = "manifest.jsonl"
 QUARANTINE = "quarantine.jsonl"
 NO_SUCH_CHANNEL = "no-such-channel"
+MARKERS = "markers"  # attribute of a selected row: what its transcript held that was not said
 SOURCE_DIGEST = "source_digest"  # attribute of a normalised row: SHA-256 of the file it came from
 MIN_DURATION_S = 0.2  # shorter audio holds no word; two frames of an 80 ms model
 MAX_DURATION_S = 40.0  # longer utterances belong segmented: attention memory grows with the square
@@ -237,16 +239,18 @@ def select_utterances(
     *,
     min_duration_s: float = MIN_DURATION_S,
     max_duration_s: float = MAX_DURATION_S,
+    markers: Sequence[str] = DEFAULT_MARKERS,
 ) -> Sorted:
     """The normalised rows that can be trained and tested on; the others quarantined with the reason.
 
+    What matches `markers` (regular expressions) is taken out of the transcripts; the attribute `markers` keeps it.
     Refused are: audio too short or too long, no words in the transcript, characters that the language's scoring form
-    does not know, and audio that another row of the partition holds already.
+    does not know or no reading makes words of, and audio that another row of the partition holds already.
     """
     kept: list[Utterance] = []
     quarantined: list[Quarantined] = []
     seen: dict[str, str] = {}
-    for row in sorted(rows, key=lambda r: r.id):
+    for row in sorted((_without_markers(row, markers) for row in rows), key=lambda r: r.id):
         problem = _wrong_length(row, min_duration_s, max_duration_s) or _problem(row, language, seen)
         if problem:
             quarantined.append(Quarantined(row.id, row.audio, *problem))
@@ -254,6 +258,11 @@ def select_utterances(
             seen[row.digest] = row.id
             kept.append(row)
     return Sorted(tuple(kept), tuple(quarantined))
+
+
+def _without_markers(row: Utterance, markers: Sequence[str]) -> Utterance:
+    text, found = without_markers(row.text, markers)
+    return replace(row, text=text, attributes={**row.attributes, MARKERS: " ".join(found)}) if found else row
 
 
 def _wrong_length(row: Utterance, min_s: float, max_s: float) -> tuple[str, str] | None:
@@ -265,11 +274,15 @@ def _wrong_length(row: Utterance, min_s: float, max_s: float) -> tuple[str, str]
 
 def _problem(row: Utterance, language: str, seen: dict[str, str]) -> tuple[str, str] | None:
     if not normalize(row.text, language):
-        return "no-words", f"the transcript '{row.text[:60]}' holds no words: transcribe the recording or drop the row"
+        written = " ".join(filter(None, (row.attributes.get(MARKERS), row.text)))
+        return "no-words", f"the transcript '{written[:60]}' holds no words: transcribe the recording or drop the row"
     strange = unexpected_characters(row.text, language)
     if strange:
         shown = " ".join(sorted(strange)[:8])
-        return "charset", f"the transcript has characters that '{language}' does not use ({shown}): correct it"
+        return "charset", (
+            f"the transcript has characters that '{language}' does not use or that cannot be read aloud ({shown}): "
+            "correct it, or write numbers and signs in words"
+        )
     twin = seen.get(row.digest)
     if twin is not None:
         return "duplicate", f"the same audio is already in the partition as '{twin}': drop one of the two rows"

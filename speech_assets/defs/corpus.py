@@ -274,6 +274,7 @@ def utterances(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
         language,
         min_duration_s=settings.corpus.min_duration_s,
         max_duration_s=settings.corpus.max_duration_s,
+        markers=settings.corpus.markers,
     )
     kept = list(outcome.kept)
     if settings.corpus.split == "speaker":  # a split of the source could move a speaker from one quarter to the next

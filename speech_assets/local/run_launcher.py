@@ -44,7 +44,7 @@ PRELOADED = [
     "sqlalchemy.dialects.sqlite",
     "fsspec.implementations.local",
     "jiwer",
-    "num2words",
+    "damga",
     "pydantic_settings",
     "rich.console",
     "soundfile",

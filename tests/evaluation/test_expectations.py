@@ -13,7 +13,7 @@ import pytest
 from evaluation.corpus.expectations import CorpusSettings, validate
 from evaluation.corpus.profile import CorpusProfile, ProfileError, profile_corpus, stability_index
 from speech.audio.decode import Waveform, encode_flac
-from speech.corpus.importers import Defaults, import_kaldi
+from speech.corpus.importers import IMPORTERS, Defaults
 from speech.corpus.manifest import Utterance, assign_splits
 from speech.quality import Quality
 
@@ -89,6 +89,22 @@ def check(tmp_path):
 
 def failed(validation):
     return {outcome.name for outcome in validation.outcomes if not outcome.passed}
+
+
+def test_markers_in_transcripts_are_a_finding(corpus, check):
+    """A source that marks half of its rows is worth a look, and no reason to stop."""
+    marked = [
+        replace(row, attributes={"markers": "[noise]"}) if number % 2 else row for number, row in enumerate(corpus)
+    ]
+    found = check(marked)
+    assert failed(found) == {"marker_share"}
+    assert found.passed
+    assert "marker_share" not in failed(check(corpus))
+
+
+def test_a_marker_that_is_no_pattern_is_refused_at_once():
+    with pytest.raises(ValueError, match="is no regular expression"):
+        CorpusSettings(markers=("[noise",))
 
 
 def shifted(rows):
@@ -258,7 +274,7 @@ def test_real_recordings_pass_and_their_shifted_transcripts_do_not(check):
 
     defaults = Defaults(language="en", domain="reading", recorded_at=dt.date(2024, 5, 1))
     rows = []
-    for row in import_kaldi(Path(data) / "speechocean762", defaults):
+    for row in IMPORTERS["kaldi"](Path(data) / "speechocean762", defaults):
         assert isinstance(row, Utterance)
         rows.append(replace(row, duration_s=soundfile.info(row.audio).duration, digest=f"{len(rows):064x}"))
     rows = assign_splits(rows)

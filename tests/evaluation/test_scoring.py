@@ -8,9 +8,20 @@ import numpy as np
 import pytest
 
 from evaluation.results import EvaluationError, Scored
-from evaluation.scoring import align, paired_difference, score, slice_order, slice_scores, slices_of, word_outcomes
+from evaluation.scoring import (
+    align,
+    paired_difference,
+    score,
+    slice_order,
+    slice_scores,
+    slices_of,
+    word_outcomes,
+    words_of,
+    words_said,
+)
 from speech.corpus.manifest import Utterance
 from speech.quality import Quality
+from speech.text import readings
 from speech.transcript import Word
 
 
@@ -44,6 +55,60 @@ def test_character_error_rate_equals_the_hand_count():
 
 def test_spelling_conventions_are_no_errors():
     assert score([scored("a", "Forty-two dollars, please!", "forty two dollars please")], "en").wer == 0.0
+
+
+@pytest.mark.parametrize(
+    ("reference", "hypothesis", "language"),
+    [
+        ("in 1984", "in nineteen eighty four", "en"),
+        ("in 1984", "in one nine eight four", "en"),
+        ("it was $12.50 in 2005", "it was twelve dollars and fifty cents in twenty oh five", "en"),
+        ("in one oh five", "in 105", "en"),  # a model may write digits, too
+        ("im Jahr 2024", "im jahr zwanzigvierundzwanzig", "de"),
+    ],
+)
+def test_each_right_reading_of_a_number_is_no_error(reference, hypothesis, language):
+    """The transcript says which number, and only the audio which words."""
+    assert score([scored("a", reference, hypothesis)], language).wer == 0.0
+    assert {edit.kind for edit in align(reference, hypothesis, language)} == {"equal"}
+
+
+def test_a_wrong_word_beside_a_number_costs_one_edit_in_every_reading():
+    for said in ("nineteen eighty four", "one nine eight four"):
+        found = score([scored("a", "born in 1984 in york", f"born on {said} in york")], "en")
+        assert (found.substitutions, found.deletions, found.insertions) == (1, 0, 0)
+
+
+def test_a_wrong_number_is_an_error_in_every_reading():
+    assert score([scored("a", "in 1984", "in nineteen eighty five")], "en").substitutions == 1
+
+
+def test_of_equally_wrong_readings_the_commonest_counts():
+    assert words_said("in 1984", ["in", "x", "y", "z"], "en") == words_of("in 1984", "en")
+    assert words_said("in 2005", [], "en") == ["in", "two", "thousand", "five"]  # fewest words, so fewest deletions
+
+
+def test_the_closest_of_all_combinations_is_found():
+    """A hundred million combinations are searched as exactly as two."""
+    import itertools
+
+    import jiwer
+
+    reference = "in 2005 there were 105 books and later in 1984 about 350"
+    pieces = readings(reference, "en")
+    generator = np.random.default_rng(0)
+    every = [" ".join(chosen) for chosen in itertools.product(*pieces)]
+    for _ in range(10):
+        words = every[generator.integers(len(every))].split()
+        heard = [word for word in words if generator.random() > 0.2]
+        found = words_said(reference, heard, "en")
+        edits = [jiwer.process_words(text, " ".join(heard)) for text in {*every[:: max(1, len(every) // 50)]}]
+        least = min(edit.substitutions + edit.deletions + edit.insertions for edit in edits)
+        best = jiwer.process_words(" ".join(found), " ".join(heard))
+        assert best.substitutions + best.deletions + best.insertions <= min(least, len(words) - len(heard))
+        assert " ".join(found) in every
+    many = "; ".join(["1984 and then some more words"] * 8)
+    assert words_said(many, words_of(many, "en"), "en") == words_of(many, "en")
 
 
 def test_words_on_an_empty_reference_are_insertions_without_dividing_by_zero():

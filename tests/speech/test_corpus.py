@@ -184,6 +184,35 @@ def test_rows_that_cannot_be_trained_on_are_quarantined_each_for_its_reason(tmp_
     }
 
 
+def test_markers_are_taken_out_and_kept_apart() -> None:
+    """`[noise]` was not said: as a word it would be learnt."""
+    rows = [
+        row("marked", "x.flac", duration_s=1.0, digest="1", text="[laughter] yeah <unk> i (2) know (inaudible)"),
+        row("nothing", "x.flac", duration_s=1.0, digest="2", text="[noise]"),
+        row("plain", "x.flac", duration_s=1.0, digest="3", text="plain (really) words"),
+    ]
+    outcome = select_utterances(rows, "en")
+    assert [(kept.text, kept.attributes.get("markers")) for kept in outcome.kept] == [
+        ("yeah i (2) know", "[laughter] <unk> (inaudible)"),
+        ("plain (really) words", None),
+    ]
+    (refused,) = outcome.quarantined
+    assert (refused.code, "[noise]" in refused.reason) == ("no-words", True)
+
+
+def test_which_markers_there_are_is_the_corpus_s_to_say() -> None:
+    rows = [row("a", "x.flac", duration_s=1.0, digest="1", text="well %uh [the] dog")]
+    (kept,) = select_utterances(rows, "en", markers=(r"%\w+",)).kept
+    assert (kept.text, kept.attributes["markers"]) == ("well [the] dog", "%uh")
+    (kept,) = select_utterances([row("a", "x.flac", duration_s=1.0, text="[the] dog")], "en", markers=()).kept
+    assert kept.text == "[the] dog"
+
+
+def test_a_transcript_that_cannot_be_read_aloud_is_refused_with_its_signs() -> None:
+    (refused,) = select_utterances([row("a", "x.flac", duration_s=1.0, text="siehe § 5")], "de").quarantined
+    assert (refused.code, "§" in refused.reason) == ("charset", True)
+
+
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     rows = [row("a", tone(tmp_path / "a.flac", 1.0)), row("gone", tmp_path / "gone.wav")]
     outcome = normalize_audio(rows, tmp_path)

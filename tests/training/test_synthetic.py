@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from speech.audio.decode import AudioError, decode
-from speech.corpus.importers import Defaults, import_table
+from speech.corpus.importers import IMPORTERS, Defaults
 from speech.corpus.manifest import Utterance, assign_splits, quarter_of
 from speech.corpus.synthetic import (
     BROKEN_KINDS,
@@ -42,7 +42,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def imported(quarter: SyntheticQuarter) -> list[Utterance]:
-    rows = list(import_table(quarter.folder, Defaults(quarter.language)))
+    rows = list(IMPORTERS["table"](quarter.folder, Defaults(quarter.language)))
     assert all(isinstance(row, Utterance) for row in rows)
     return [row for row in rows if isinstance(row, Utterance)]
 

@@ -37,7 +37,7 @@ from evaluation.corpus.chance import Judgement, by_speaker, effective_rows, numb
 from evaluation.corpus.drift import change, known_share, stability
 from evaluation.corpus.expectations import CHANCE, CorpusSettings, in_delivered_order, validate
 from evaluation.corpus.profile import DURATION_EDGES_S, SNR_EDGES_DB, VOCABULARY_WORDS
-from speech.corpus.importers import Defaults, import_kaldi, import_table
+from speech.corpus.importers import IMPORTERS, Defaults
 from speech.corpus.manifest import Utterance, assign_splits
 from speech.corpus.normalize import DELIVERED, normalize_audio, select_utterances
 from speech.quality import measure
@@ -220,7 +220,7 @@ def read_speech(data: Path) -> list[Utterance]:
     """speechocean762: a Kaldi directory of read sentences."""
     rows = []
     defaults = Defaults(language="en", domain="reading", recorded_at=DAY)
-    for row in import_kaldi(data / "speechocean762", defaults):
+    for row in IMPORTERS["kaldi"](data / "speechocean762", defaults):
         assert isinstance(row, Utterance)
         samples, rate_hz = soundfile.read(row.audio, dtype="float32")
         assert rate_hz == 16_000
@@ -255,7 +255,7 @@ def embedded(folder: Path) -> list[Utterance]:
     from speech.corpus.synthetic import write_quarter
 
     written = write_quarter(folder / "source", "en", "2024-04", minutes=12, speakers=40)
-    found = list(import_table(written.table, Defaults(language="en", domain="", recorded_at=DAY)))
+    found = list(IMPORTERS["table"](written.table, Defaults(language="en", domain="", recorded_at=DAY)))
     rows = [listed(row, place) for place, row in enumerate(found) if isinstance(row, Utterance)]
     kept = select_utterances(normalize_audio(rows, folder / "normal").kept, "en").kept
     return [replace(row, audio=str(folder / "normal" / row.audio)) for row in kept]
@@ -366,7 +366,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 if title == "one command" and not judgement.untold:
                     short.append(f"{title} at {size:,}: judged, though all its texts are alike")
         print(
-            f"\nat most {RATE * len(CHANCE):.1%} of good partitions should fail; shares: draws in which the shift is found"
+            f"\nat most {RATE * len(CHANCE):.1%} of good partitions should fail; shares: draws with the shift found"
             f"\n\n{'corpus':14} {'rows':>9} {'draws':>5} {'refused as delivered':>22} {'warned':>22} {'draws':>5} "
             + "".join(f"{part:7.0%}" for part in SHIFTED)
             + "   found in 95 %"

@@ -14,7 +14,7 @@ from evaluation.corpus.drift import stability_index
 from evaluation.corpus.expectations import CorpusSettings, validate
 from evaluation.corpus.profile import CorpusProfile, ProfileError, profile_corpus
 from speech.audio.decode import Waveform, encode_flac
-from speech.corpus.importers import Defaults, import_kaldi
+from speech.corpus.importers import IMPORTERS, Defaults
 from speech.corpus.manifest import Utterance, assign_splits
 from speech.quality import Quality
 
@@ -259,7 +259,7 @@ def test_real_recordings_pass_and_their_shifted_transcripts_do_not(check):
 
     defaults = Defaults(language="en", domain="reading", recorded_at=dt.date(2024, 5, 1))
     rows = []
-    for row in import_kaldi(Path(data) / "speechocean762", defaults):
+    for row in IMPORTERS["kaldi"](Path(data) / "speechocean762", defaults):
         assert isinstance(row, Utterance)
         rows.append(replace(row, duration_s=soundfile.info(row.audio).duration, digest=f"{len(rows):064x}"))
     rows = assign_splits(rows)

@@ -2,16 +2,19 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from evaluation.corpus.chance import by_speaker, effective_rows
 from speech.corpus.manifest import Utterance
 from speech.text import normalize
 
-PROFILE_SCHEMA = 1
+PROFILE_SCHEMA = 2
 VOCABULARY_WORDS = 5_000
 # Fixed edges, so that quarters can be compared without keeping their data.
 DURATION_EDGES_S = (0.0, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 30.0)
@@ -24,7 +27,10 @@ class ProfileError(Exception):
 
 @dataclass(frozen=True)
 class CorpusProfile:
-    """What the next quarter is compared with. Counts have one bin a stretch between edges, and one beyond the last."""
+    """What the next quarter is compared with. Counts have one bin a stretch between edges, and one beyond the last.
+
+    `worth` says of each figure how many independent rows (of `known_share`: words) its speakers amount to.
+    """
 
     __pydantic_config__ = ConfigDict(extra="forbid", ser_json_inf_nan="null")
 
@@ -39,6 +45,8 @@ class CorpusProfile:
     duration_counts: tuple[int, ...]
     snr_counts: tuple[int, ...]
     vocabulary: tuple[str, ...]  # the commonest words, most frequent first
+    known_share: float | None  # of words that another speaker uses too, among the commonest; None for one speaker
+    worth: Mapping[Literal["duration", "snr", "telephone", "words"], float]
     schema_version: int = PROFILE_SCHEMA
 
     def to_json(self) -> str:
@@ -64,42 +72,59 @@ class CorpusProfile:
 
 def profile_corpus(utterances: Sequence[Utterance], *, language: str, quarter: str) -> CorpusProfile:
     """Measure what is compared from quarter to quarter."""
-    durations = np.array([u.duration_s for u in utterances if u.duration_s is not None], dtype=float)
-    qualities = [u.quality for u in utterances if u.quality is not None]
-    ratios = np.array([q.snr_db for q in qualities if math.isfinite(q.snr_db)], dtype=float)
-    words = Counter(word for u in utterances for word in normalize(u.text, language).split())
+    timed = [u for u in utterances if u.duration_s is not None]
+    measured = [u for u in utterances if u.quality is not None and math.isfinite(u.quality.snr_db)]
+    durations = np.array([u.duration_s for u in timed], dtype=float)
+    ratios = np.array([u.quality.snr_db for u in measured if u.quality], dtype=float)
+    telephone = np.array([u.quality.narrow_band for u in measured if u.quality], dtype=bool)
+    spoken = words_by_speaker(utterances, language)
+    words: Counter[str] = Counter()
+    speakers = Counter(word for said in spoken.values() for word in said)
+    for said in spoken.values():
+        words.update(said)
     common = sorted(words, key=lambda word: (-words[word], word))[:VOCABULARY_WORDS]
-    telephone = [q.narrow_band for q in qualities]
+    known = known_words(spoken, {word for word in common if speakers[word] > 1})
+    duration_bins, snr_bins = _binned(durations, DURATION_EDGES_S), _binned(ratios, SNR_EDGES_DB)
     return CorpusProfile(
         language=language,
         quarter=quarter,
         utterances=len(utterances),
-        speakers=len({u.speaker for u in utterances}),
+        speakers=len(spoken),
         hours=float(durations.sum()) / 3600,
         mean_duration_s=float(durations.mean()) if len(durations) else None,
         mean_snr_db=float(ratios.mean()) if len(ratios) else None,
-        telephone_share=float(np.mean(telephone)) if telephone else None,
-        duration_counts=_histogram(durations, DURATION_EDGES_S),
-        snr_counts=_histogram(ratios, SNR_EDGES_DB),
+        telephone_share=float(np.mean(telephone)) if len(telephone) else None,
+        duration_counts=_counts(duration_bins, DURATION_EDGES_S),
+        snr_counts=_counts(snr_bins, SNR_EDGES_DB),
         vocabulary=tuple(common),
+        known_share=float(known[:, 1].sum() / known.sum()) if len(spoken) > 1 and known.sum() else None,
+        worth={
+            "duration": effective_rows(by_speaker([u.speaker for u in timed], duration_bins, len(DURATION_EDGES_S))),
+            "snr": effective_rows(by_speaker([u.speaker for u in measured], snr_bins, len(SNR_EDGES_DB))),
+            "telephone": effective_rows(by_speaker([u.speaker for u in measured], telephone, 2)),
+            "words": effective_rows(known),
+        },
     )
 
 
-def _histogram(values: np.ndarray, edges: Sequence[float]) -> tuple[int, ...]:
-    """Counts per bin; what lies outside the edges falls into the first or the last bin."""
-    bins = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 1)
+def words_by_speaker(utterances: Iterable[Utterance], language: str) -> dict[str, Counter[str]]:
+    """How often each speaker says each word."""
+    spoken: dict[str, Counter[str]] = {}
+    for u in utterances:
+        spoken.setdefault(u.speaker, Counter()).update(normalize(u.text, language).split())
+    return spoken
+
+
+def known_words(spoken: Mapping[str, Counter[str]], known: Collection[str]) -> NDArray[np.int64]:
+    """Words by speaker, unknown and known ones: [speakers, 2]."""
+    table = [(said.total(), sum(count for word, count in said.items() if word in known)) for said in spoken.values()]
+    return np.array([(total - found, found) for total, found in table], dtype=np.int64).reshape(-1, 2)
+
+
+def _binned(values: NDArray[np.float64], edges: Sequence[float]) -> NDArray[np.int64]:
+    """The bin of each value; what lies outside the edges falls into the first or the last bin."""
+    return np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 1)
+
+
+def _counts(bins: NDArray[np.int64], edges: Sequence[float]) -> tuple[int, ...]:
     return tuple(int(count) for count in np.bincount(bins, minlength=len(edges)))
-
-
-def stability_index(now: Sequence[int], before: Sequence[int]) -> float:
-    """Population stability index of two histograms, 0 for equal shapes; NaN when one of them is empty.
-
-    The sum of (p - q) ln(p / q) over bins, each bin half a count fuller, less what chance alone gives with so few
-    utterances: (bins - 1) (1/n + 1/m). Usual reading: 0.1 a shift worth noting, 0.25 a large one.
-    """
-    if not sum(now) or not sum(before):
-        return math.nan
-    current, earlier = np.asarray(now, float) + 0.5, np.asarray(before, float) + 0.5
-    p, q = current / current.sum(), earlier / earlier.sum()
-    chance = (len(p) - 1) * (1 / sum(now) + 1 / sum(before))
-    return max(0.0, float(((p - q) * np.log(p / q)).sum()) - chance)

@@ -27,6 +27,7 @@ QUARANTINE = "quarantine.jsonl"
 NO_SUCH_CHANNEL = "no-such-channel"
 MARKERS = "markers"  # attribute of a selected row: what its transcript held that was not said
 SOURCE_DIGEST = "source_digest"  # attribute of a normalised row: SHA-256 of the file it came from
+DELIVERED = "delivered"  # attribute of a row: its place among those that the source listed for the partition, from 0
 MIN_DURATION_S = 0.2  # shorter audio holds no word; two frames of an 80 ms model
 MAX_DURATION_S = 40.0  # longer utterances belong segmented: attention memory grows with the square
 TOLERANCE = SAMPLE_RATE // 10  # samples by which a segment may end beside its file's end: annotation tools round

@@ -28,6 +28,7 @@ from speech.corpus.manifest import (
     read_manifest,
 )
 from speech.corpus.normalize import (
+    DELIVERED,
     MANIFEST,
     SOURCE_DIGEST,
     Quarantined,
@@ -193,7 +194,10 @@ def recordings(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
                     found[row.id] = row
     except ManifestError as unreadable:
         raise dg.Failure(f"a source cannot be read: {unreadable}", allow_retries=False) from unreadable
-    rows = sorted(digest_sources(found.values()), key=lambda row: row.id)
+    listed = (
+        replace(row, attributes={**row.attributes, DELIVERED: str(place)}) for place, row in enumerate(found.values())
+    )
+    rows = sorted(digest_sources(listed), key=lambda row: row.id)
     quarantined = tuple(Quarantined(r.id or f"row {r.row}", r.source, "row", r.reason) for r in (*unusable, *rejected))
     counts = {
         "read": read,

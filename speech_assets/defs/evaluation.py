@@ -8,6 +8,8 @@ import dagster as dg
 
 from deployment.promotion.ledger import LedgerError
 from deployment.registry.models import RegistryError
+from evaluation.corpus.expectations import in_delivered_order
+from evaluation.corpus.listening import misplaced
 from evaluation.evaluate import Contestant, evaluate
 from evaluation.gates import GateResult, judge, save_verdict
 from evaluation.report import REPORT_NAME
@@ -35,6 +37,18 @@ def definitions(grid: Grid) -> dg.Definitions:
             asset(
                 code_version="1",
                 deps=["model_bundle", UTTERANCES, dg.AssetDep("benchmark_set", partition_mapping=same_language)],
+                check_specs=[
+                    dg.AssetCheckSpec(
+                        "transcripts_heard_in_place",
+                        asset="evaluation",
+                        partitions_def=grid.quarter_language,
+                        description="What the model in production hears in the quarter's test set (without one, the "
+                        "candidate) fits its own transcripts, not those of rows nearby: so a delivery whose "
+                        "transcripts moved shows even where all are equally long. Fails at most "
+                        f"{grid.settings.corpus.false_alarm_rate:.1%} of good partitions, whatever their size; finds "
+                        "some 14 rows that moved and were heard mostly right.",
+                    )
+                ],
             )(evaluation),
             asset(
                 code_version=version_of(grid.settings.gates),
@@ -92,6 +106,13 @@ def evaluation(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
         f"champion_{key}_wer": round(part.champion.score.wer, 4) for key, part in result.sets.items() if part.champion
     }
     interval = result.sets["benchmark"].score.wer_interval
+    tested = result.sets["quarter"].champion or result.sets["quarter"]
+    in_place = misplaced(
+        in_delivered_order(list(read_manifest(manifests["quarter"]))),
+        {row.id: row.hypothesis for row in tested.rows},
+        language,
+        workspace.settings.corpus.false_alarm_rate,
+    )
     return dg.MaterializeResult(
         metadata={
             "model": name,
@@ -106,6 +127,14 @@ def evaluation(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
             "evaluation": dg.MetadataValue.path(str(published.path / EVALUATION_NAME)),
         },
         data_version=dg.DataVersion(result.digest),
+        check_results=[
+            dg.AssetCheckResult(
+                check_name="transcripts_heard_in_place",
+                passed=not in_place.found,
+                severity=dg.AssetCheckSeverity.WARN,
+                description=in_place.explanation,
+            )
+        ],
     )
 
 

@@ -70,6 +70,7 @@ def run(home: Path, rows: int) -> tuple[int, float]:
     os.environ["SOUNDSTAGE_CONFIG"] = str(settings)
     import dagster as dg
 
+    from deployment.settings import Settings
     from speech.corpus import index
     from speech_assets.definitions import build
 
@@ -82,7 +83,7 @@ def run(home: Path, rows: int) -> tuple[int, float]:
         yield from importer(*arguments)
 
     index.IMPORTERS = {**index.IMPORTERS, "nemo": counted}
-    job = build().resolve_implicit_global_asset_job_def()
+    job = build(Settings.load()).resolve_implicit_global_asset_job_def()
     print(f"{'quarter':8} {'rows':>9} {'CPU s':>7} {'readings':>9} {'peak MiB':>9}")
     in_all, kept = 0.0, 0
     with dg.DagsterInstance.ephemeral() as instance:

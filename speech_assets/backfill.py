@@ -20,7 +20,7 @@ from rich.console import Console
 
 from deployment.settings import Settings, SettingsError
 from speech_assets.chain import BASE_CORPUS, CORPUS, JUDGEMENT, LANGUAGE_BASE, MODELS
-from speech_assets.dagster_client import LAUNCHED_BY, BackfillStatus, DagsterClient, DagsterError
+from speech_assets.dagster_client import LAUNCHED_BY, BackfillStatus, DagsterClient, DagsterError, Deployment
 
 GROUPS = {
     "corpus": (*CORPUS, *BASE_CORPUS, "benchmark_set"),
@@ -75,6 +75,27 @@ def scope(quarters: Sequence[str], languages: Sequence[str], settings: Settings)
         )
     base = grid.first_quarters(settings.training.base_quarters)
     return Scope(tuple(sorted(set(chosen))), tuple(languages or settings.languages), tuple(base))
+
+
+def refuse_other_settings(running: Deployment, settings: Settings, url: str) -> None:
+    """Raise SettingsError where Dagster runs other settings than these: it would do other work than was asked for."""
+    ours = {
+        "home": str(settings.home),
+        "languages": sorted(settings.languages),
+        "first_quarter": settings.first_quarter,
+    }
+    theirs = {
+        "home": running.home or "unknown",
+        "languages": sorted(running.languages),
+        "first_quarter": running.quarters[0] if running.quarters else "none",
+    }
+    if differing := [
+        f"`{name}` is {theirs[name]} there and {ours[name]} here" for name in ours if ours[name] != theirs[name]
+    ]:
+        raise SettingsError(
+            f"Dagster at {url} runs other settings than this command: {'; '.join(differing)}. Name its file in "
+            "SOUNDSTAGE_CONFIG, restart Dagster after a change of the settings, or name another Dagster with --dagster"
+        )
 
 
 def whole(wanted: Scope, assets: Sequence[str]) -> dict[str, list[str]]:
@@ -163,12 +184,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = Settings.load()
         wanted = scope(given.quarters, given.languages, settings)
-        dagster = DagsterClient(given.dagster or settings.dagster_url)
+        url = given.dagster or settings.dagster_url
+        dagster = DagsterClient(url)
         tags = {LAUNCHED_BY: given.launched_by} if given.launched_by else {}
         if given.up_to_date:
             from speech_assets.defs.corpus import corpus_refused
             from speech_assets.defs.resources import Workspace
 
+            refuse_other_settings(dagster.deployment(CORPUS[0]), settings, url)
             workspace = Workspace(settings)
             problems = bring_up_to_date(
                 dagster, wanted, lambda key: corpus_refused(workspace, key), console.print, tags
@@ -177,6 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             assets = [name for word in given.assets or ALL for name in GROUPS.get(word, (word,))]
             if unknown := set(assets) - set(ALL):
                 raise SettingsError(f"{', '.join(sorted(unknown))}: choose from {', '.join((*GROUPS, *ALL))}")
+            refuse_other_settings(dagster.deployment(CORPUS[0]), settings, url)
             title = f"{wanted.quarters[0]} to {wanted.quarters[-1]}: {', '.join(wanted.languages)}"
             backfill_id = dagster.backfill(whole(wanted, assets), title, tags)
             console.print(f"backfill {backfill_id}: {settings.dagster_url}/runs/b/{backfill_id}")

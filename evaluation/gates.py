@@ -42,6 +42,7 @@ REQUIRED_GATES = (
     "export_parity",
 )
 
+WORST_GATES = 3  # named in a refusal; the others are counted
 AT_MOST, AT_LEAST = "at most", "at least"
 
 
@@ -160,6 +161,21 @@ class Verdict:
         """The gates that were not passed."""
         return tuple(gate for gate in self.gates if not gate.passed)
 
+    def refusal(self, overridden: Collection[str] = ()) -> str | None:
+        """Why this verdict does not open the way, in a few sentences: its worst gates, and how many more failed.
+
+        Of gates with the same name, as of the slices, the one that is furthest from its threshold speaks for all. None
+        where no gate failed, those left out whose labels are `overridden`.
+        """
+        failed = [gate for gate in self.failures if gate.label not in overridden]
+        if not failed:
+            return None
+        by_name = {gate.name: gate for gate in sorted(failed, key=_excess)}  # of each name the worst comes last
+        worst = sorted(by_name.values(), key=_excess, reverse=True)[:WORST_GATES]
+        told = " ".join(f"{gate.name}: {gate.explanation}" for gate in failed if gate in worst)
+        more = len(failed) - len(worst)
+        return told + (f" ({more} more failed.)" if more else "")
+
     @property
     def comparison(self) -> Interval | None:
         """Candidate's WER minus the champion's on the frozen benchmark, paired; None when there was no champion."""
@@ -203,13 +219,8 @@ class Verdict:
                 f"The verdict of {name} is stale: it compared with champion {compared}, today's is {today}; "
                 "evaluate again."
             )
-        refused = [gate for gate in self.failures if gate.label not in overridden]
-        if refused:
-            first, more = refused[0], len(refused) - 1
-            raise GateRefused(
-                f"{name} did not pass gate {first.name}: {first.explanation}"
-                + (f" ({more} more failed.)" if more else "")
-            )
+        if refusal := self.refusal(overridden):
+            raise GateRefused(f"{name} did not pass gate {refusal}")
 
 
 @functools.cache
@@ -262,6 +273,13 @@ def _within(value: float, threshold: float, sense: str) -> bool:
     if not math.isfinite(value) or not math.isfinite(threshold):
         return False
     return value <= threshold if sense == AT_MOST else value >= threshold
+
+
+def _excess(gate: GateResult) -> float:
+    """How far a failed gate is from its threshold, as a share of it; without bound where nothing was measured."""
+    if not math.isfinite(gate.value) or not gate.threshold:
+        return math.inf
+    return abs(gate.value - gate.threshold) / abs(gate.threshold)
 
 
 def _gate(name: str, value: float, threshold: float, explanation: str, **more: Any) -> GateResult:

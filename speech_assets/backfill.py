@@ -18,7 +18,7 @@ from rich.console import Console
 
 from deployment.settings import Settings, SettingsError
 from speech_assets.chain import BASE_CORPUS, CORPUS, JUDGEMENT, LANGUAGE_BASE, MODELS
-from speech_assets.dagster_client import LAUNCHED_BY, BackfillStatus, DagsterClient
+from speech_assets.dagster_client import LAUNCHED_BY, BackfillStatus, DagsterClient, Deployment
 
 GROUPS = {
     "corpus": (*CORPUS, *BASE_CORPUS, "benchmark_set"),
@@ -73,6 +73,27 @@ def scope(quarters: Sequence[str], languages: Sequence[str], settings: Settings)
         )
     base = grid.first_quarters(settings.training.base_quarters)
     return Scope(tuple(sorted(set(chosen))), tuple(languages or settings.languages), tuple(base))
+
+
+def refuse_other_settings(running: Deployment, settings: Settings, url: str) -> None:
+    """Raise SettingsError where Dagster runs other settings than these: it would do other work than was asked for."""
+    ours = {
+        "home": str(settings.home),
+        "languages": sorted(settings.languages),
+        "first_quarter": settings.first_quarter,
+    }
+    theirs = {
+        "home": running.home or "unknown",
+        "languages": sorted(running.languages),
+        "first_quarter": running.quarters[0] if running.quarters else "none",
+    }
+    if differing := [
+        f"`{name}` is {theirs[name]} there and {ours[name]} here" for name in ours if ours[name] != theirs[name]
+    ]:
+        raise SettingsError(
+            f"Dagster at {url} runs other settings than this command: {'; '.join(differing)}. Name its file in "
+            "SOUNDSTAGE_CONFIG, restart Dagster after a change of the settings, or name another Dagster with --dagster"
+        )
 
 
 def whole(wanted: Scope, assets: Sequence[str]) -> dict[str, list[str]]:
@@ -153,14 +174,16 @@ def run(
     """Make what is asked for, all where nothing is named; returns a sentence for each part that is not there.
 
     Raises:
-        SettingsError: a quarter, a language or an asset is not one of this deployment.
+        SettingsError: a quarter, a language or an asset is not one of this deployment, or Dagster runs another one.
         DagsterError: Dagster does not answer, or does not take the launch.
     """
     wanted = scope(quarters, languages, settings)
     named = [name for word in assets or ALL for name in GROUPS.get(word, (word,))]
     if unknown := set(named) - set(ALL):
         raise SettingsError(f"{', '.join(sorted(unknown))}: choose from {', '.join((*GROUPS, *ALL))}")
-    dagster = DagsterClient(dagster_url or settings.dagster_url)
+    url = dagster_url or settings.dagster_url
+    dagster = DagsterClient(url)
+    refuse_other_settings(dagster.deployment(CORPUS[0]), settings, url)
     tags = {LAUNCHED_BY: launched_by} if launched_by else {}
     if up_to_date:
         from speech_assets.defs.corpus import corpus_refused

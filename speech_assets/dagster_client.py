@@ -9,6 +9,7 @@ LOCATION = "speech_assets.definitions"
 REPOSITORY = "__repository__"
 ASSET_JOB = "__ASSET_JOB"
 LAUNCHED_BY = "soundstage/launched_by"  # run tag: who launched it; `user`, which proxies set, is taken too
+HOME_METADATA = "soundstage/home"  # of each asset: the data store that the code location works on
 POLL_S = 0.5
 RETRIED_TAG, AGAIN_TAG = "dagster/will_retry", "dagster/auto_retry_run_id"  # of a run that another takes the place of
 RESTARTING = frozenset({502, 503, 504})  # what a proxy says while the server behind it is away
@@ -125,12 +126,31 @@ query Stale($keys: [AssetKeyInput!]!, $partition: String) {
 """
 
 
+DEPLOYMENT = """
+query Deployment($keys: [AssetKeyInput!]!) {
+  assetNodes(assetKeys: $keys) {
+    partitionKeysByDimension { name partitionKeys }
+    metadataEntries { label ... on TextMetadataEntry { text } }
+  }
+}
+"""
+
+
 class DagsterError(Exception):
     """Dagster refused a request, or a run did not end well."""
 
 
 class DagsterUnreachable(DagsterError):
     """Dagster does not answer."""
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What a code location was loaded with: its data store ("" where it does not say), languages and quarters."""
+
+    home: str
+    languages: tuple[str, ...]
+    quarters: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -215,6 +235,20 @@ class DagsterClient:
                 return f"cannot load {LOCATION} ({reasons[-1].strip()})"
             time.sleep(POLL_S)
         return f"did not load {LOCATION} within {timeout_s:.0f} s"
+
+    def deployment(self, asset: str) -> Deployment:
+        """What the running code location was loaded with, as an asset with all its partitions shows it.
+
+        Raises:
+            DagsterError: it has no such asset, or the graph is not loaded.
+        """
+        nodes = self.query(DEPLOYMENT, keys=[{"path": [asset]}])["assetNodes"]
+        if not nodes:
+            raise DagsterError(f"Dagster at {self._http.base_url} has no asset '{asset}': it runs another graph")
+        (node,) = nodes
+        keys = {found["name"]: tuple(found["partitionKeys"]) for found in node["partitionKeysByDimension"]}
+        said = {entry["label"]: entry.get("text", "") for entry in node["metadataEntries"]}
+        return Deployment(said.get(HOME_METADATA, ""), keys.get("language", ()), keys.get("quarter", ()))
 
     def materialize(self, assets: Sequence[str], partition: str, tags: Mapping[str, str] | None = None) -> str:
         """Launch a run of some assets' partition; returns the run's id."""

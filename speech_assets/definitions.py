@@ -13,6 +13,7 @@ from typing import Any, cast
 import dagster as dg
 
 from deployment.settings import Settings, SettingsError
+from speech_assets.dagster_client import HOME_METADATA
 from speech_assets.defs import (
     alerts,
     approvals,
@@ -71,7 +72,11 @@ def _declared(grid: Grid, resource_overrides: Mapping[str, Any]) -> dg.Definitio
         sensors=declared.sensors,
         resources={**resources(settings), **resource_overrides},
         executor=dg.in_process_executor,
-    ).map_asset_specs(func=lambda spec: spec.replace_attributes(owners=list(settings.owners)))
+    ).map_asset_specs(
+        func=lambda spec: spec.replace_attributes(
+            owners=list(settings.owners), metadata={**spec.metadata, HOME_METADATA: str(settings.home)}
+        )
+    )
 
 
 def _linked(asset: Any) -> Any:

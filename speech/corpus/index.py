@@ -17,7 +17,7 @@ import json
 import os
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,7 +33,6 @@ ASSET = "source_index"
 SUMMARY = "index.json"
 REJECTED = "rejected.jsonl"
 BATCH_CHARACTERS = 8 << 20  # of rows waiting to be written
-NO_AUDIO = "no-audio"
 
 
 @dataclass(frozen=True)
@@ -83,17 +82,17 @@ def index_of(store: DataStore, kind: str, path: str, defaults: Defaults) -> Sour
         return _opened(staging.published.path, summary)
 
 
-def without_audio(row: Utterance) -> RejectedRow | None:
-    """Why a row cannot be used now: its file is not there. None where it is, or where only opening a URI would tell."""
-    if is_uri(row.audio):
-        return None
-    try:
-        if os.path.isfile(row.audio):
-            return None
-    except (OSError, ValueError):
-        pass
-    reason = f"there is no audio file {row.audio}: if paths are relative to another folder, set audio_root"
-    return RejectedRow(row.audio, 0, reason, row.id)
+def with_audio(rows: Iterable[Utterance]) -> Iterator[Utterance | RejectedRow]:
+    """The rows, those refused whose file is not there now; what a URI leads to shows when it is opened."""
+    there: dict[str, bool] = {}
+    for row in rows:
+        if row.audio not in there:
+            there[row.audio] = is_uri(row.audio) or os.path.isfile(row.audio)
+        if there[row.audio]:
+            yield row
+        else:
+            reason = f"there is no audio file {row.audio}: if paths are relative to another folder, set audio_root"
+            yield RejectedRow(row.audio, 0, reason, row.id)
 
 
 def _state(kind: str, path: str, source: str) -> str:

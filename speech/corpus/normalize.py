@@ -75,7 +75,7 @@ def digest_sources(rows: Iterable[Utterance], workers: int = 4) -> list[Utteranc
 
     with ThreadPoolExecutor(workers) as pool:
         digests = dict(zip(paths, pool.map(digest, paths), strict=True))
-    return [replace(row, digest=row.digest or digests[row.audio]) for row in rows]
+    return [row if row.digest else Utterance(**{**vars(row), "digest": digests[row.audio]}) for row in rows]
 
 
 def normalize_audio(

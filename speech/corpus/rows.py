@@ -1,6 +1,7 @@
 """Lines of text files and the values in them, checked: what manifests and importers both read."""
 
 import datetime as dt
+import functools
 import gzip
 import io
 import math
@@ -113,6 +114,7 @@ def numbered_objects(path: Path) -> Iterator[tuple[int, "dict[str, Any] | BadLin
                 yield number, BadLine(str(error))
 
 
+@functools.lru_cache(4096)
 def parse_date(value: str) -> dt.date:
     """A calendar day from an ISO date or time stamp, from 2024/05/31, or from 31.05.2024.
 
@@ -165,19 +167,20 @@ def cell_text(value: Any) -> str:
 def text_field(row: Mapping[str, Any], key: str) -> str:
     """A field of a row; empty where it is missing. Raises ValueError for what is not text."""
     value = row.get(key)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
+    if isinstance(value, str):
+        return value
+    if value is not None:
         raise ValueError(f"{key} is not text")
-    return value
+    return ""
 
 
 def required_field(row: Mapping[str, Any], key: str) -> str:
     """A field of a row. Raises ValueError where it is missing, empty or not text."""
-    value = text_field(row, key)
-    if not value:
-        raise ValueError(f"{key} is missing")
-    return value
+    value = row.get(key)
+    if value and isinstance(value, str):
+        return value
+    text_field(row, key)
+    raise ValueError(f"{key} is missing")
 
 
 def as_seconds(value: Any, name: str) -> float:
@@ -231,7 +234,7 @@ def as_split(value: Any) -> str | None:
 
 def as_text_mapping(value: Any) -> dict[str, str]:
     """Attributes with their values as text. Raises ValueError for what is no object."""
-    if value is None:
+    if not value and value in (None, {}):
         return {}
     if not isinstance(value, dict):
         raise ValueError("attributes is not an object")

@@ -16,7 +16,7 @@ from evaluation.corpus.expectations import catalogue, validate
 from evaluation.corpus.profile import CorpusProfile, ProfileError
 from evaluation.corpus.validation import ExpectationOutcome, ValidationUnknown, failed_checks
 from speech.corpus.importers import Defaults
-from speech.corpus.index import SourceIndex, index_of, without_audio
+from speech.corpus.index import SourceIndex, index_of, with_audio
 from speech.corpus.manifest import (
     ManifestError,
     RejectedRow,
@@ -184,12 +184,12 @@ def recordings(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
                     nowhere[why] += count
                 elif partition != (language, quarter):
                     elsewhere += count
-            for row in index.rows(language, quarter):
-                if row.id in found:
+            for row in with_audio(index.rows(language, quarter)):
+                if isinstance(row, RejectedRow):
+                    unusable.append(row)
+                elif row.id in found:
                     why = f"id '{row.id}' is also in another source: give one of the two rows another id"
                     unusable.append(RejectedRow(row.audio, 0, why, row.id))
-                elif missing := without_audio(row):
-                    unusable.append(missing)
                 else:
                     found[row.id] = row
     except ManifestError as unreadable:

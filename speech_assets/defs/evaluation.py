@@ -152,7 +152,6 @@ def verdict(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Works
         write_report(staging.path, result, verdict=judged, audio=lambda name, utterance: sounds.get((name, utterance)))
     page = workspace.store.path("pages", "reports", quarter, language) / "index.html"
     write_atomically(page, (staging.published.path / REPORT_NAME).read_bytes())
-    failures = "; ".join(gate.explanation for gate in judged.failures)
     return dg.MaterializeResult(
         metadata={
             "quarter": quarter_heading(quarter, language),
@@ -167,7 +166,7 @@ def verdict(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Works
             dg.AssetCheckResult(
                 check_name="gates_passed",
                 passed=judged.passed,
-                description="all gates passed" if judged.passed else f"refused: {failures}",
+                description="all gates passed" if judged.passed else f"refused: {judged.refusal()}",
                 metadata={"gates": gate_table(judged.gates)},
             )
         ],

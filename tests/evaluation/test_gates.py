@@ -71,6 +71,23 @@ def test_one_bad_slice_is_refused_though_the_whole_passes(make_evaluation):
     assert refused == ["domain=calls", "gender=female"]
 
 
+def test_a_refusal_names_the_worst_gates_and_counts_the_rest(make_evaluation):
+    """Thirty sentences about thirty slices hide the one that matters."""
+    evaluation = make_evaluation(quarter=rows_with(9), benchmark=rows_with(2))
+    evaluation = replace(evaluation, nonspeech=None, parity={"equal": 0.98, "utterances": 100})
+    verdict = judge(evaluation)
+    refusal = verdict.refusal()
+    assert refusal is not None
+    told = [gate for gate in verdict.failures if gate.explanation in refusal]
+    assert {gate.name for gate in told} <= {"cer", "wer", "slice_wer", "insertions_per_minute"}
+    assert "insertions_per_minute: Silence and noise were not tried" in refusal, "what nobody measured is the worst"
+    assert "export_parity" not in refusal, "which misses its limit by one part in a hundred"
+    assert len(told) == 3
+    assert refusal.endswith(f"({len(verdict.failures) - 3} more failed.)")
+    assert verdict.refusal([gate.label for gate in verdict.failures]) is None
+    assert judge(make_evaluation()).refusal() is None
+
+
 def test_a_slice_may_have_its_own_limit(make_evaluation):
     evaluation = make_evaluation(quarter=rows_with(2))
     settings = GateSettings(wer=1, cer=1, slice_wer=0.1, slice_limits={"domain=calls": 0.3})

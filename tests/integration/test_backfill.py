@@ -177,6 +177,13 @@ def backfill(deployment: SimpleNamespace, base: None, asked: str) -> SimpleNames
     )
 
 
+def test_the_graph_says_what_it_was_loaded_with(deployment: SimpleNamespace) -> None:
+    """A command with other settings is told from this one by it."""
+    running = deployment.dagster.deployment(CORPUS[0])
+    assert (running.home, running.languages) == (str(deployment.store), ("en",))
+    assert running.quarters[0] == deployment.quarters[0]
+
+
 def test_a_broken_quarter_does_not_hold_back_the_others(deployment: SimpleNamespace, backfill: SimpleNamespace) -> None:
     """The third quarter learns from the second where it can; where it cannot, it is trained without."""
     assert backfill.status.status == "COMPLETED_FAILED"

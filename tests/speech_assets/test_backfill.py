@@ -12,12 +12,23 @@ from typing import Any
 
 import pytest
 
+from deployment.settings import Settings, SettingsError
+from speech_assets.backfill import refuse_other_settings
 from speech_assets.cli import app
+from speech_assets.dagster_client import Deployment
 
 ROOT = Path(__file__).parents[2]
 MADE = {"numPartitionsTargeted": 1, "numPartitionsMaterialized": 1, "numPartitionsInProgress": 0}
 ASSET = {"assetKey": {"path": ["recordings"]}, **MADE, "numPartitionsFailed": 0}
+NODE = {
+    "partitionKeysByDimension": [
+        {"name": "language", "partitionKeys": ["en", "de"]},
+        {"name": "quarter", "partitionKeys": ["2024-01", "2024-04"]},
+    ],
+    "metadataEntries": [{"label": "soundstage/home", "text": str(ROOT / ".soundstage")}],
+}
 ANSWERS = {
+    "assetNodes": [NODE],
     "launchPartitionBackfill": {"__typename": "LaunchBackfillSuccess", "backfillId": "abc"},
     "partitionBackfillOrError": {
         "__typename": "PartitionBackfill",
@@ -50,12 +61,17 @@ def dagster() -> Iterator[str]:
     server.shutdown()
 
 
-def backfill(*arguments: str) -> tuple[int, str]:
+def backfill(*arguments: str, **variables: str) -> tuple[int, str]:
     """A process of its own: quarters are those of the settings that a process loads first."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("SOUNDSTAGE_", "DAGSTER_"))}
     command = [sys.executable, "-m", "speech_assets.cli", "backfill", *arguments]
     ended = subprocess.run(
-        command, cwd=ROOT, env={**environment, "COLUMNS": "400"}, capture_output=True, text=True, check=False
+        command,
+        cwd=ROOT,
+        env={**environment, "COLUMNS": "600", **variables},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return ended.returncode, ended.stdout + ended.stderr
 
@@ -79,6 +95,32 @@ def test_the_last_line_says_that_all_was_made(dagster: str) -> None:
     code, output = backfill("--quarters", "2024-01", "--languages", "en", "--assets", "corpus", "--dagster", dagster)
     assert code == 0, output
     assert output.splitlines()[-1] == "1 of 1 made"
+
+
+def test_a_dagster_of_other_settings_is_named_before_anything_is_launched() -> None:
+    """It would fill another data store, or know nothing of the language that was asked for."""
+    ours = Settings(home=Path("/here"), languages=("en", "fr"), first_quarter="2025-01")
+    theirs = Deployment("/there", ("en", "de"), ("2024-01", "2024-04"))
+    with pytest.raises(SettingsError) as refused:
+        refuse_other_settings(theirs, ours, "http://dagster")
+    for said in (
+        "http://dagster runs other settings",
+        "`home` is /there there and /here here",
+        "['de', 'en'] there and ['en', 'fr'] here",
+        "`first_quarter` is 2024-01 there and 2025-01 here",
+    ):
+        assert said in str(refused.value)
+    refuse_other_settings(Deployment("/here", ("fr", "en"), ("2025-01",)), ours, "http://dagster")
+
+
+def test_a_command_with_another_settings_file_launches_nothing(dagster: str, tmp_path: Path) -> None:
+    (tmp_path / "soundstage.toml").write_text('languages = ["en", "de"]\n[[sources]]\nkind = "synthetic"\n')
+    code, output = backfill(
+        "--quarters", "2024-01", "--dagster", dagster, SOUNDSTAGE_CONFIG=str(tmp_path / "soundstage.toml")
+    )
+    assert code == 1
+    assert f"`home` is {ROOT}/.soundstage there and {tmp_path}/.soundstage here" in output
+    assert "backfill abc" not in output
 
 
 def test_a_path_is_no_markup(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from speech.corpus.manifest import UNKNOWN_DOMAIN, RejectedRow, Utterance, age_b
 from speech.corpus.rows import (
     PathLike,
     as_channel,
-    as_optional_seconds,
+    as_seconds,
     as_split,
     cell_text,
     is_uri,
@@ -45,12 +45,14 @@ COLUMN_ALIASES: Mapping[str, tuple[str, ...]] = {
     "channel": ("channel", "channel_id", "audio_channel"),
     "split": ("split",),
 }
+MAX_ID_BYTES = 180  # leaves room for a suffix within the 255 bytes of a file name
 _ALIAS_TO_COLUMN = {alias: column for column, aliases in COLUMN_ALIASES.items() for alias in aliases}
 _UNIT = re.compile(r"[ _-]*[\[(](\w+)[\])]$")  # of "duration[ms]" or "start (s)"
 _UNKNOWN_UNIT = re.compile(
     r"(start|begin|offset|end|stop|duration)(_time)?[ _-]+"
     r"(samples?|frames?|ticks|us|microseconds|ns|nanoseconds|min|minutes|h|hours)"
 )
+_SAFE = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9_.-]{{0,{MAX_ID_BYTES - 2}}}(?<![.-])")
 _UNUSABLE = re.compile("[\x00\ud800-\udfff]")
 _LANGUAGE_NAMES = {  # some corpora name the language in English instead of by its tag
     "english": "en", "german": "de", "french": "fr", "spanish": "es", "italian": "it", "portuguese": "pt",
@@ -61,7 +63,6 @@ _DECADES = {  # Common Voice gives decades, of which two straddle our bands and 
     "teens": "13-19", "twenties": "18-29", "thirties": "30-44", "fourties": "40-49", "forties": "40-49",
     "fifties": "45-59", "sixties": "60+", "seventies": "60+", "eighties": "60+", "nineties": "60+",
 }  # fmt: skip
-MAX_ID_BYTES = 180  # leaves room for a suffix within the 255 bytes of a file name
 ROUNDING_S = 0.05  # by which a duration and the distance from start to end may differ
 
 
@@ -106,7 +107,11 @@ class Intake:
 
     def utterance(self, cells: Mapping[str, Any]) -> Utterance:
         """The utterance. Raises ValueError with one sentence for a row that cannot be one."""
-        values = {column: cell_text(value) for column, value in cells.items() if column in COLUMN_ALIASES}
+        values = {
+            column: value.strip() if type(value) is str else cell_text(value)
+            for column, value in cells.items()
+            if column in COLUMN_ALIASES
+        }
         if _UNUSABLE.search("\n".join(values.values())):
             column = next(column for column, value in values.items() if _UNUSABLE.search(value))
             problem = "holds a NUL character" if "\x00" in values[column] else "is not UTF-8"
@@ -120,7 +125,7 @@ class Intake:
         if not speaker:
             raise ValueError("there is no speaker; add the column, or name a speaker for the whole source")
         if date := given("recorded_at"):
-            recorded_at = _date(date)
+            recorded_at = parse_date(date)
         elif self.defaults.recorded_at is not None:
             recorded_at = self.defaults.recorded_at
         else:
@@ -135,12 +140,11 @@ class Intake:
         channel = as_channel(given("channel") or None)
         split = as_split(given("split") or None)
         audio = self.locate(location)
-        attributes = {
-            **_gender(given("gender", "")),
-            **_age(given("age", ""), given("age_band", "")),
-            **({"accent": values["accent"]} if given("accent") else {}),
-            **({"locale": locale} if locale else {}),
-        }
+        attributes = {**_gender(given("gender", "")), **_age(given("age", ""), given("age_band", ""))}
+        if accent := given("accent"):
+            attributes["accent"] = accent
+        if locale:
+            attributes["locale"] = locale
         return Utterance(
             id=self._identity(given("id", ""), location, audio, offset, channel),
             audio=audio,
@@ -162,12 +166,13 @@ class Intake:
             raise ValueError("the audio is a command; commands are never run, write its output to a file")
         if location == "-":
             raise ValueError("the audio is standard input; give a file")
-        if re.search(r"\.ark:\d+$", location):
-            raise ValueError("the audio lies inside a Kaldi archive; extract it to a file")
-        if location.lower().startswith("file://"):
-            location = unquote(urlparse(location).path)
-        elif is_uri(location):
-            return location
+        if ":" in location:
+            if re.search(r"\.ark:\d+$", location):
+                raise ValueError("the audio lies inside a Kaldi archive; extract it to a file")
+            if location.lower().startswith("file://"):
+                location = unquote(urlparse(location).path)
+            elif is_uri(location):
+                return location
         return os.path.normpath(os.path.join(self.base, location))
 
     def _identity(self, named: str, location: str, audio: str, offset: float, channel: int | None) -> str:
@@ -193,9 +198,11 @@ class Intake:
 
 def _times(values: Mapping[str, str]) -> tuple[float, float | None]:
     """Where an utterance starts and how long it is, in seconds, from any two of start, end and duration."""
-    offset = _seconds(values, "offset") or 0.0
-    duration = _seconds(values, "duration", positive=True)
-    end = _seconds(values, "end")
+    offset = _seconds(values, "offset", "offset_ms") or 0.0
+    duration = _seconds(values, "duration", "duration_ms")
+    if duration == 0:
+        raise ValueError("the duration is zero")
+    end = _seconds(values, "end", "end_ms")
     if end is None:
         return offset, duration
     if not end > offset:
@@ -206,28 +213,24 @@ def _times(values: Mapping[str, str]) -> tuple[float, float | None]:
     return offset, span
 
 
-def _seconds(values: Mapping[str, str], column: str, *, positive: bool = False) -> float | None:
-    given, thousandths = values.get(column), values.get(f"{column}_ms")
+def _seconds(values: Mapping[str, str], column: str, in_milliseconds: str) -> float | None:
+    given, thousandths = values.get(column), values.get(in_milliseconds)
     if thousandths and given:
         raise ValueError(f"{column} is given in seconds and in milliseconds; keep one")
     if thousandths:
-        milliseconds = as_optional_seconds(thousandths, f"{column}_ms", positive=positive)
-        return None if milliseconds is None else milliseconds / 1000
-    return as_optional_seconds(given or None, column, positive=positive)
+        return as_seconds(thousandths, in_milliseconds) / 1000
+    return as_seconds(given, column) if given else None
 
 
 def _safe_name(name: str) -> str:
+    if _SAFE.fullmatch(name):
+        return name
     safe = re.sub(r"[\s/\\:*?\"<>|\x00-\x1f\x7f]+", "-", name).strip("-.") or "utterance"
     encoded = safe.encode()
     if len(encoded) > MAX_ID_BYTES:
         mark = hashlib.sha256(encoded).hexdigest()[:12]
         safe = f"{encoded[: MAX_ID_BYTES - 13].decode(errors='ignore')}-{mark}"
     return safe
-
-
-@functools.lru_cache(4096)
-def _date(value: str) -> dt.date:
-    return parse_date(value)
 
 
 @functools.lru_cache(4096)
@@ -241,9 +244,9 @@ def _language(tag: str) -> tuple[str, str]:
 
 
 def _gender(value: str) -> dict[str, str]:
-    word = value.strip().lower()
-    if not word:
+    if not value:
         return {}
+    word = value.strip().lower()
     if word in ("m", "male", "man", "male_masculine"):
         return {"gender": "male"}
     if word in ("f", "female", "woman", "female_feminine"):

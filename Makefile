@@ -39,6 +39,7 @@ bench: $(READY)  ## the figures that the README quotes (SOUNDSTAGE_REAL_DATA nam
 	$(BIN)/python benchmarks/backfill.py
 	$(BIN)/python benchmarks/backfill.py --kill
 	$(BIN)/python benchmarks/rollback.py
+	$(BIN)/python benchmarks/store_races.py
 	$(BIN)/python benchmarks/real_speech.py
 
 screenshots: $(READY)  ## draw the pictures under docs/ again from the running UI (needs Chromium)

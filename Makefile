@@ -40,6 +40,7 @@ bench: $(READY)  ## the figures that the README quotes (SOUNDSTAGE_REAL_DATA nam
 	$(BIN)/python benchmarks/backfill.py --kill
 	$(BIN)/python benchmarks/rollback.py
 	$(BIN)/python benchmarks/sources.py
+	$(BIN)/python benchmarks/store_races.py
 	$(BIN)/python benchmarks/real_speech.py
 	$(BIN)/python benchmarks/corpus_checks.py
 

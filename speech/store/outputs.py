@@ -1,36 +1,39 @@
-"""The data store: one folder (or `s3://` prefix) where every asset partition keeps its output, by reference.
+"""The data store's outputs: what every asset partition keeps, by reference, immutable and named by its content.
 
-Layout: `<root>/<asset>/<part>/.../<digest>/...` holds published outputs, each immutable and named by the digest of
-its content, and `current` beside them names the one in force. Publishing writes to a staging folder first and then
-moves the pointer, so a reader sees the old output or the new one, whole, and a process killed half way changes
-nothing. The same content published twice is the same folder: digests are what Dagster shows as data versions.
+Layout: `<asset>/<part>/.../<number>-<digest>/...` holds published outputs, and the document `current` beside them, the
+pointer, says which is in force and which are kept. Everything is written aside and uploaded before the pointer moves,
+by compare-and-swap; so a reader sees the old output or the new one, whole, a process killed half way changes nothing,
+and of two that publish at once one is told that it lost. The same content published again is the same output: digests
+are what Dagster shows as data versions.
 
-Superseded outputs are kept (`keep`), so that a run that still reads one is not cut off; older ones are removed.
+An output's number is that of the publication that made it, and only that publication may point to its folder first.
+So a folder which the pointer does not list, and whose number has been reached, is never pointed to again: a removal
+that was killed half way, or the remains of a publisher that was, are removed by the next, and no name comes back.
+
+Superseded outputs are kept for who still reads them: the last `KEEP_OUTPUTS` by publication, and each for `KEPT_S`
+after it was superseded, by the store's own clock.
 """
 
 import hashlib
 import json
+import logging
 import os
 import re
-import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
+from speech.store.objects import LostRace, Missing, Objects, StoreError, checked, open_objects
+
 KEEP_OUTPUTS = 3  # published outputs kept per partition: the one in force and two before it
+KEPT_S = 86_400.0  # a run that started with an output is over in a day
 DIGEST = re.compile(r"[0-9a-f]{64}")  # SHA-256, as hex
 DIGEST_CHARS = 16  # 64 bits of SHA-256 name a folder; the full digest is recorded beside it
 POINTER = "current"
-STAGING = ".staging-"
-ABANDONED_AFTER_S = 86_400.0
-
-
-class StoreError(Exception):
-    """An output that should be in the data store is missing or cannot be written."""
+log = logging.getLogger(__name__)
 
 
 def digest_file(path: Path) -> str:
@@ -86,10 +89,24 @@ def parse_json(text: str | bytes) -> Any:
 
 @dataclass(frozen=True)
 class Published:
-    """A published output: its folder and the digest of its content."""
+    """A published output: the prefix of its objects, and the digest of its content."""
 
-    path: Path
+    objects: Objects
+    key: str
     digest: str
+
+    @property
+    def path(self) -> Path:
+        """All of it as a local folder."""
+        return self.objects.local_folder(self.key)
+
+    def file(self, name: str) -> Path:
+        """One of its files as a local file; `name` is relative, with slashes."""
+        return self.objects.local(f"{self.key}/{name}")
+
+    def read(self, name: str) -> bytes:
+        """The content of one of its files."""
+        return self.objects.read(f"{self.key}/{name}").data
 
 
 @dataclass
@@ -107,57 +124,110 @@ class Staging:
         return self._published
 
 
-class DataStore:
-    """Outputs of asset partitions under one root folder."""
+@dataclass(frozen=True)
+class _Output:
+    folder: str
+    digest: str
+    superseded_at: float | None = None  # by the store's clock; None while it is in force
 
-    def __init__(self, root: Path | str) -> None:
-        self.root = Path(root).absolute()
+
+@dataclass(frozen=True)
+class _Pointer:
+    """`number` publications there have been; `outputs` are kept, the one in force first, then by publication."""
+
+    number: int = 0
+    outputs: tuple[_Output, ...] = ()
+
+    def after(self, published: _Output, now: float, keep: int, kept_s: float) -> "_Pointer":
+        """The pointer once an output has been published, without the outputs that nobody reads any more."""
+        before = [
+            replace(old, superseded_at=now if old.superseded_at is None else old.superseded_at)
+            for old in self.outputs
+            if old.folder != published.folder
+        ]
+        kept = [old for n, old in enumerate(before, 1) if n < keep or now - (old.superseded_at or now) < kept_s]
+        return _Pointer(self.number + 1, (replace(published, superseded_at=None), *kept))
+
+    def to_json(self) -> bytes:
+        """As the document that is stored; the digest in force stands first, for people."""
+        values = {"digest": self.outputs[0].digest, "number": self.number, "outputs": [*map(asdict, self.outputs)]}
+        return (json.dumps(values, indent=1) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "_Pointer":
+        """From the stored document; ValueError, KeyError or TypeError for anything else."""
+        values = parse_json(data)
+        outputs = tuple(
+            _Output(
+                str(o["folder"]), str(o["digest"]), None if o["superseded_at"] is None else float(o["superseded_at"])
+            )
+            for o in values["outputs"]
+        )
+        if not outputs:
+            raise ValueError("it names no output")
+        return cls(int(values["number"]), outputs)
+
+
+class DataStore:
+    """Outputs of asset partitions under one home, a folder or `s3://bucket/prefix`.
+
+    Args:
+        home: where, or the objects there.
+        keep: how many outputs of a partition are kept, the one in force included.
+        kept_s: how long a superseded one is kept in any case.
+    """
+
+    def __init__(self, home: Path | str | Objects, *, keep: int = KEEP_OUTPUTS, kept_s: float = KEPT_S) -> None:
+        self.objects = home if isinstance(home, Objects) else open_objects(home)
+        self.home = self.objects.home
+        self.keep, self.kept_s = keep, kept_s
+
+    @property
+    def root(self) -> Path:
+        """The folder of a store that is one."""
+        if "://" in self.home:
+            raise StoreError(f"the data store {self.home} is no folder: this cannot be done there yet")
+        return Path(self.home)
+
+    def key(self, *parts: str) -> str:
+        """The key of an asset's partition, or of any other place below the home."""
+        for part in parts:
+            if "/" in part:
+                raise StoreError(f"'{part}' cannot be a folder's name in the data store: use a plain name")
+        return checked("/".join(parts))
 
     def path(self, *parts: str) -> Path:
-        """The folder of an asset's partition, or any other place below the root."""
-        for part in parts:
-            if not part or part in {".", ".."} or "/" in part or "\\" in part:
-                raise StoreError(f"'{part}' cannot be a folder's name in the data store: use a plain name")
-        return self.root.joinpath(*parts)
+        """The same as a folder, where the store is one."""
+        return self.root / self.key(*parts)
 
     @contextmanager
     def replace(self, *parts: str) -> Iterator[Staging]:
-        """Write a new output of `parts` into the staging folder given; it is published when the block ends well."""
-        folder = self.path(*parts)
-        folder.mkdir(parents=True, exist_ok=True)
-        self._clear_abandoned(folder)
-        staging = Staging(Path(tempfile.mkdtemp(dir=folder, prefix=STAGING)))
-        try:
+        """Write a new output of `parts` into the staging folder given; it is published when the block ends well.
+
+        Raises:
+            LostRace: somebody else published another output of `parts` since the block began.
+        """
+        key = self.key(*parts)
+        pointer, tag = self._pointer(key)
+        with self.objects.staging(key) as folder:
+            staging = Staging(folder)
             yield staging
-            digest = digest_tree(staging.path)
-            target = folder / digest[:DIGEST_CHARS]
-            if not target.exists():
-                staging.path.chmod(0o755)
-                os.replace(staging.path, target)
-            write_json(folder / POINTER, {"digest": digest})
-            staging._published = Published(target, digest)
-            self._prune(folder, target)
-        finally:
-            shutil.rmtree(staging.path, ignore_errors=True)
+            staging._published = self._publish(key, folder, pointer, tag)
 
     def current(self, *parts: str) -> Published:
         """The output in force.
 
         Raises:
-            StoreError: nothing was published there, or the output was removed by hand.
+            StoreError: nothing was published there, or its pointer cannot be read.
         """
-        folder = self.path(*parts)
-        name = "/".join(parts)
-        try:
-            digest = parse_json((folder / POINTER).read_text())["digest"]
-        except FileNotFoundError:
-            raise StoreError(f"{name} is not in the data store {self.root}: materialise it first") from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{folder / POINTER} cannot be read ({error}): materialise {name} again") from error
-        target = folder / str(digest)[:DIGEST_CHARS]
-        if not target.is_dir():
-            raise StoreError(f"{target} is gone though {name} points to it: materialise {name} again")
-        return Published(target, digest)
+        key = self.key(*parts)
+        pointer, _ = self._pointer(key)
+        if not pointer.outputs:
+            raise StoreError(f"{key} is not in the data store {self.home}: materialise it first")
+        found = pointer.outputs[0]
+        if found.folder not in self.objects.folders(key):
+            raise StoreError(f"{key}/{found.folder} is gone though {key} points to it: materialise {key} again")
+        return Published(self.objects, f"{key}/{found.folder}", found.digest)
 
     def exists(self, *parts: str) -> bool:
         """Whether an output of `parts` is in force."""
@@ -167,14 +237,64 @@ class DataStore:
             return False
         return True
 
-    def _clear_abandoned(self, folder: Path) -> None:
-        """Remove what writers that were killed left behind; a living one is never a day old."""
-        for left in folder.glob(f"{STAGING}*"):
-            if time.time() - left.stat().st_mtime > ABANDONED_AFTER_S:
-                shutil.rmtree(left, ignore_errors=True)
+    def _pointer(self, key: str) -> tuple[_Pointer, str | None]:
+        try:
+            stored = self.objects.read(f"{key}/{POINTER}")
+        except Missing:
+            return _Pointer(), None
+        try:
+            return _Pointer.from_json(stored.data), stored.tag
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(
+                f"{key}/{POINTER} in {self.home} cannot be read ({error}): remove {key} and materialise it again"
+            ) from error
 
-    def _prune(self, folder: Path, current: Path) -> None:
-        outputs = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".") and p != current]
-        outputs.sort(key=lambda p: p.stat().st_mtime, reverse=True)
-        for old in outputs[KEEP_OUTPUTS - 1 :]:
-            shutil.rmtree(old, ignore_errors=True)
+    def _publish(self, key: str, folder: Path, pointer: _Pointer, tag: str | None) -> Published:
+        digest = digest_tree(folder)
+        known = next((o for o in pointer.outputs if o.digest == digest and o.folder in self.objects.folders(key)), None)
+        output = known or _Output(f"{pointer.number + 1:06d}-{digest[:DIGEST_CHARS]}", digest)
+        if known is None:
+            self._upload(folder, f"{key}/{output.folder}")
+        after = pointer.after(output, self.objects.now(), self.keep, self.kept_s)
+        try:
+            if tag is None:
+                self.objects.put_if_absent(f"{key}/{POINTER}", after.to_json())
+            else:
+                self.objects.put_if_unchanged(f"{key}/{POINTER}", after.to_json(), tag)
+        except LostRace:
+            won = self.current(*key.split("/"))
+            if won.digest != digest:
+                raise LostRace(
+                    f"{key} in {self.home} was published by another run meanwhile: see which of the two should be in "
+                    "force, and run that one again"
+                ) from None
+            return won
+        with suppress(StoreError, OSError):  # the next publication goes on
+            self._sweep(key, after)
+        return Published(self.objects, f"{key}/{output.folder}", digest)
+
+    def _upload(self, folder: Path, key: str) -> None:
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        if not files:
+            raise StoreError(f"{key} has no file: an output that holds nothing cannot be published")
+        for path in files:
+            with suppress(LostRace):  # the same content, by a publisher that was killed, or is as far as this one
+                self.objects.upload(path, f"{key}/{path.relative_to(folder).as_posix()}")
+
+    def _sweep(self, key: str, pointer: _Pointer) -> None:
+        """Remove the outputs that the pointer does not list and never will."""
+        listed = {output.folder for output in pointer.outputs}
+        for folder in self.objects.folders(key):
+            number, _, rest = folder.partition("-")
+            if (
+                folder not in listed
+                and number.isdecimal()
+                and len(rest) == DIGEST_CHARS
+                and int(number) <= pointer.number
+            ):
+                self.objects.delete([item.key for item in self.objects.list(f"{key}/{folder}")])
+
+
+def open_store(home: Path | str, cache: Path | None = None, cache_bytes: int | None = None) -> DataStore:
+    """The data store of a home, a folder or `s3://bucket/prefix`; see `open_objects`."""
+    return DataStore(open_objects(home, cache, cache_bytes))

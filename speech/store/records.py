@@ -1,0 +1,112 @@
+"""What is written by several at once: records that are only added, and documents that are replaced.
+
+Both go without locks: a record takes its number, or learns that somebody else has it; a document is replaced as it
+was read, or not at all. What a writer decided on has then not changed since it looked.
+"""
+
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import PurePosixPath
+
+from speech.store.objects import LostRace, Missing, Objects, Stored, StoreError
+
+THREADS = 8
+TRIES = 50  # of a change that nobody decides about; more often nobody loses to others who each win once
+
+
+class Records:
+    """Records below a prefix, one object each: `<prefix>/00000001.json` and so on, without a gap, never changed."""
+
+    def __init__(self, objects: Objects, prefix: str, suffix: str = ".json") -> None:
+        self.objects, self.prefix, self.suffix = objects, prefix, suffix
+        self._known: list[bytes] = []  # what never changes need not be read twice
+
+    def key(self, number: int) -> str:
+        """The key of a record; the first has number 1."""
+        return f"{self.prefix}/{number:08d}{self.suffix}"
+
+    def all(self) -> tuple[bytes, ...]:
+        """All records, in order; record n is at n - 1.
+
+        Raises:
+            StoreError: one before the last is missing.
+        """
+        numbers = [
+            int(name) for item in self.objects.list(self.prefix) if (name := PurePosixPath(item.key).stem).isdecimal()
+        ]
+        last = max(numbers, default=0)
+
+        def read(number: int) -> bytes:
+            try:
+                return self.objects.read(self.key(number)).data
+            except Missing as error:
+                raise StoreError(f"{error}, though number {last} is: restore it from its backup") from None
+
+        with ThreadPoolExecutor(THREADS) as threads:
+            known = [*self._known, *threads.map(read, range(len(self._known) + 1, last + 1))]
+        with suppress(Missing):  # a list may be older than an answer to a question
+            while True:
+                known.append(self.objects.read(self.key(len(known) + 1)).data)
+        self._known = known
+        return tuple(known)
+
+    def append(self, number: int, data: bytes) -> None:
+        """Add the record that follows the ones that were read, `number` is one more than they are.
+
+        Raises:
+            LostRace: another writer added it.
+            StoreError: the one before it is not there.
+        """
+        if number > 1:
+            self.objects.read(self.key(number - 1))
+        self.objects.put_if_absent(self.key(number), data)
+
+    def add(self, data: bytes) -> int:
+        """Add a record after whatever is there; returns its number."""
+        for attempt in range(TRIES):
+            number = len(self.all()) + 1
+            try:
+                self.append(number, data)
+            except LostRace:
+                pause(attempt)
+            else:
+                return number
+        raise LostRace(f"others write to {self.prefix} in {self.objects.home} without end: try again later")
+
+
+class Document:
+    """One object that several writers replace."""
+
+    def __init__(self, objects: Objects, key: str) -> None:
+        self.objects, self.key = objects, key
+
+    def read(self) -> Stored | None:
+        """What it is now; None before it was first written."""
+        try:
+            return self.objects.read(self.key)
+        except Missing:
+            return None
+
+    def replace(self, data: bytes, before: Stored | None) -> Stored:
+        """Write it, if it still is what was read before; what a caller must decide about anew raises `LostRace`."""
+        if before is None:
+            return Stored(data, self.objects.put_if_absent(self.key, data))
+        return Stored(data, self.objects.put_if_unchanged(self.key, data, before.tag))
+
+    def change(self, to: Callable[[bytes | None], bytes]) -> Stored:
+        """Replace it by what `to` makes of it, as often as others are faster; for changes that need no decision."""
+        for attempt in range(TRIES):
+            before = self.read()
+            try:
+                return self.replace(to(before.data if before else None), before)
+            except LostRace:
+                pause(attempt)
+        raise LostRace(f"others write {self.key} in {self.objects.home} without end: try again later")
+
+
+def pause(attempt: int) -> None:
+    """Let the others get on, longer each time, and not all equally long."""
+    time.sleep(random.uniform(0, min(1.0, 0.002 * 2**attempt)))

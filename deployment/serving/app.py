@@ -42,8 +42,8 @@ from deployment.serving.problems import MEDIA_TYPE, Problem, ProblemDocument
 from deployment.serving.transcription import Cancelled, Transcribed, transcribe
 from deployment.serving.uploads import Upload, receive
 from speech.audio.decode import AudioError, AudioLimits
-from speech.corpus.manifest import primary_language
 from speech.recognition.offline import RecognitionError
+from speech.scripts import primary_language
 
 REQUEST_ID_HEADER = "X-Request-Id"
 MODEL_HEADER = "X-Soundstage-Model"

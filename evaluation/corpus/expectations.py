@@ -38,7 +38,7 @@ from evaluation.corpus.validation import CorpusValidation, ExpectationOutcome
 from speech.audio.decode import SAMPLE_RATE
 from speech.corpus.manifest import SPLITS, Utterance, quarter_of, quarter_title
 from speech.corpus.normalize import MAX_DURATION_S, MIN_DURATION_S
-from speech.text import normalize, speech_rate, unexpected_characters
+from speech.text import normalize, speech_rate, unexpected_characters, words_of
 
 if TYPE_CHECKING:
     import pandas
@@ -176,7 +176,7 @@ def _utterance_table(
                 "duration_s": duration_s,
                 "audio_present": present,
                 "sample_rate_hz": sample_rate,
-                "words": len(text.split()),
+                "words": len(words_of(utterance.text, language)),
                 "unexpected_characters": "".join(sorted(unexpected_characters(utterance.text, language))),
                 "characters_per_second": speech_rate(text, duration_s) if duration_s else None,
             }
@@ -242,7 +242,7 @@ def _partition_measures(
         "stretch_correlation": _stretches(characters, speech_s),
     }
     if previous is not None and utterances:
-        words = [word for u in utterances for word in normalize(u.text, language).split()]
+        words = [word for u in utterances for word in words_of(u.text, language)]
         known = set(previous.vocabulary)
         measures["drift_duration"] = stability_index(profile.duration_counts, previous.duration_counts)
         measures["drift_snr"] = stability_index(profile.snr_counts, previous.snr_counts)

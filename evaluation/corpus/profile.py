@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from speech.corpus.manifest import Utterance
-from speech.text import normalize
+from speech.text import words_of
 
 PROFILE_SCHEMA = 1
 VOCABULARY_WORDS = 5_000
@@ -67,7 +67,7 @@ def profile_corpus(utterances: Sequence[Utterance], *, language: str, quarter: s
     durations = np.array([u.duration_s for u in utterances if u.duration_s is not None], dtype=float)
     qualities = [u.quality for u in utterances if u.quality is not None]
     ratios = np.array([q.snr_db for q in qualities if math.isfinite(q.snr_db)], dtype=float)
-    words = Counter(word for u in utterances for word in normalize(u.text, language).split())
+    words = Counter(word for u in utterances for word in words_of(u.text, language))
     common = sorted(words, key=lambda word: (-words[word], word))[:VOCABULARY_WORDS]
     telephone = [q.narrow_band for q in qualities]
     return CorpusProfile(

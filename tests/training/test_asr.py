@@ -222,7 +222,7 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None:
 
 def test_word_errors_add_up_over_batches() -> None:
     """Devices and batches report counts; rates of parts cannot be averaged."""
-    assert word_errors(["yes no", "stop"], ["yes", "stop stop"]) == {
+    assert word_errors(["yes no", "stop"], ["yes", "stop stop"], "en") == {
         "word_edits": 2,
         "words": 3,
         "character_edits": 3 + 5,

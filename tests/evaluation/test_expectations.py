@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluation.corpus.expectations import CorpusSettings, validate
+from evaluation.corpus.expectations import CorpusSettings, _partition_measures, _utterance_table, validate
 from evaluation.corpus.profile import CorpusProfile, ProfileError, profile_corpus, stability_index
 from speech.audio.decode import Waveform, encode_flac
 from speech.corpus.importers import Defaults, import_kaldi
@@ -266,3 +266,23 @@ def test_real_recordings_pass_and_their_shifted_transcripts_do_not(check):
     assert failed(check(rows, settings=settings)) == set()
     assert "text_audio_correlation" in failed(check(shifted(rows), settings=settings))
     assert failed(check(rows[:600] + shifted(rows[600:800]) + rows[800:], settings=settings)) == {"stretch_correlation"}
+
+
+def test_two_quarters_of_a_script_without_spaces_know_each_other_s_words(corpus):
+    """With sentences for words, no quarter ever held a word of the one before, and each second one was refused."""
+    characters = {word: chr(0x4E00 + 50 * number) + chr(0x5E00 + 50 * number) for number, word in enumerate(WORDS)}
+    rows = [replace(row, language="zh", text="".join(characters[word] for word in row.text.split())) for row in corpus]
+    before = profile_corpus(rows[::2], language="zh", quarter="2024-01")
+    assert set(before.vocabulary) == set("".join(characters.values()))
+    measured = _partition_measures(
+        rows[1::2],
+        _utterance_table(rows[1::2], "zh", CorpusSettings(), lambda row: row.audio),
+        "zh",
+        {},
+        0.0,
+        profile_corpus(rows[1::2], language="zh", quarter="2024-04"),
+        before,
+        CorpusSettings(),
+    )
+    assert measured["drift_vocabulary"] == 1.0
+    assert measured["drift_extreme"] == 0.0

@@ -26,7 +26,8 @@ from pathlib import Path
 from evaluation.corpus.expectations import CorpusSettings, validate
 from evaluation.corpus.profile import CorpusProfile
 from speech.bundle import ModelBundle
-from speech.corpus.importers import Defaults, import_table
+from speech.corpus.importers import Defaults
+from speech.corpus.importers.tables import import_table
 from speech.corpus.manifest import Utterance, assign_splits, write_manifest
 from speech.corpus.normalize import normalize_audio, select_utterances
 from speech.corpus.synthetic import VOCABULARY, write_quarter

@@ -24,8 +24,8 @@ from evaluation.scoring import (
     slice_scores_of,
     slices_of,
     word_outcomes,
-    words_of,
 )
+from speech.text import words_of
 
 if TYPE_CHECKING:
     from speech.corpus.manifest import Utterance

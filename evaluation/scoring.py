@@ -3,8 +3,8 @@
 A single WER invites a release decision on noise: the same model, tested on other speakers of the same population, would
 have scored differently. So every rate here carries an interval, and two models are compared on the same utterances.
 
-- Texts are compared in the scoring form of `speech.text.normalize`. Languages written without spaces between words have
-  one "word" a character, as is usual for them.
+- Texts are compared in the scoring form of `speech.text.normalize`. Scripts without spaces between words have one
+   "word" a character, as is usual for them.
 - A number has several right readings ("1984" is a year, a count, or four digits), and a reference is what was said: of
   all its readings (`speech.text.readings`) the one with the fewest edits is taken, for every model alike. Where each
   stretch of a text has its own readings every combination counts; of one number only the first 16 are known. Ties go
@@ -22,7 +22,6 @@ have scored differently. So every rate here carries an interval, and two models 
 Not covered: how good the references are. A wrong transcript counts against every model alike.
 """
 
-import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -33,7 +32,8 @@ import numpy as np
 
 from evaluation.results import Difference, EvaluationError, Interval, Score, Scored
 from speech.corpus.manifest import age_band
-from speech.text import normalize, readings
+from speech.scripts import join_words
+from speech.text import readings, words_of
 
 if TYPE_CHECKING:
     from speech.corpus.manifest import Utterance
@@ -41,26 +41,10 @@ if TYPE_CHECKING:
 
 CONFIDENCE_LEVEL = 0.95
 
-# Written without spaces between words: a word error rate counts characters there.
-UNSPACED_LANGUAGES = frozenset({"ja", "zh", "yue", "th", "lo", "my", "km"})
-
 DURATION_BANDS_S = (2.0, 5.0, 15.0)
 SNR_BANDS_DB = (10.0, 20.0)
 
 RESAMPLES_AT_ONCE = 128  # bounds the weight matrix to RESAMPLES_AT_ONCE x speakers
-
-
-def words_of(text: str, language: str) -> list[str]:
-    """The words that are compared: of the normalised text; one a character where the script has no spaces."""
-    return list(_words_of(text, language))
-
-
-@functools.lru_cache(maxsize=50_000)  # a reference is read for every model, slice list, alignment and plot
-def _words_of(text: str, language: str) -> tuple[str, ...]:
-    normalized = normalize(text, language)
-    if language in UNSPACED_LANGUAGES:
-        return tuple(character for character in normalized if not character.isspace())
-    return tuple(normalized.split())
 
 
 def words_said(text: str, heard: Sequence[str], language: str) -> list[str]:
@@ -73,7 +57,7 @@ def words_said(text: str, heard: Sequence[str], language: str) -> list[str]:
     for piece in pieces:
         ends = []
         for reading in piece:
-            words = _words_of(reading, language)
+            words = words_of(reading, language)
             ends.append([(edits, (*before, *words)) for edits, before in _advanced(best, words, heard)])
         best = [min(column, key=lambda end: end[0]) for column in zip(*ends, strict=True)]
     return list(best[-1][1])
@@ -140,7 +124,7 @@ def word_outcomes(reference: str, words: Sequence["Word"], language: str) -> lis
     A written form that is spoken as several words ("42") is right when all of them are.
     """
     spoken = [words_of(word.text, language) for word in words]
-    hypothesis = " ".join("".join(parts) if language in UNSPACED_LANGUAGES else " ".join(parts) for parts in spoken)
+    hypothesis = join_words(part for parts in spoken for part in parts)
     hits = [edit.kind == "equal" for edit in align(reference, hypothesis, language) if edit.kind != "delete"]
     if len(hits) != sum(len(parts) for parts in spoken):
         return []  # normalisation joined words across their borders: no outcome can be told for this utterance
@@ -174,7 +158,6 @@ def count_edits(items: Sequence[Scored], language: str) -> Counts:
     import jiwer
 
     pairs = [_compared(item.reference, item.hypothesis, language) for item in items]
-    separator = "" if language in UNSPACED_LANGUAGES else " "
     table = np.zeros((len(items), 6), dtype=np.int64)
     spoken = [row for row, (expected, _) in enumerate(pairs) if expected]
     if spoken:
@@ -182,7 +165,7 @@ def count_edits(items: Sequence[Scored], language: str) -> Counts:
             [" ".join(pairs[row][0]) for row in spoken], [" ".join(pairs[row][1]) for row in spoken]
         )
         by_characters = jiwer.process_characters(
-            [separator.join(pairs[row][0]) for row in spoken], [separator.join(pairs[row][1]) for row in spoken]
+            [join_words(pairs[row][0]) for row in spoken], [join_words(pairs[row][1]) for row in spoken]
         )
         column = {"substitute": SUBSTITUTIONS, "delete": DELETIONS, "insert": INSERTIONS}
         for row, words, characters in zip(spoken, by_words.alignments, by_characters.alignments, strict=True):
@@ -193,9 +176,9 @@ def count_edits(items: Sequence[Scored], language: str) -> Counts:
     for row, (expected, heard) in enumerate(pairs):
         if not expected:
             table[row, INSERTIONS] = len(heard)
-            table[row, CHARACTER_EDITS] = len(separator.join(heard))
+            table[row, CHARACTER_EDITS] = len(join_words(heard))
         table[row, WORDS] = len(expected)
-        table[row, CHARACTERS] = len(separator.join(expected))
+        table[row, CHARACTERS] = len(join_words(expected))
     _, blocks = np.unique([item.speaker for item in items], return_inverse=True)
     return Counts(table, blocks.astype(np.int64), np.array([item.duration_s for item in items], dtype=np.float64))
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from itertools import groupby
 
 from speech import spoken
+from speech.scripts import letters_of, primary_language, split_words
 
 _APOSTROPHES = dict.fromkeys(map(ord, "’‘ʼ＇´`‛′"), "'")
 _HYPHENS = dict.fromkeys(map(ord, "‐‑‒−"), "-")  # dashes between words part them, these join
@@ -57,12 +58,30 @@ def readings(text: str, language: str) -> tuple[tuple[str, ...], ...]:
     return tuple(pieces) if " ".join(piece[0] for piece in pieces) == plain else ((plain,),)
 
 
+def words_of(text: str, language: str) -> list[str]:
+    """The words that are counted and compared: of the normalised text; one a character where a script has no spaces."""
+    return list(_words_of(text, language))
+
+
+@functools.lru_cache(maxsize=50_000)  # a reference is read for every model, slice list, alignment and plot
+def _words_of(text: str, language: str) -> tuple[str, ...]:
+    return tuple(split_words(normalize(text, language)))
+
+
+def alphabet(language: str) -> str | None:
+    """The letters of normalised text where they are few and all known here, else None."""
+    return _ALPHABETS.get(primary_language(language) or "")
+
+
+@functools.lru_cache(maxsize=64)
 def charset(language: str) -> frozenset[str]:
-    """The characters of normalised text: letters and the space; for a language without an alphabet here, the space,
-    the apostrophe and every letter that unicode knows.
+    """The characters of normalised text: letters and the space.
+
+    Without an alphabet here: the space, the apostrophe and every letter of the scripts that the language is written in,
+    or of every script where the language is not known.
     """
-    alphabet = _ALPHABETS.get(_primary(language))
-    return frozenset(alphabet + " ") if alphabet else _all_letters()
+    letters = alphabet(language)
+    return frozenset(letters + " ") if letters else letters_of(language) | {" ", "'"}
 
 
 def unexpected_characters(text: str, language: str) -> set[str]:
@@ -71,25 +90,38 @@ def unexpected_characters(text: str, language: str) -> set[str]:
     return (set(form) - charset(language)) | unread
 
 
+def spoken_length(text: str) -> int:
+    """How much there is to say in a normalised text, in letters of an alphabet, so that scripts can be compared.
+
+    A Hangul syllable counts its two or three letters, a kana two (a consonant and a vowel), a Chinese character three.
+    """
+    text = " ".join(text.split())
+    if text.isascii():
+        return len(text)
+    letters = len(unicodedata.normalize("NFD", "".join(c for c in text if "\uac00" <= c <= "\ud7a3")))
+    for character in text:
+        if "\u3041" <= character <= "\u30fa":
+            letters += 2
+        elif "\u3400" <= character <= "\u9fff" or character >= "\U00020000":
+            letters += 3
+        elif not "\uac00" <= character <= "\ud7a3":
+            letters += 1
+    return letters
+
+
 def speech_rate(text: str, duration_s: float) -> float:
-    """Characters per second of a normalised text. Far outside 5 to 25, text and audio rarely belong together.
+    """Letters per second of a normalised text. Far outside 5 to 25, text and audio rarely belong together.
 
     An empty text has rate 0; a text without any duration has an infinite one.
     """
-    characters = len(" ".join(text.split()))
-    if characters == 0:
+    letters = spoken_length(text)
+    if letters == 0:
         return 0.0
-    return characters / duration_s if duration_s > 0 else math.inf
+    return letters / duration_s if duration_s > 0 else math.inf
 
 
 def _primary(language: str) -> str:
-    return language.replace("_", "-").split("-")[0].lower()
-
-
-@functools.cache
-def _all_letters() -> frozenset[str]:
-    letters = {c for c in map(chr, range(0x110000)) if unicodedata.category(c)[0] in "LM"}
-    return frozenset(letters | {" ", "'"})
+    return primary_language(language) or language.lower()
 
 
 @functools.lru_cache(maxsize=32_768)  # a row's text is asked for by several checks, each reading and each contestant

@@ -4,15 +4,20 @@ Subtitle formats (SRT, WebVTT) hold what a reader sees, CTM and RTTM what a scor
 everything; the JSON form does, and is the only one that can be read back.
 """
 
+import itertools
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from speech.scripts import is_unspaced, join_words
+from speech.segments import phrases
+
 SCHEMA_VERSION = 1
 CUE_SECONDS = 6.0  # subtitles change about this often at the slowest
-CUE_CHARACTERS = 84  # two lines of 42, what broadcasters hold to
-CUE_LINE = 42
+CUE_LINE = 42  # columns of one line of subtitles, what broadcasters hold to
+CUE_COLUMNS = 2 * CUE_LINE
 SHORTEST_CUE_S = 0.001  # players reject a cue that ends when it begins
 
 
@@ -85,8 +90,8 @@ class Segment:
 
     @property
     def text(self) -> str:
-        """The words as recognised, with single spaces."""
-        return " ".join(word.text for word in self.words)
+        """The words as recognised, with single spaces where the script sets any."""
+        return join_words(word.text for word in self.words)
 
     @property
     def score(self) -> float:
@@ -139,7 +144,7 @@ class Transcript:
     @property
     def text(self) -> str:
         """All words in order, one line."""
-        return " ".join(segment.text for segment in self.segments if segment.words)
+        return join_words(segment.text for segment in self.segments if segment.words)
 
     @property
     def words(self) -> tuple[Word, ...]:
@@ -239,35 +244,28 @@ def _words_with_speaker(segment: Segment) -> Iterator[Word]:
 
 
 def _cues(transcript: Transcript) -> Iterator[_Cue]:
-    """Subtitles: a segment in pieces that a reader can take in, never across a change of speaker.
+    """Subtitles: a segment in pieces that a reader can take in, never across a pause or a change of speaker.
 
     A segment that fits one cue is shown in its written form; a longer one by its words, which alone have times.
     """
     for segment in transcript.segments:
         if (
             segment.written
-            and len(segment.written) <= CUE_CHARACTERS
+            and columns(segment.written) <= CUE_COLUMNS
             and segment.end_s - segment.start_s <= CUE_SECONDS
         ):
             yield _cue(segment.start_s, segment.end_s, segment.written, segment.speaker)
             continue
-        gathered: list[Word] = []
-        for word in _words_with_speaker(segment):
-            length = sum(len(earlier.text) + 1 for earlier in gathered) + len(word.text)
-            if gathered and (
-                length > CUE_CHARACTERS
-                or word.end_s - gathered[0].start_s > CUE_SECONDS
-                or word.speaker != gathered[-1].speaker
-            ):
-                yield _cue_of_words(gathered)
-                gathered = []
-            gathered.append(word)
-        if gathered:
-            yield _cue_of_words(gathered)
+        for speaker, turn in itertools.groupby(_words_with_speaker(segment), lambda word: word.speaker):
+            for words in phrases(list(turn), _fits_cue):
+                yield _cue(words[0].start_s, words[-1].end_s, join_words(word.text for word in words), speaker)
 
 
-def _cue_of_words(words: Sequence[Word]) -> _Cue:
-    return _cue(words[0].start_s, words[-1].end_s, " ".join(word.text for word in words), words[0].speaker)
+def _fits_cue(words: Sequence[Word]) -> bool:
+    return (
+        columns(join_words(word.text for word in words)) <= CUE_COLUMNS
+        and words[-1].end_s - words[0].start_s <= CUE_SECONDS
+    )
 
 
 def _cue(start_s: float, end_s: float, text: str, speaker: str | None) -> _Cue:
@@ -275,13 +273,29 @@ def _cue(start_s: float, end_s: float, text: str, speaker: str | None) -> _Cue:
     return _Cue(start_s, max(end_s, start_s + SHORTEST_CUE_S), " ".join(text.split()), speaker)
 
 
+def columns(text: str) -> int:
+    """The width of a text in columns: Chinese, Japanese and Korean characters take two, marks on a letter none."""
+    return sum(
+        0 if unicodedata.category(character) == "Mn" else 1 + (unicodedata.east_asian_width(character) in "WF")
+        for character in text
+    )
+
+
 def _wrapped(text: str) -> list[str]:
     """One line, or two of about the same length: people read those fastest."""
-    if len(text) <= CUE_LINE or " " not in text:
+    width = columns(text)
+    if width <= CUE_LINE:
         return [text]
-    spaces = [found.start() for found in re.finditer(" ", text)]
-    middle = min(spaces, key=lambda place: abs(place - len(text) / 2))
-    return [text[:middle], text[middle + 1 :]]
+    breaks = [
+        place
+        for place in range(1, len(text))
+        if text[place] == " "
+        or (is_unspaced(text[place - 1]) and is_unspaced(text[place]) and unicodedata.category(text[place])[0] != "M")
+    ]
+    if not breaks:
+        return [text]
+    middle = min(breaks, key=lambda place: abs(columns(text[:place]) - width / 2))
+    return [text[:middle], text[middle:].lstrip(" ")]
 
 
 def _srt_text(text: str) -> str:

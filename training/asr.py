@@ -5,6 +5,8 @@ the weights that did best on the dev set in a NeMo model. NeMo brings the networ
 format.
 """
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from training.batches import Corpus
 from training.data import SplitRows, corpus_of
 from training.loop import Progress, cores, hardware, load_state, module_of, run_loop
-from training.network import calibrate_subsampling, load_base, new_model, quiet_nemo
+from training.network import FRAMES_PER_SECOND, calibrate_subsampling, load_base, new_model, quiet_nemo
 from training.readings import readings_said
 from training.recipe import Recipe, TrainingError
-from training.tokenizer import train_tokenizer
+from training.tokenizer import coverage_of, train_tokenizer
 
 if TYPE_CHECKING:
     from nemo.collections.asr.models.ctc_bpe_models import EncDecCTCModelBPE
@@ -48,6 +51,7 @@ class Fitted:
     hardware: dict[str, Any]
     history: list[dict[str, float]]
     readings: dict[str, Any] | None  # of numbers, told by the base model; None from scratch
+    findings: list[str]  # what there was to say about the text before the first step
 
 
 def fit(
@@ -68,10 +72,22 @@ def fit(
     Resumes from `checkpoints` when they belong to `fingerprint`. Raises TrainingError for data or a base
     that cannot be used, Interrupted after saving when `should_stop` says so.
     """
-    # Audio first: a fault in it shows within seconds, before the long import.
+    if recipe.start == "base" and not base:
+        raise TrainingError(f"Recipe '{recipe.name}' continues from a base model: give one (base).")
+    if recipe.start != "base" and base:
+        raise TrainingError(f"Recipe '{recipe.name}' starts from scratch: leave the base out or use 'finetune'.")
+    # Text and audio first: a fault in them shows within seconds, before the long import.
     report(Progress("reading audio", 0, recipe.max_steps))
     corpus = corpus_of(train, recipe)
     dev_corpus = corpus_of(dev, recipe, bound_s=recipe.dev_minutes * 60)
+    findings: list[str] = []
+    tokenizer = None
+    if recipe.start != "base":
+        size = recipe.tokenizer.vocabulary_size
+        if uncovered := coverage_of(corpus.texts, language, size).finding:
+            findings.append(uncovered)
+            report(Progress("tokenizer", 0, recipe.max_steps, finding=uncovered))
+        tokenizer = train_tokenizer(corpus.texts, language, checkpoints / "tokenizer", size, recipe.tokenizer.sentences)
     corpus.cache.fill(corpus.utterances)
     dev_corpus.cache.fill(dev_corpus.utterances)
     report(Progress("loading NeMo", 0, recipe.max_steps))
@@ -82,10 +98,8 @@ def fit(
     torch.set_flush_denormal(True)
     report(Progress("building the model", 0, recipe.max_steps))
     chosen = None
-    if recipe.start == "base":
-        if not base:
-            raise TrainingError(f"Recipe '{recipe.name}' continues from a base model: give one (base).")
-        model = load_base(base, recipe, checkpoints / "tokenizer")
+    if tokenizer is None:
+        model = load_base(str(base), recipe, checkpoints / "tokenizer")
         report(Progress("choosing readings", 0, recipe.max_steps))
         learnt = readings_said(model, corpus, language, checkpoints / "readings-train.json")
         measured = readings_said(model, dev_corpus, language, checkpoints / "readings-dev.json")
@@ -94,17 +108,8 @@ def fit(
             name: {"several": found.several, "other": found.other, "digest": found.digest}
             for name, found in (("train", learnt), ("dev", measured))
         }
-        _require_known_characters(model, corpus.texts, base)
+        _require_known_characters(model, corpus.texts, str(base))
     else:
-        if base:
-            raise TrainingError(f"Recipe '{recipe.name}' starts from scratch: leave the base out or use 'finetune'.")
-        tokenizer = train_tokenizer(
-            corpus.texts,
-            language,
-            checkpoints / "tokenizer",
-            recipe.tokenizer.vocabulary_size,
-            recipe.tokenizer.sentences,
-        )
         model = new_model(recipe, tokenizer, seed)
         typical = sorted(range(len(corpus.texts)), key=lambda index: (corpus.durations_s[index], index))
         step = max(1, len(typical) // 50)
@@ -114,6 +119,9 @@ def fit(
     # Devices evaluate their own share of the dev set: none may wait for the others within the encoder.
     model.encoder.sync_max_audio_length = False
     corpus.tokens = [model.tokenizer.text_to_ids(text) for text in corpus.texts]
+    if too_long := _too_long(corpus, int(model.encoder.subsampling_factor) / FRAMES_PER_SECOND):
+        findings.append(too_long)
+        report(Progress("tokenizer", 0, recipe.max_steps, finding=too_long))
     state = load_state(checkpoints, fingerprint)
     module = module_of(model, recipe, corpus, dev_corpus, checkpoints, fingerprint, seed, state, report, should_stop)
     run_loop(module, recipe)
@@ -140,6 +148,7 @@ def fit(
         hardware=hardware(recipe),
         history=module.history,
         readings=chosen,
+        findings=findings,
     )
 
 
@@ -154,6 +163,20 @@ def _require_known_characters(model: "EncDecCTCModelBPE", texts: Sequence[str], 
             f"Base model '{base}' cannot write {len(missing)} characters of the training text"
             f" ({' '.join(sorted(missing)[:10])}): choose a base of this language, or train from scratch."
         )
+
+
+def _too_long(corpus: Corpus, frame_s: float) -> str:
+    """Say how many utterances have more pieces than the network has outputs, which CTC cannot align; "": none."""
+    rows = zip(corpus.tokens, corpus.durations_s, strict=True)
+    # between two equal pieces stands a blank
+    needed = ((len(t) + sum(a == b for a, b in itertools.pairwise(t)), duration) for t, duration in rows)
+    count = sum(pieces > math.ceil(duration_s / frame_s) for pieces, duration_s in needed)
+    if not count:
+        return ""
+    return (
+        f"{count:,} of {len(corpus.tokens):,} training utterances have more pieces than the network has outputs (one in"
+        f" {frame_s * 1000:.0f} ms), and nothing is learnt from them: raise tokenizer.vocabulary_size"
+    )
 
 
 def recorded(fitted: Fitted) -> dict[str, Any]:

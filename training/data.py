@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from speech.corpus.manifest import ManifestError, Utterance, audio_location, read_manifest
+from speech.scripts import join_words, primary_language
 from speech.text import normalize
 from training.batches import SAMPLE_RATE, AudioCache, Corpus
 from training.recipe import Recipe, TrainingError
@@ -49,7 +50,7 @@ def read_split(manifests: Sequence[str | Path], split: Split, language: str) -> 
                 speakers.add(row.speaker)
                 if row.split != split:
                     continue
-                if row.language.split("-")[0] != language.split("-")[0]:
+                if primary_language(row.language) != primary_language(language):
                     left_out["other language"] += 1
                     continue
                 text = normalize(row.text, language)
@@ -60,7 +61,7 @@ def read_split(manifests: Sequence[str | Path], split: Split, language: str) -> 
                 seen[row.id] = seen.get(row.id, 0) + 1
                 name = row.id if seen[row.id] == 1 else f"{row.id}+{seen[row.id]}"
                 utterances.append(replace(row, id=name, audio=audio_location(row, path)))
-                texts.append(text)
+                texts.append(join_words(text.split()))
         except ManifestError as error:
             raise TrainingError(f"Manifest cannot be used: {str(error).rstrip('.')}.") from error
     if not utterances:

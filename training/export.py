@@ -34,6 +34,8 @@ import numpy as np
 from speech.bundle import NETWORK, TOKENIZER, Geometry, ModelBundle, write_bundle
 from speech.features import MelConfig, mel_filters
 from speech.recognition.offline import Recognizer
+from speech.scripts import join_words
+from training.tokenizer import without_paths
 
 OPSET = 17
 # The longest run the network's position table allows; longer runs are not faster.
@@ -144,8 +146,8 @@ def _offline(model: Any, samples: np.ndarray) -> tuple[str, np.ndarray]:
         encoded, counts = model.encoder(audio_signal=frames, length=lengths)
         log_probs = _decoder_of(model)(encoder_output=encoded)
         hypotheses = model.decoding.ctc_decoder_predictions_tensor(log_probs, decoder_lengths=counts)
-    # The recogniser writes one space between words, as scoring does.
-    return " ".join(hypotheses[0].text.split()), log_probs[0, : int(counts[0])].cpu().numpy()
+    # The recogniser sets spaces between words as their scripts do.
+    return join_words(hypotheses[0].text.split()), log_probs[0, : int(counts[0])].cpu().numpy()
 
 
 def _decoder_of(model: Any) -> Any:
@@ -217,7 +219,7 @@ def _tokenizer_of(model: Any, path: Path) -> tuple[bytes, tuple[str, ...]]:
 
     processor = SentencePieceProcessor()
     try:
-        data = _without_training_paths(path.read_bytes())
+        data = without_paths(path.read_bytes())
         processor.LoadFromSerializedProto(data)
     except (OSError, RuntimeError, IndexError, ValueError) as error:
         raise ExportError(f"{path}: not a sentencepiece model ({error}); give the model's tokenizer.model") from error
@@ -225,63 +227,6 @@ def _tokenizer_of(model: Any, path: Path) -> tuple[bytes, tuple[str, ...]]:
     if pieces != tuple(_decoder_of(model).vocabulary):
         raise ExportError(f"{path}: its pieces are not the decoder's vocabulary; give the tokenizer the model has")
     return data, pieces
-
-
-def _without_training_paths(model: bytes) -> bytes:
-    """Drop the training files' and the model's path from a sentencepiece model; they differ from run to run.
-
-    They are fields 1 and 2 of trainer_spec, which is field 2 (sentencepiece_model.proto). sentencepiece's
-    own protobuf classes are not used, as their generator must not be newer than the protobuf installed.
-    """
-    kept = []
-    for field, raw, body in _protobuf_fields(model):
-        if field == 2 and body is not None:
-            spec = b"".join(part for number, part, _ in _protobuf_fields(body) if number not in (1, 2))
-            raw = b"\x12" + _varint(len(spec)) + spec
-        kept.append(raw)
-    return b"".join(kept)
-
-
-def _protobuf_fields(message: bytes) -> Iterator[tuple[int, bytes, bytes | None]]:
-    """Yield (number, whole field, its body when it is a message or text) of a protobuf message."""
-
-    def varint(at: int) -> tuple[int, int]:
-        value = shift = 0
-        while True:
-            value |= (message[at] & 0x7F) << shift
-            at, shift = at + 1, shift + 7
-            if message[at - 1] < 0x80:
-                return value, at
-
-    at = 0
-    while at < len(message):
-        start = at
-        key, at = varint(at)
-        body = None
-        match key & 7:
-            case 0:
-                _, at = varint(at)
-            case 1:
-                at += 8
-            case 2:
-                size, at = varint(at)
-                body = message[at : at + size]
-                at += size
-            case 5:
-                at += 4
-            case kind:
-                raise ValueError(f"wire type {kind}")
-        if at > len(message):
-            raise ValueError("cut off")
-        yield key >> 3, message[start:at], body
-
-
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes(encoded) + bytes([value])
 
 
 def _network_of(model: Any, geometry: Geometry) -> bytes:

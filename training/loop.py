@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from speech.scripts import join_words
+from speech.text import words_of
 from training.batches import BatchMaker, Corpus, StepSampler, collate
 from training.recipe import Recipe, TrainingError
 
@@ -36,6 +38,7 @@ class Progress:
     learning_rate: float | None = None
     audio_s_per_s: float | None = None
     eta_s: float | None = None
+    finding: str = ""  # about the data, for a person to read
 
 
 def rate_of(step: int, recipe: Recipe) -> float:
@@ -48,12 +51,13 @@ def rate_of(step: int, recipe: Recipe) -> float:
     return settings.final_share + (1 - settings.final_share) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> dict[str, int]:
-    """Count word and character edits and lengths, to be added up over batches and devices."""
+def word_errors(references: Sequence[str], hypotheses: Sequence[str], language: str) -> dict[str, int]:
+    """Count word and character edits and lengths as evaluation does, to be added up over batches and devices."""
     import jiwer
 
-    words = jiwer.process_words(list(references), list(hypotheses))
-    characters = jiwer.process_characters(list(references), list(hypotheses))
+    expected, heard = ([words_of(text, language) for text in texts] for texts in (references, hypotheses))
+    words = jiwer.process_words(list(map(" ".join, expected)), list(map(" ".join, heard)))
+    characters = jiwer.process_characters(list(map(join_words, expected)), list(map(join_words, heard)))
     return {
         "word_edits": words.substitutions + words.deletions + words.insertions,
         "words": words.hits + words.substitutions + words.deletions,
@@ -89,7 +93,9 @@ def evaluate(model: "EncDecCTCModelBPE", corpus: Corpus, rank: int = 0, world_si
     for start in range(0, len(order), 16):
         chosen = order[start : start + 16]
         sounds = [corpus.cache.samples(corpus.utterances[index]).astype("float32") / 32_768 for index in chosen]
-        for key, count in word_errors([corpus.texts[index] for index in chosen], greedy_texts(model, sounds)).items():
+        references = [corpus.texts[index] for index in chosen]
+        language = corpus.utterances[chosen[0]].language
+        for key, count in word_errors(references, greedy_texts(model, sounds), language).items():
             totals[key] += count
     return totals
 

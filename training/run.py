@@ -320,6 +320,8 @@ def _write_json(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def _line(progress: Progress) -> str:
+    if progress.finding:
+        return f"{progress.phase}: {progress.finding}."
     parts = [f"{progress.phase:<12} step {progress.step}/{progress.max_steps}, epoch {progress.epoch}"]
     if progress.loss is not None:
         parts.append(f"loss {progress.loss:.3f}")

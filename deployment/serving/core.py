@@ -22,8 +22,8 @@ from deployment.serving.problems import Problem
 from deployment.serving.routing import LoadedModel, NoModel
 from deployment.serving.transcription import Cancelled, Transcribed, transcribe
 from speech.audio.decode import AudioError, AudioLimits
-from speech.corpus.manifest import primary_language
 from speech.recognition.offline import RecognitionError
+from speech.scripts import primary_language
 
 FORMATS = {"json": "application/json", "srt": "application/x-subrip", "vtt": "text/vtt"}
 BUSY_RETRY_S = 2

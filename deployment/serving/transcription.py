@@ -11,9 +11,9 @@ import numpy as np
 
 from deployment.serving.routing import LoadedModel
 from speech.audio.decode import AudioLimits, decode_chunks
+from speech.segments import PAUSE_S, phrases
 from speech.transcript import Segment, Transcript, Word
 
-PAUSE_S = 0.6  # a gap between words that a listener hears as a pause
 SEGMENT_S = 14.0  # longest segment; about what a person remembers of a sentence
 CHUNK_S = 30.0
 
@@ -66,25 +66,8 @@ def segments_from_words(
 
     Every word is in exactly one segment, in order. A single word may be longer than `longest_s`.
     """
-    segments: list[Segment] = []
-    first = 0
-    for place in range(1, len(words) + 1):
-        if place == len(words) or words[place].start_s - words[place - 1].end_s > pause_s:
-            segments.extend(_shortened(words[first:place], longest_s))
-            first = place
-    return tuple(segments)
-
-
-def _shortened(words: Sequence[Word], longest_s: float) -> Iterator[Segment]:
-    """One segment, or several cut at the widest gap in the later half of what may go together."""
-    while words:
-        fitting = sum(1 for word in words if word.end_s - words[0].start_s <= longest_s) or 1
-        cut = fitting
-        if fitting < len(words):
-            half = max(1, fitting // 2)
-            cut = max(range(half, fitting + 1), key=lambda at: (words[at].start_s - words[at - 1].end_s, at))
-        yield Segment(tuple(words[:cut]), words[0].start_s, words[cut - 1].end_s)
-        words = words[cut:]
+    parts = phrases(words, lambda some: some[-1].end_s - some[0].start_s <= longest_s, pause_s)
+    return tuple(Segment(tuple(part), part[0].start_s, part[-1].end_s) for part in parts)
 
 
 def _until(cancelled: threading.Event, chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

@@ -40,7 +40,7 @@ from speech.audio.decode import SAMPLE_RATE
 from speech.corpus.manifest import SPLITS, Utterance, quarter_of, quarter_title
 from speech.corpus.normalize import DELIVERED, MARKERS, MAX_DURATION_S, MIN_DURATION_S
 from speech.markers import DEFAULT_MARKERS
-from speech.text import normalize, speech_rate, unexpected_characters
+from speech.text import normalize, speech_rate, unexpected_characters, words_of
 
 if TYPE_CHECKING:
     import pandas
@@ -168,7 +168,7 @@ def _utterance_table(
                 "duration_s": duration_s,
                 "audio_present": present,
                 "sample_rate_hz": sample_rate,
-                "words": len(text.split()),
+                "words": len(words_of(utterance.text, language)),
                 "unexpected_characters": "".join(sorted(unexpected_characters(utterance.text, language))),
                 "characters_per_second": speech_rate(text, duration_s) if duration_s else None,
             }

@@ -12,7 +12,6 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from evaluation.corpus.chance import by_speaker, effective_rows
 from speech.corpus.manifest import Utterance
-from speech.text import normalize
 
 PROFILE_SCHEMA = 2
 VOCABULARY_WORDS = 5_000
@@ -111,7 +110,7 @@ def words_by_speaker(utterances: Iterable[Utterance], language: str) -> dict[str
     """How often each speaker says each word."""
     spoken: dict[str, Counter[str]] = {}
     for u in utterances:
-        spoken.setdefault(u.speaker, Counter()).update(normalize(u.text, language).split())
+        spoken.setdefault(u.speaker, Counter()).update(words_of(u.text, language))
     return spoken
 
 

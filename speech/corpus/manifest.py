@@ -167,12 +167,6 @@ def audio_location(utterance: Utterance, manifest: PathLike) -> str:
     return str(Path(os.path.abspath(manifest)).parent / utterance.audio)
 
 
-def primary_language(tag: str) -> str | None:
-    """The primary subtag of a BCP-47 tag or a locale, lower-cased: "en" of "en-US"; None for what is neither."""
-    found = re.fullmatch(r"([A-Za-z]{2,3})(?:[-_][A-Za-z0-9]{1,8})*", tag)
-    return found[1].lower() if found else None
-
-
 def quarter_of(date: dt.date) -> str:
     """The key of the quarter that a day belongs to: its first month, as in "2024-04"."""
     return f"{date.year:04d}-{(date.month - 1) // 3 * 3 + 1:02d}"
@@ -265,6 +259,6 @@ def age_band(years: float) -> str:
 
 __all__: Sequence[str] = (
     "AGE_BANDS", "LANGUAGE_TAG", "QUARTER_KEY", "SPLITS", "UNKNOWN_DOMAIN", "ManifestError", "RejectedRow", "Utterance",
-    "age_band", "assign_splits", "audio_location", "parse_date", "primary_language", "quarter_of", "quarter_title",
+    "age_band", "assign_splits", "audio_location", "parse_date", "quarter_of", "quarter_title",
     "read_manifest", "row_line", "split_of_speaker", "write_manifest",
 )  # fmt: skip

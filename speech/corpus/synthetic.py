@@ -122,9 +122,9 @@ class SyntheticQuarter:
         return self.folder / TABLE
 
 
-def languages() -> tuple[str, ...]:
-    """The languages there is a vocabulary for."""
-    return tuple(sorted(path.stem for path in VOCABULARY.glob("*.yaml")))
+def languages(vocabulary: Path = VOCABULARY) -> tuple[str, ...]:
+    """The languages there is a grammar for in a folder."""
+    return tuple(sorted(path.stem for path in vocabulary.glob("*.yaml")))
 
 
 def edition() -> str:
@@ -162,24 +162,25 @@ def write_quarter(
     seed: int = 0,
     speakers: int = 24,
     corrupt: bool = False,
+    vocabulary: Path = VOCABULARY,
 ) -> SyntheticQuarter:
     """Write one quarter of one language: audio files in mixed formats and ``transcripts.tsv``.
 
     At least ``minutes`` of sound audio, and about 1.5 % of the files (at least one of each of BROKEN_KINDS) that a
     decoder has to refuse. ``corrupt`` makes the classic fault of an export: from a tenth of the table on, each file has
-    the transcript of the row before it.
+    the transcript of the row before it. ``vocabulary`` is the folder of the language's grammar.
 
     The same arguments give the same bytes. A folder that already holds exactly this is left as it is; one that holds
     another quarter of this corpus is replaced; one that holds anything else is refused with FileExistsError.
     """
     if minutes <= 0:
         raise ValueError(f"{minutes} minutes of audio cannot be written; ask for more than 0")
-    grammar = _grammar(language)
+    grammar = _grammar(language, vocabulary)
     change = drift(quarter_index(quarter))
-    cast = roster(language, quarter, speakers=speakers, seed=seed)
+    cast = roster(language, quarter, speakers=speakers, seed=seed, vocabulary=vocabulary)
     order = {
         "version": VERSION,
-        "vocabulary": hashlib.sha256((VOCABULARY / f"{language}.yaml").read_bytes()).hexdigest(),
+        "vocabulary": hashlib.sha256((vocabulary / f"{language}.yaml").read_bytes()).hexdigest(),
         "language": language,
         "quarter": quarter,
         "minutes": minutes,
@@ -208,7 +209,9 @@ def write_quarter(
 # ------------------------------------------------------------------------------------------------ who speaks
 
 
-def roster(language: str, quarter: str, *, speakers: int = 24, seed: int = 0) -> tuple[Speaker, ...]:
+def roster(
+    language: str, quarter: str, *, speakers: int = 24, seed: int = 0, vocabulary: Path = VOCABULARY
+) -> tuple[Speaker, ...]:
     """Who speaks in a quarter. Each quarter about an eighth leave and as many join; nobody comes back.
 
     speech.corpus.manifest.assign_splits goes by the speaker's name alone, so a handful of speakers could by chance hold
@@ -224,12 +227,12 @@ def roster(language: str, quarter: str, *, speakers: int = 24, seed: int = 0) ->
     for split, size in sizes.items():
         first = index * size // DRIFT_QUARTERS
         names += _line_of_names(language, split, first + size)[first:]
-    return tuple(speaker_of(name, language, seed) for name in sorted(names))
+    return tuple(speaker_of(name, language, seed, vocabulary) for name in sorted(names))
 
 
-def speaker_of(name: str, language: str, seed: int = 0) -> Speaker:
+def speaker_of(name: str, language: str, seed: int = 0, vocabulary: Path = VOCABULARY) -> Speaker:
     """The voice that belongs to a name; the same in every quarter."""
-    voices = _grammar(language)["voices"]
+    voices = _grammar(language, vocabulary)["voices"]
     draw = _random(seed, "speaker", language, name)
     gender = draw.choice(("female", "male"))
     variant = draw.choice(voices[gender])
@@ -260,9 +263,11 @@ def _line_of_names(language: str, split: str, length: int) -> tuple[str, ...]:
 # -------------------------------------------------------------------------------------------- what is said
 
 
-def sentences(language: str, *, seed: int = 0, phrases: int = DRIFT_QUARTERS) -> Iterator[Sentence]:
+def sentences(
+    language: str, *, seed: int = 0, phrases: int = DRIFT_QUARTERS, vocabulary: Path = VOCABULARY
+) -> Iterator[Sentence]:
     """Sentences of the grammar without end; those of phrases that came up after ``phrases`` are left out."""
-    grammar = _grammar(language)
+    grammar = _grammar(language, vocabulary)
     draw = _random(seed, "sentences", language, str(phrases))
     while True:
         yield _sentence(grammar, draw, phrases)
@@ -296,6 +301,8 @@ def _filled(template: str, grammar: Mapping[str, Any], draw: random.Random, slot
 
 def _builtin(name: str, low: str, high: str, grammar: Mapping[str, Any], draw: random.Random) -> str | None:
     """A built-in slot: amount, amount_number, date, month, time, percent, number LOW-HIGH, digits LOW-HIGH."""
+    if name in grammar["slots"]:
+        return None
     numbers, formats = grammar["numbers"], grammar["formats"]
     amounts = [*range(numbers["amount"]["from"], numbers["amount"]["to"] + 1), *numbers["amount"]["also"]]
     match name:
@@ -331,24 +338,36 @@ def _builtin(name: str, low: str, high: str, grammar: Mapping[str, Any], draw: r
     return None
 
 
-def _delivered(sentence: Sentence, draw: random.Random) -> str:
+def _delivered(sentence: Sentence, language: str, draw: random.Random) -> str:
     """The transcript as somebody typed it: spoken words mostly, sometimes digits, capitals and full stops."""
     style = draw.random()
     if style < 0.60:
         return sentence.spoken
     if style < 0.66:
-        return sentence.spoken.upper() if "ß" not in sentence.spoken else sentence.spoken  # ß has no capital in use
+        capitals = sentence.spoken.upper()
+        # ß has no capital in use, and the capitals of a Turkish i are not Python's
+        return capitals if normalize(capitals, language) == sentence.spoken else sentence.spoken
     written = sentence.written[0].upper() + sentence.written[1:]
+    if normalize(written, language) != sentence.spoken:
+        written = sentence.written
     return written if written.endswith("?") or style < 0.74 else f"{written}."
 
 
+def _pronounced(text: str, grammar: Mapping[str, Any]) -> str:
+    """What the voice is given to say: the spoken form, with the readings of what it cannot read."""
+    readings: Mapping[str, str] = grammar.get("readings", {})
+    for written in sorted(readings, key=len, reverse=True):
+        text = text.replace(written, readings[written])
+    return text
+
+
 @functools.lru_cache(maxsize=16)
-def _grammar(language: str) -> Mapping[str, Any]:
+def _grammar(language: str, vocabulary: Path) -> Mapping[str, Any]:
     import yaml
 
-    path = VOCABULARY / f"{language}.yaml"
+    path = vocabulary / f"{language}.yaml"
     if not LANGUAGE_TAG.fullmatch(language) or not path.is_file():
-        known = ", ".join(languages())
+        known = ", ".join(languages(vocabulary))
         raise ValueError(f"there is no synthetic vocabulary for {language!r}; add {path} or use one of {known}")
     grammar: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return grammar
@@ -635,7 +654,7 @@ def _write_into(
         while True:
             sentence = _sentence(grammar, draw, change.phrases)
             asked = "?" if sentence.written.endswith("?") else ""
-            speech = box.say(sentence.spoken + asked, speaker, form.sample_rate)
+            speech = box.say(_pronounced(sentence.spoken, grammar) + asked, speaker, form.sample_rate)
             signal = _heard(speech, form.sample_rate, change, telephone, waves)
             if SHORTEST_S <= len(signal) / form.sample_rate <= LONGEST_S:
                 break
@@ -648,7 +667,7 @@ def _write_into(
         rows.append(
             {
                 "path": path,
-                "text": _delivered(sentence, draw),
+                "text": _delivered(sentence, language, draw),
                 "speaker": speaker.name,
                 "language": language,
                 "domain": sentence.domain,

@@ -16,6 +16,7 @@ from speech.features import MelConfig, MelStream
 from speech.recognition.ctc import GreedyCtc
 from speech.recognition.network import Network
 from speech.recognition.words import WordSpeller
+from speech.scripts import join_words
 from speech.transcript import Word
 
 # Audio a network run sees at once. Longer gains no speed and costs memory with its square.
@@ -127,7 +128,7 @@ class Recognizer:
         duration_s = row.samples / self.bundle.sample_rate
         words = self._speller.words(row.decoder.pieces, duration_s) if row.peak >= SILENCE_PEAK else ()
         confidence = float(np.mean([word.confidence for word in words])) if words else 0.0
-        return Recognition(" ".join(word.text for word in words), words, confidence, duration_s)
+        return Recognition(join_words(word.text for word in words), words, confidence, duration_s)
 
 
 class _Row:

@@ -3,8 +3,11 @@
 Word times come from CTC: a word lasts from the start of its first piece's first output frame to the
 end of its last piece's last one, where an output frame stands for the audio that became known with it
 (80 ms in this family; the encoder is causal, so nothing else has to be taken off). CTC places a piece
-where the network is sure of it, mostly in the later part of the sound, and often in one frame: take
-starts as good to a few frames and not as phone boundaries.
+where the network is sure of it, mostly in the later part of the sound, and often in one frame: a word
+of many letters is therefore taken to begin no later than fast speech would need, and starts are good
+to a few frames and not phone boundaries.
+
+Scripts without spaces have a word a piece: a character, or the few that the model writes at once.
 
 A word's confidence is that of its least sure piece, and a piece's is its highest softmax value; the
 bundle's calibration, where it has one, turns that into the probability that the word is right.
@@ -17,9 +20,13 @@ import numpy as np
 
 from speech.bundle import TOKENIZER, BundleError, ModelBundle
 from speech.recognition.ctc import Piece
+from speech.scripts import is_unspaced, join_words
+from speech.spelling import UNREADABLE, goes_on
+from speech.text import spoken_length
 from speech.transcript import Word
 
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how sentencepiece writes the start of a word
+LETTER_S = 0.05  # nobody says twenty letters a second
 
 
 class WordSpeller:
@@ -41,8 +48,17 @@ class WordSpeller:
                 f"{bundle.path}: {TOKENIZER} has other pieces than the vocabulary; export the model again"
             )
 
+    def pieces_of(self, text: str) -> list[int]:
+        """Return the symbols that write a normalised text."""
+        symbols: list[int] = self._tokenizer.EncodeAsIds(text)
+        return symbols
+
     def words(self, pieces: Sequence[Piece], duration_s: float | None = None) -> tuple[Word, ...]:
-        """Return the words of pieces in order of time; no time lies after `duration_s`."""
+        """Return the words of pieces in order of time; no time lies after `duration_s`.
+
+        Where a script sets no spaces, a word is a piece, or the pieces of a character that takes several. Pieces that
+        make no character give a word of confidence 0 that shows it (`speech.spelling.UNREADABLE`).
+        """
         groups: list[list[Piece]] = []
         apart = True  # sentencepiece sets spaces around the unknown piece
         for piece in pieces:
@@ -51,19 +67,46 @@ class WordSpeller:
                 groups.append([])
             groups[-1].append(piece)
             apart = unknown
-        spelled = [(self._spell(group), group) for group in groups]
-        spelled = [(text, group) for text, group in spelled if text]
+        spelled = [(text, group) for together in groups for text, group in self._units(together) if text]
         confidences = np.array([min(piece.probability for piece in group) for _, group in spelled])
         if self._bundle.calibration is not None:
             confidences = self._bundle.calibration.apply(confidences)
-        return tuple(
-            Word(text, *self._times(group, duration_s), confidence=min(1.0, float(confidence)))
-            for (text, group), confidence in zip(spelled, confidences, strict=True)
-        )
+        words: list[Word] = []
+        for (text, group), confidence in zip(spelled, confidences, strict=True):
+            start, end = self._times(group, duration_s)
+            # a long word that is written at once was not said at once
+            begun = round(end - LETTER_S * spoken_length(text), 3)
+            start = min(start, max(begun, words[-1].end_s if words else 0.0))
+            words.append(Word(text, start, end, 0.0 if UNREADABLE in text else min(1.0, float(confidence))))
+        return tuple(words)
+
+    def _units(self, group: Sequence[Piece]) -> list[tuple[str, list[Piece]]]:
+        """Return what stands between two spaces as words: one, but for scripts that set no spaces."""
+        whole = self._spell(group)
+        if not any(map(is_unspaced, whole)):
+            return [(whole, list(group))]
+        units: list[tuple[str, list[Piece]]] = []
+        for piece in group:
+            text = self._spell([piece])
+            if units:
+                before, held = units[-1]
+                apart = is_unspaced(before[-1:]) or is_unspaced(text[:1])
+                if not before or not text or self._goes_on(piece) or not apart:
+                    units[-1] = (self._spell([*held, piece]), [*held, piece])
+                    continue
+            units.append((text, [piece]))
+        return units
+
+    def _goes_on(self, piece: Piece) -> bool:
+        """Tell whether a piece begins within a character."""
+        symbol = self._bundle.vocabulary[piece.symbol]
+        if self._tokenizer.IsByte(piece.symbol):
+            return 0x80 <= int(symbol[3:5], 16) < 0xC0  # "<0x80>": a byte of UTF-8 that is not the first
+        return goes_on(symbol)
 
     def _spell(self, group: Sequence[Piece]) -> str:
-        """Return the text of a word's pieces; sentencepiece joins bytes into characters."""
-        return " ".join(self._tokenizer.Decode([piece.symbol for piece in group]).split())
+        """Return the text of pieces; sentencepiece joins what spells a character."""
+        return join_words(self._tokenizer.Decode([piece.symbol for piece in group]).split())
 
     def _times(self, group: Sequence[Piece], duration_s: float | None) -> tuple[float, float]:
         span = self._bundle.geometry.frame_span

@@ -285,3 +285,23 @@ def test_real_recordings_pass_and_their_shifted_transcripts_do_not(check):
     assert failed(check(rows[:600] + shifted(rows[600:800]) + rows[800:], settings=settings)) == {
         "transcripts_in_place"
     }
+
+
+def test_two_quarters_of_a_script_without_spaces_know_each_other_s_words(corpus, tmp_path):
+    """With sentences for words, no quarter ever held a word of the one before, and each second one was refused."""
+    characters = {word: chr(0x4E00 + 50 * number) + chr(0x5E00 + 50 * number) for number, word in enumerate(WORDS)}
+    rows = [replace(row, language="zh", text="".join(characters[word] for word in row.text.split())) for row in corpus]
+    before = profile_corpus(rows[::2], language="zh", quarter="2024-01")
+    assert set(before.vocabulary) == set("".join(characters.values()))
+    found = validate(
+        rows[1::2],
+        language="zh",
+        quarter="2024-04",
+        rejected={},
+        settings=CorpusSettings(),
+        previous=before,
+        docs_dir=tmp_path,
+    )
+    words = next(outcome for outcome in found.outcomes if outcome.name == "drift_vocabulary")
+    assert words.observed == 1.0
+    assert not {"drift_vocabulary", "drift_extreme"} & failed(found)

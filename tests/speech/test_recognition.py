@@ -14,7 +14,7 @@ import pytest
 from speech.bundle import BundleError, Calibration, ModelBundle, with_calibration
 from speech.recognition.ctc import GreedyCtc, Piece
 from speech.recognition.offline import RecognitionError, Recognizer, mel_runs
-from speech.recognition.words import WordSpeller
+from speech.recognition.words import LETTER_S, WordSpeller
 from tests.toy_bundle import GAP_S, WORD_S, WORDS, tones, write_toy_bundle
 
 SENTENCE = ["one", "two", "two", "three", "nine", "zero", "eight", "seven", "six", "five", "four", "one"]
@@ -306,3 +306,15 @@ def _rewritten(
         geometry=shape,
         vocabulary=bundle.vocabulary,
     )
+
+
+def test_a_long_word_that_is_written_at_once_was_not_said_at_once(bundle: ModelBundle) -> None:
+    """CTC writes a word in the frame where it is sure of it; a gap before that frame is not a pause."""
+    three, one = bundle.vocabulary.index("▁three"), bundle.vocabulary.index("▁one")
+    words = WordSpeller(bundle).words([Piece(one, 10, 13, 0.9), Piece(three, 17, 17, 0.9), Piece(three, 18, 18, 0.9)])
+    assert [word.text for word in words] == ["one", "three", "three"]
+    frame_s = 8 * bundle.features.frame_s
+    assert words[0].end_s - words[0].start_s == pytest.approx(4 * frame_s)
+    assert words[1].end_s - words[1].start_s == pytest.approx(5 * LETTER_S)
+    assert words[1].start_s >= words[0].end_s
+    assert words[2].start_s == words[1].end_s

@@ -1,15 +1,18 @@
 """What a training run rests on: its recipe, its text units, the order of its data, its checkpoints."""
 
+import datetime as dt
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from speech.corpus.manifest import Utterance
 from speech.text import charset
 from tests.training.toy_corpus import write_toy_corpus
+from training.asr import fit
 from training.batches import AudioCache, Augmentation, BatchMaker, Corpus, StepSampler, epoch_of
-from training.data import read_split, require_disjoint_speakers
+from training.data import SplitRows, read_split, require_disjoint_speakers
 from training.loop import load_state, rate_of, save_state, word_errors
 from training.recipe import AugmentationSettings, JoinSettings, TrainingError, load_recipe, recipe_names
 from training.tokenizer import train_tokenizer
@@ -222,9 +225,39 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None:
 
 def test_word_errors_add_up_over_batches() -> None:
     """Devices and batches report counts; rates of parts cannot be averaged."""
-    assert word_errors(["yes no", "stop"], ["yes", "stop stop"]) == {
+    assert word_errors(["yes no", "stop"], ["yes", "stop stop"], "en") == {
         "word_edits": 2,
         "words": 3,
         "character_edits": 3 + 5,
         "characters": 10,
     }
+
+
+def test_the_dev_errors_of_a_script_without_spaces_are_those_of_its_characters() -> None:
+    """Whole sentences as words are all wrong until the last character is right: such a score chooses no checkpoint."""
+    counts = word_errors(["今日は晴れ", "東京"], ["今日 は", "東京"], "ja")
+    assert (counts["word_edits"], counts["words"]) == (2, 7)
+    assert (counts["character_edits"], counts["characters"]) == (2, 7)
+
+
+def test_what_a_script_needs_is_said_before_audio_is_read_or_nemo_imported(tmp_path: Path) -> None:
+    """A refusal that comes after an hour of decoding is hardly better than one after the training."""
+    characters = "".join(chr(0x4E00 + n) for n in range(1_500))
+    texts = tuple(characters[n : n + 15] for n in range(0, 1_500, 15))
+    rows = tuple(
+        Utterance(
+            id=str(n), audio=str(tmp_path / "none.flac"), duration_s=3.0, text=text, speaker="s", language="zh",
+            domain="x", recorded_at=dt.date(2024, 1, 1), digest="", split="train",
+        )
+        for n, text in enumerate(texts)
+    )  # fmt: skip
+    split = SplitRows(rows, texts, {}, {})
+    with pytest.raises(TrainingError, match=r"vocabulary_size 1,502 covers"):
+        fit(load_recipe("tiny"), split, split, language="zh", checkpoints=tmp_path, fingerprint="f")
+    said: list[str] = []
+    with pytest.raises(TrainingError, match=r"none\.flac"):
+        fit(
+            load_recipe("tiny", {"tokenizer.vocabulary_size": 1_490}), split, split, language="zh",
+            checkpoints=tmp_path, fingerprint="f", report=lambda progress: said.append(progress.finding),
+        )  # fmt: skip
+    assert any("1,500 distinct characters" in finding for finding in said)

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 from speech.corpus.lookup import Lookup
-from speech.corpus.manifest import UNKNOWN_DOMAIN, RejectedRow, Utterance, age_band, primary_language
+from speech.corpus.manifest import UNKNOWN_DOMAIN, RejectedRow, Utterance, age_band
 from speech.corpus.rows import (
     PathLike,
     as_channel,
@@ -23,6 +23,7 @@ from speech.corpus.rows import (
     is_uri,
     parse_date,
 )
+from speech.scripts import primary_language
 
 COLUMN_ALIASES: Mapping[str, tuple[str, ...]] = {
     "audio": ("path", "file", "audio", "file_name", "filename", "audio_path", "audio_filepath", "audio_file", "wav"),

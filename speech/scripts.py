@@ -1,0 +1,107 @@
+"""What a language tag says about its writing: which scripts, and whether they set spaces between words.
+
+The scripts of a language are those that CLDR (https://cldr.unicode.org, through Babel) takes for likely anywhere; the
+script of a character is Unicode's. No table of languages is kept here, so a language that nobody has tried yet behaves
+like the others of its script.
+
+Latin letters belong to Chinese, Japanese and Korean text and to no other text in another script: so Unicode's security
+mechanisms (UTS #39, "highly restrictive") tell a borrowed word from a letter that only looks right.
+"""
+
+import functools
+import re
+import string
+import sys
+import unicodedata
+from collections.abc import Iterable
+
+_TOGETHER = {  # one code of ISO 15924 for scripts that are used together
+    "Jpan": ("Hani", "Hira", "Kana"),
+    "Hrkt": ("Hira", "Kana"),
+    "Kore": ("Hang",),  # today's spelling; Chinese characters in it are a fault of the transcript
+    "Hans": ("Hani",),
+    "Hant": ("Hani",),
+    "Hanb": ("Hani", "Bopo"),
+}
+_WITH_LATIN = frozenset({"Hani", "Hira", "Kana", "Hang", "Bopo"})
+_UNSPACED = ("Hani", "Hira", "Kana", "Bopo", "Thai", "Laoo", "Mymr", "Khmr")
+_TAG = re.compile(r"([A-Za-z]{2,3})(?:[-_][A-Za-z0-9]{1,8})*")
+
+
+def primary_language(tag: str) -> str | None:
+    """The primary subtag of a BCP-47 tag or a locale, lower-cased: "en" of "en-US"; None for what is neither."""
+    found = _TAG.fullmatch(tag)
+    return found[1].lower() if found else None
+
+
+@functools.lru_cache(maxsize=256)
+def scripts_of(language: str) -> frozenset[str]:
+    """The ISO 15924 codes of the scripts a language is written in; none for a language that CLDR does not know.
+
+    A tag that names its script ("sr-Latn") has that one.
+    """
+    from babel.core import get_global
+
+    primary = primary_language(language)
+    named = [part.title() for part in re.split("[-_]", language)[1:] if len(part) == 4 and part.isalpha()]
+    if primary is None:
+        return frozenset()
+    if not named:
+        primary = get_global("language_aliases").get(primary, primary).split("_")[0]  # "cmn" is "zh"
+        # keys are "sr" or "sr_ME"; values have a script in the middle
+        likely = get_global("likely_subtags")
+        named = [
+            likely[key].split("_")[1]
+            for key in likely
+            if key.split("_")[0] == primary and not any(len(part) == 4 for part in key.split("_")[1:])
+        ]
+    return frozenset(script for name in named for script in _TOGETHER.get(name, (name,)))
+
+
+@functools.lru_cache(maxsize=64)
+def letters_of(language: str) -> frozenset[str]:
+    """Every letter and mark of the scripts of a language; of all scripts where the language is not known."""
+    scripts = scripts_of(language)
+    if not scripts:
+        return frozenset(_all_letters())
+    import regex
+
+    classes = "".join(rf"\p{{scx={script}}}" for script in sorted(scripts))
+    latin = string.ascii_lowercase if scripts <= _WITH_LATIN else ""
+    return frozenset(regex.findall(f"[{classes}]", _all_letters())) | set(latin)
+
+
+def is_unspaced(character: str) -> bool:
+    """Whether a character belongs to a script that sets no spaces between words; "" does not."""
+    return character > "\u0e00" and _unspaced().match(character) is not None
+
+
+def split_words(text: str) -> list[str]:
+    """The words of a text: what stands between spaces, and each character where the script sets none."""
+    if text.isascii() or not _unspaced().search(text):
+        return text.split()
+    return list(_unspaced().sub(r" \g<0> ", text).split())
+
+
+def join_words(words: Iterable[str]) -> str:
+    """Write words as their scripts do: a space between two of them unless one belongs to a script without spaces."""
+    text = ""
+    for word in words:
+        if text and word and not is_unspaced(text[-1]) and not is_unspaced(word[0]):
+            text += " "
+        text += word
+    return text
+
+
+@functools.cache
+def _unspaced() -> "re.Pattern[str]":
+    import regex
+
+    classes = "".join(rf"\p{{scx={script}}}" for script in _UNSPACED)
+    pattern: re.Pattern[str] = regex.compile(f"[{classes}]")
+    return pattern
+
+
+@functools.cache
+def _all_letters() -> str:
+    return "".join(c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(c)[0] in "LM")

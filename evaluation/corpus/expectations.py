@@ -40,7 +40,7 @@ from speech.audio.decode import SAMPLE_RATE
 from speech.corpus.manifest import SPLITS, Utterance, quarter_of, quarter_title
 from speech.corpus.normalize import DELIVERED, MARKERS, MAX_DURATION_S, MIN_DURATION_S
 from speech.markers import DEFAULT_MARKERS
-from speech.text import normalize, speech_rate, unexpected_characters, words_of
+from speech.text import normalize, speech_rate, spoken_length, unexpected_characters, words_of
 
 if TYPE_CHECKING:
     import pandas
@@ -206,7 +206,7 @@ def lengths_of(utterances: Sequence[Utterance], language: str) -> Lengths:
     """Lengths of the measured utterances' texts and speech, in the order of their delivery."""
     rows = [u for u in in_delivered_order(utterances) if u.duration_s]
     return Lengths(
-        np.array([len(normalize(u.text, language)) for u in rows], dtype=float),
+        np.array([spoken_length(normalize(u.text, language)) for u in rows], dtype=float),
         np.array(
             [(u.duration_s or 0.0) * (1 - (u.quality.silence_share if u.quality else 0.0)) for u in rows], dtype=float
         ),

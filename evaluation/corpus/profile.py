@@ -12,6 +12,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from evaluation.corpus.chance import by_speaker, effective_rows
 from speech.corpus.manifest import Utterance
+from speech.text import words_of
 
 PROFILE_SCHEMA = 2
 VOCABULARY_WORDS = 5_000

@@ -27,7 +27,7 @@ up: $(READY)  ## Dagster, MLflow, the pages and the transcription server, until 
 	$(BIN)/soundstage up
 
 test: $(READY)  ## the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto
 
 lint: $(READY)  ## format, lint, types, floors
 	$(BIN)/ruff format --check .

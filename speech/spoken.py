@@ -253,7 +253,9 @@ _HYPHENED_ORDINAL = re.compile(r"\b\d+(?:st|nd|rd|th)-(?=[a-z])")
 # Behind these words the library takes a decimal for the time of day, which English writes with a colon.
 _DECIMAL = re.compile(r"\b(and|to|about|around|by|between|after|before|since) (\d\d?)\.(\d\d)(?![\w%°]|[.,:/-]\d)")
 _SHORT_NUMBER = re.compile(rf"{_BARE}[1-9]\d{{2,3}}{_BARE_END}")
+_NUMBERED = re.compile(r"(?<=[^\W\d_])-(?=\d)")  # "gate-3", which the library reads behind some words only
 _REWRITES: tuple[tuple[str, re.Pattern[str], _Rewrite], ...] = (  # of a language, or of each
+    ("", _NUMBERED, lambda m: [" "]),
     ("en", _ISO_DATE, lambda m: _american(int(m["month"]), int(m["day"]), m["year"])),
     ("en", _SLASHED_DATE, _slashed),
     ("de", _ISO_DATE, lambda m: _german(m)[:1]),

@@ -6,7 +6,7 @@ import yaml
 
 from training.recipe import RECIPES
 
-BASE_STEPS = 160  # a release refuses a model that hears nothing, as one of fewer steps does
+BASE_STEPS = 240  # a release refuses a model that hears nothing, as one of fewer steps does
 FINETUNE_STEPS = 6
 
 # So few steps teach little: tests with them are about what moves a model, so the measures may be as bad as they are.
@@ -15,8 +15,8 @@ SHORT_LIMITS = """
 min_hours = 0.02
 
 [gates]
-wer = 1.0
-cer = 1.0
+wer = 9.0
+cer = 9.0
 slice_wer = 9.0
 min_words = 50
 min_speakers = 3

@@ -316,7 +316,7 @@ def test_a_replica_that_has_the_ledger_key_takes_no_decision_without_it(folder, 
 def test_a_replica_imports_nothing_that_judges_trains_or_registers():
     """It starts in a second or two, on hosts that have no accelerator and no registry."""
     heavy = ("mlflow", "torch", "nemo", "dagster", "great_expectations", "matplotlib", "jiwer", "scipy")
-    code = f"import sys, deployment.serving.__main__; print([name for name in {heavy!r} if name in sys.modules])"
+    code = f"import sys, deployment.serving.replica; print([name for name in {heavy!r} if name in sys.modules])"
     root = Path(__file__).parents[2]
     out = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

@@ -21,7 +21,7 @@ speakers = 40
 corrupt = ["en|2024-07"]
 
 [training]
-threads = 2
+threads = 1
 RECIPES
 
 [promotion]

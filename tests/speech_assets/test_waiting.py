@@ -82,7 +82,7 @@ def test_a_waiting_fine_tune_leaves_its_place_in_the_pool_and_takes_it_again(ins
     assert seen == [], "it trains with a place of its own only"
     instance.event_log_storage.free_concurrency_slot_for_step(run.run_id, "training_of_another")
     waiter.join(30)
-    assert results[0].success
+    assert results[0].success, [event.message for event in results[0].all_events if event.is_failure]
     assert seen == [["finetuned"]]
     assert holders(instance) == []
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from speech.bundle import NETWORK, TOKENIZER, ModelBundle, write_bundle
-from speech.recognition.offline import Piece, WordSpeller
+from speech.recognition.ctc import Piece
+from speech.recognition.words import WordSpeller
 from speech.spelling import DIGITS, UNREADABLE, digits_for, goes_on, hangul, reading, spelt
 from tests.toy_bundle import write_toy_bundle
 from training.recipe import TrainingError

@@ -101,7 +101,8 @@ def quarter_of_corpus(language: str, quarter: str, folder: Path) -> tuple[list[U
 def cues_of(bundle: ModelBundle, rows: Sequence[Utterance]) -> tuple[int, int]:
     """How many cues a recording of these utterances gets, and how many of them end where an utterance does."""
     from deployment.serving.transcription import segments_from_words
-    from speech.recognition.offline import Piece, WordSpeller
+    from speech.recognition.ctc import Piece
+    from speech.recognition.words import WordSpeller
 
     speller = WordSpeller(bundle)
     frame_s = bundle.features.frame_s * bundle.geometry.subsampling

@@ -1,13 +1,27 @@
-"""Cutting what was said into pieces that a person takes in: at pauses first, then where the gap is widest."""
+"""Cutting what was said into pieces that a person takes in: at pauses first, then where the gap is widest.
 
+Recognisers write a long word in one frame, mostly at its end, so not all of the gap before it is silence: what the word
+takes at the speaker's own pace is taken off. The pace is the median over the words, which pauses do not move.
+"""
+
+import itertools
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
+from speech.text import spoken_length
+
 PAUSE_S = 0.6  # a gap between words that a listener hears as a pause
+SLOW_LETTER_S = 0.1  # ten letters a second; who leaves more time than that between words is not talking
 
 
 class Timed(Protocol):
-    """Anything with a start and an end in seconds."""
+    """Something said, with a start and an end in seconds."""
+
+    @property
+    def text(self) -> str:
+        """What was said."""
+        ...
 
     @property
     def start_s(self) -> float:
@@ -29,11 +43,25 @@ def phrases(words: Sequence[T], fits: Callable[[Sequence[T]], bool], pause_s: fl
     Every word is in exactly one phrase, in order. A single word may be more than fits. `fits` is asked for the first
     words of a phrase, ever more of them, and must not hold again once it did not.
     """
+    letter_s = _pace(words)
     first = 0
     for place in range(1, len(words) + 1):
-        if place == len(words) or words[place].start_s - words[place - 1].end_s > pause_s:
+        if place == len(words) or _silence(words[place - 1], words[place], letter_s) > pause_s:
             yield from _shortened(words[first:place], fits)
             first = place
+
+
+def _pace(words: Sequence[Timed]) -> float:
+    """Seconds a letter, from the end of one word to the end of the next."""
+    paces = [
+        (word.end_s - before.end_s) / max(1, spoken_length(word.text)) for before, word in itertools.pairwise(words)
+    ]
+    return min(SLOW_LETTER_S, statistics.median(paces)) if paces else 0.0
+
+
+def _silence(before: Timed, word: Timed, letter_s: float) -> float:
+    unwritten_s = letter_s * spoken_length(word.text) - (word.end_s - word.start_s)
+    return word.start_s - before.end_s - max(0.0, unwritten_s)
 
 
 def _shortened(words: Sequence[T], fits: Callable[[Sequence[T]], bool]) -> Iterator[Sequence[T]]:

@@ -26,7 +26,7 @@ from training.recipe import TrainingError
 LEAST_COVERAGE = 0.95  # of the text's characters; below it hardly a sentence goes without one that is spelt
 FULL_COVERAGE = 0.9995  # what sentencepiece advises for scripts of many characters
 SPELLING_SHARE = 1 / 8  # of a vocabulary may serve characters of the script that the text does not hold
-LONGEST_UNSPACED_PIECE = 4  # characters; about a word, so that a piece has the times of one
+LONGEST_UNSPACED_PIECE = 2  # characters: a piece is a word with times of its own, and four last a second
 _SERVICE_PIECES = 2  # the unknown piece, and the start of a word
 
 

@@ -1,6 +1,8 @@
 """Segments are what people read: cut at pauses, never too long, nothing lost."""
 
+import itertools
 import random
+from dataclasses import replace
 
 from deployment.serving.transcription import segments_from_words
 from speech.transcript import Word
@@ -14,6 +16,16 @@ def test_pauses_cut():
     segments = segments_from_words(_words((0, 1), (1.2, 2), (2.61, 3), (3.5, 4)))
     assert [segment.text for segment in segments] == ["w0 w1", "w2 w3"]
     assert [(segment.start_s, segment.end_s) for segment in segments] == [(0, 2), (2.61, 4)]
+
+
+def test_a_long_word_that_is_written_at_its_end_is_no_pause():
+    """A word of a second's length, written in one frame, stands behind a gap in which it sounds."""
+    texts = ["telephone", "international", "information", "switchboard"]
+    ends = itertools.accumulate([1.0, 1.1, 1.0, 0.9])
+    words = [Word(text, end - 0.1, end, 0.9) for text, end in zip(texts, ends, strict=True)]
+    assert [segment.text for segment in segments_from_words(words)] == [" ".join(texts)]
+    late = [*words[:2], *(replace(word, start_s=word.start_s + 1, end_s=word.end_s + 1) for word in words[2:])]
+    assert [segment.text for segment in segments_from_words(late)] == [" ".join(texts[:2]), " ".join(texts[2:])]
 
 
 def test_long_speech_is_cut_at_its_widest_gap():

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
-from deployment.promotion.ledger import CLOSING, Decision, Ledger, LedgerError, champion_in_force
+from deployment.promotion.ledger import CLOSING, PLACE, Decision, Ledger, LedgerError, champion_in_force
 from deployment.settings import Settings
 from evaluation.corpus.validation import ValidationUnknown, failed_checks
 from evaluation.gates import GateRefused, Verdict, load_verdict
@@ -51,13 +51,13 @@ def index(store: DataStore, links: Mapping[str, str] | None = None) -> str:
         for folder in store.path(asset).glob("*/*")
         if QUARTER_KEY.fullmatch(folder.parent.name) and LANGUAGE_TAG.fullmatch(folder.name)
     }
-    decided = {path.stem for path in store.path("ledger").glob("*.jsonl") if LANGUAGE_TAG.fullmatch(path.stem)}
+    decided = {name for name in store.objects.folders(PLACE) if LANGUAGE_TAG.fullmatch(name)}
     languages = sorted(decided | {language for _, language in partitions})
     decisions: dict[str, tuple[Decision, ...]] = {}
     unreadable = []
     for language in languages:
         try:
-            decisions[language] = Ledger(store.path("ledger"), language).entries()
+            decisions[language] = Ledger(store.objects, language).entries()
         except (LedgerError, OSError) as broken:
             unreadable.append(str(broken))
     return render_index(

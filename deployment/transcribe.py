@@ -14,6 +14,7 @@ from deployment.settings import Settings
 from speech.audio.decode import decode_chunks
 from speech.bundle import ModelBundle
 from speech.recognition.offline import Recognizer
+from speech.store.objects import open_objects
 from speech.transcript import Transcript
 
 FORMATS = ("text", "json", "srt", "vtt", "ctm")
@@ -29,7 +30,7 @@ def champion_bundle(settings: Settings, language: str) -> Path:
     """
     registry = Registry(settings.tracking_uri, shelf=settings.home / PLACE)
     rules = Rules(verdicts=settings.home / "verdicts", gates=settings.gates)
-    promotions = Promotions(registry, settings.home / "ledger", rules, settings.promotion.signing_key)
+    promotions = Promotions(registry, open_objects(settings.home), rules, settings.promotion.signing_key)
     decision = promotions.releasable(language)
     return registry.obtain(decision.digest, decision.model, decision.version)
 

@@ -16,6 +16,7 @@ from speech.audio.decode import Waveform, encode_wav
 from speech.bundle import ModelBundle
 from speech.corpus.manifest import Utterance
 from speech.corpus.normalize import Sorted
+from speech.store.objects import open_objects
 from tests.deployment.conftest import make_verdict
 from tests.toy_bundle import tones, write_toy_bundle
 
@@ -51,27 +52,26 @@ def approve(home: Path, bundle: ModelBundle, **verdict: Any) -> Decision:
 
 def decide(home: Path, bundle: ModelBundle, action: Action, verdict_sha256: str = "", **more: Any) -> Decision:
     """An entry about a bundle in the ledger of its language."""
-    ledger = Ledger(home / "ledger", bundle.language)
-    with ledger.locked():
-        entries = ledger.entries()
-        return ledger.append(
-            Decision(
-                sequence=len(entries) + 1,
-                time=dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
-                action=action,
-                language=bundle.language,
-                model=f"soundstage-{bundle.language}",
-                version=str(len(entries) + 1),
-                digest=bundle.digest,
-                verdict_sha256=verdict_sha256,
-                approver="Ada",
-                reason="for a test",
-                previous_champion="",
-                previous_digest="",
-                previous_hash=entries[-1].hash if entries else GENESIS,
-                **more,
-            )
+    ledger = Ledger(open_objects(home), bundle.language)
+    entries = ledger.entries()
+    return ledger.append(
+        Decision(
+            sequence=len(entries) + 1,
+            time=dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
+            action=action,
+            language=bundle.language,
+            model=f"soundstage-{bundle.language}",
+            version=str(len(entries) + 1),
+            digest=bundle.digest,
+            verdict_sha256=verdict_sha256,
+            approver="Ada",
+            reason="for a test",
+            previous_champion="",
+            previous_digest="",
+            previous_hash=entries[-1].hash if entries else GENESIS,
+            **more,
         )
+    )
 
 
 def register_versions(workspace: Any, *versions: Mapping[str, Any], language: str = "en") -> dict[str, str]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from deployment.promotion.ledger import PRODUCTION, Action, Decision, LedgerError, champion_in_force
+from deployment.promotion.ledger import PRODUCTION, Action, Decision, Ledger, LedgerError, champion_in_force
 from deployment.promotion.rules import Rules, about
 from deployment.registry.models import CHALLENGER, CHAMPION, ModelVersion, Registry, RegistryError
 
@@ -52,11 +52,18 @@ class Aliases:
     registry: Registry
     rules: Rules
 
-    def follow(self, entries: Sequence[Decision], language: str, model: str | None = None) -> None:
+    def follow(self, ledger: Ledger, model: str | None = None) -> None:
         """Move the aliases to where the ledger says; repeating it changes nothing.
 
-        The last entry's model is noted last, because that note says that all is done.
+        Somebody may decide meanwhile, and be overtaken by this older word: so the ledger is read again at the end.
         """
+        entries: Sequence[Decision] | None = None
+        while entries != (now := ledger.entries()):
+            entries = now
+            self._move(entries, ledger.language, model)
+
+    def _move(self, entries: Sequence[Decision], language: str, model: str | None) -> None:
+        """The last entry's model is noted last, because that note says that all is done."""
         now = champion_in_force(entries)
         models = {entry.model for entry in entries} | ({model} if model else set())
         for name in sorted(models, key=lambda name: (bool(entries) and name == entries[-1].model, name)):
@@ -75,8 +82,9 @@ class Aliases:
                     if name == entries[-1].model:  # an earlier model of the language may be gone
                         raise
 
-    def check(self, entries: Sequence[Decision], language: str, model: str) -> AliasState:
+    def check(self, ledger: Ledger, model: str) -> AliasState:
         """Whether a model's alias and its note of the ledger's head agree with the ledger."""
+        entries, language = ledger.entries(), ledger.language
         now = champion_in_force(entries)
         if now and now.model != model:
             now = None
@@ -86,7 +94,7 @@ class Aliases:
         def differs(why: str) -> AliasState:
             return AliasState(False, expected, found, why)
 
-        if wrong := self.why_cut_off(entries, language, model):
+        if wrong := self.why_cut_off(ledger, model):
             return differs(wrong)
         if entries and self.interrupted(last := entries[-1]):
             return differs(
@@ -109,34 +117,35 @@ class Aliases:
             )
         return AliasState(True, expected, found, f"the alias '{CHAMPION}' of {model} is {_named(found)}, as decided")
 
-    def finish(self, entries: Sequence[Decision], language: str, model: str | None = None) -> None:
+    def finish(self, ledger: Ledger, model: str | None = None) -> None:
         """Have the registry follow a ledger that is whole; a process may have died before it did.
 
         Raises:
             LedgerError: entries are missing at its end.
         """
-        for name in {entry.model for entry in entries} | ({model} if model else set()):
-            self.require_whole(entries, language, name)
-        self.follow(entries, language, model)
+        for name in {entry.model for entry in ledger.entries()} | ({model} if model else set()):
+            self.require_whole(ledger, name)
+        self.follow(ledger, model)
 
-    def require_whole(self, entries: Sequence[Decision], language: str, model: str) -> None:
+    def require_whole(self, ledger: Ledger, model: str) -> None:
         """Nothing rests on a ledger whose end is missing.
 
         Raises:
             LedgerError: the sentence of `why_cut_off`.
         """
-        if wrong := self.why_cut_off(entries, language, model):
+        if wrong := self.why_cut_off(ledger, model):
             raise LedgerError(wrong)
 
-    def why_cut_off(self, entries: Sequence[Decision], language: str, model: str) -> str | None:
+    def why_cut_off(self, ledger: Ledger, model: str) -> str | None:
         """A sentence when the registry remembers a decision that the ledger no longer has."""
-        noted = self._noted(model, language)
-        if noted is None or not _HEAD.fullmatch(noted) or noted in {entry.head for entry in entries}:
+        noted = self._noted(model, ledger.language)  # before the ledger is read: what is noted was stored before
+        if noted is None or not _HEAD.fullmatch(noted) or noted in {entry.head for entry in ledger.entries()}:
             return None
         return (
-            f"the registry notes decision {noted.partition(':')[0]} about {model}, which the ledger of '{language}' "
-            "does not have: entries were removed from its end; restore the ledger from its backup. If it is whole, the "
-            f"note was edited in MLflow: remove the tag '{HEAD_TAG}.{language}' of {model}, then launch `reconcile`"
+            f"the registry notes decision {noted.partition(':')[0]} about {model}, which the ledger of "
+            f"'{ledger.language}' does not have: entries were removed from its end; restore the ledger from its "
+            f"backup. If it is whole, the note was edited in MLflow: remove the tag '{HEAD_TAG}.{ledger.language}' of "
+            f"{model}, then launch `reconcile`"
         )
 
     def interrupted(self, last: Decision) -> bool:

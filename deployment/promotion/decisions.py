@@ -18,9 +18,12 @@ honour that approval for exactly that bundle and verdict. A missing, altered, st
 challenger or a bundle whose bytes differ cannot be overridden.
 """
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 
 from deployment.promotion.aliases import STATUS_TAG, Aliases, AliasState
 from deployment.promotion.ledger import (
@@ -49,7 +52,11 @@ from deployment.registry.models import ModelVersion, Registry
 from evaluation.gates import GateRefused, load_verdict
 from evaluation.results import BENCHMARK, Interval
 from speech.bundle import ModelBundle
+from speech.store.objects import LostRace, Objects
+from speech.store.records import TRIES, pause
 
+P = ParamSpec("P")
+T = TypeVar("T")
 SYSTEM = "soundstage"  # who closes what waited too long
 
 
@@ -93,23 +100,41 @@ class Waiting:
         return f"{name} waits for {who} to approve, reject or ask for changes{until}{wer}{against}"
 
 
+def _again(
+    decide: Callable[Concatenate["Promotions", str, P], T],
+) -> Callable[Concatenate["Promotions", str, P], T]:
+    """Decide again, on the ledger as it is then, where somebody else's decision was recorded first."""
+
+    @functools.wraps(decide)
+    def decided(self: "Promotions", language: str, *arguments: P.args, **options: P.kwargs) -> T:
+        for attempt in range(TRIES):
+            try:
+                return decide(self, language, *arguments, **options)
+            except LostRace:
+                pause(attempt)
+        raise PromotionRefused(f"others decide about '{language}' without end: see what they decided, then try again")
+
+    return decided
+
+
 class Promotions:
     """Decisions about champions.
 
     Args:
         registry: where versions and aliases are.
-        ledger: folder of the ledgers, one file a language.
+        objects: the data store, which has the ledgers.
         rules: what a decision needs.
         key: with which entries are signed; None: they are not.
     """
 
-    def __init__(self, registry: Registry, ledger: Path, rules: Rules, key: bytes | None = None) -> None:
+    def __init__(self, registry: Registry, objects: Objects, rules: Rules, key: bytes | None = None) -> None:
         self._key = key
         self.registry = registry
         self.rules = rules
-        self._folder = ledger
+        self._objects = objects
         self._aliases = Aliases(registry, rules)
 
+    @_again
     def approve(
         self, language: str, model: str, version: str, approver: str, reason: str, *, override_gates: bool = False
     ) -> Decision:
@@ -130,34 +155,33 @@ class Promotions:
         if override_gates:
             self.rules.require_override_allowed()
         ledger = self.ledger(language)
-        with ledger.locked():
-            entries = ledger.entries()
-            now = champion_in_force(entries)
-            candidate = require_language(self.registry.verify(model, version), language)
-            if now and (now.model, now.version, now.digest) == (candidate.name, candidate.version, candidate.digest):
-                same = (now.action, now.approver, now.reason) == ("approve", approver, reason)
-                self._aliases.finish(entries, language)
-                if same:
-                    return now  # the process that took this decision died after recording it
+        entries = ledger.entries()
+        now = champion_in_force(entries)
+        candidate = require_language(self.registry.verify(model, version), language)
+        if now and (now.model, now.version, now.digest) == (candidate.name, candidate.version, candidate.digest):
+            same = (now.action, now.approver, now.reason) == ("approve", approver, reason)
+            self._aliases.finish(ledger)
+            if same:
+                return now  # the process that took this decision died after recording it
+            raise PromotionRefused(
+                f"{model} version {candidate.version} is the champion of '{language}' since {now.time}, decided by "
+                f"{now.approver}: there is nothing to approve"
+            )
+        verdict, overridden = self.rules.require_eligible(entries, candidate, override_gates)
+        sha = verdict.file_sha256
+        action: Action = "approve"
+        if not self.rules.suffices(entries, candidate, sha, approver):
+            action = "voice"
+            before = self.rules.voices(entries, candidate, sha).get(approver)
+            if before and before.reason == reason:
+                self._aliases.finish(ledger)
+                return before
+            if before:
                 raise PromotionRefused(
-                    f"{model} version {candidate.version} is the champion of '{language}' since {now.time}, decided by "
-                    f"{now.approver}: there is nothing to approve"
+                    f"'{approver}' has approved {model} version {candidate.version} on {before.time[:10]}: two "
+                    f"people are asked for, so another approver has to decide ({self.rules.allowed})"
                 )
-            verdict, overridden = self.rules.require_eligible(entries, candidate, override_gates)
-            sha = verdict.file_sha256
-            action: Action = "approve"
-            if not self.rules.suffices(entries, candidate, sha, approver):
-                action = "voice"
-                before = self.rules.voices(entries, candidate, sha).get(approver)
-                if before and before.reason == reason:
-                    self._aliases.finish(entries, language)
-                    return before
-                if before:
-                    raise PromotionRefused(
-                        f"'{approver}' has approved {model} version {candidate.version} on {before.time[:10]}: two "
-                        f"people are asked for, so another approver has to decide ({self.rules.allowed})"
-                    )
-            return self._decide(ledger, entries, action, candidate, sha, approver, reason, overridden)
+        return self._decide(ledger, entries, action, candidate, sha, approver, reason, overridden)
 
     def reject(self, language: str, model: str, version: str, approver: str, reason: str) -> Decision:
         """Record that a version shall not go to production, for good; it stops being the challenger.
@@ -166,7 +190,7 @@ class Promotions:
             PromotionRefused: the approver may not decide, there is no reason, or the version is the champion.
             RegistryError, LedgerError: no such version; the ledger is broken.
         """
-        return self._close("reject", language, model, version, approver, reason)
+        return self._close(language, "reject", model, version, approver, reason)
 
     def request_changes(self, language: str, model: str, version: str, approver: str, reason: str) -> Decision:
         """Record what is to be changed first: the version waits no longer, until it was judged and offered again.
@@ -174,8 +198,9 @@ class Promotions:
         Raises:
             PromotionRefused, RegistryError, LedgerError: as for `reject`.
         """
-        return self._close("request_changes", language, model, version, approver, reason)
+        return self._close(language, "request_changes", model, version, approver, reason)
 
+    @_again
     def expire(self, language: str, model: str) -> Decision | None:
         """Close the challenger if it waited too long; None when there is nothing to close.
 
@@ -183,25 +208,25 @@ class Promotions:
             RegistryError, LedgerError: the registry cannot be used; the ledger is broken.
         """
         ledger = self.ledger(language)
-        with ledger.locked():
-            candidate = self.registry.challenger(model)
-            if candidate is None:
-                return None
-            sha = self.rules.verdict_sha256(candidate.digest)  # before its age is read: of no newer verdict
-            if not self.rules.overdue(candidate):
-                return None
-            entries = ledger.entries()
-            if closed := self.rules.closed(entries, candidate):
-                self._aliases.finish(entries, language)  # the process that closed it died before it moved the alias
-                return closed
-            reason = f"waited longer than {self.rules.expires_days} days for a decision: evaluate and judge it again"
-            return self._decide(ledger, entries, "expire", candidate, sha, SYSTEM, reason)
+        candidate = self.registry.challenger(model)
+        if candidate is None:
+            return None
+        sha = self.rules.verdict_sha256(candidate.digest)  # before its age is read: of no newer verdict
+        if not self.rules.overdue(candidate):
+            return None
+        entries = ledger.entries()
+        if closed := self.rules.closed(entries, candidate):
+            self._aliases.finish(ledger)  # the process that closed it died before it moved the alias
+            return closed
+        reason = f"waited longer than {self.rules.expires_days} days for a decision: evaluate and judge it again"
+        return self._decide(ledger, entries, "expire", candidate, sha, SYSTEM, reason)
 
     def overdue(self, model: str) -> ModelVersion | None:
         """The challenger, if it waited too long."""
         candidate = self.registry.challenger(model)
         return candidate if candidate and self.rules.overdue(candidate) else None
 
+    @_again
     def override(self, language: str, model: str, bundle: Path, digest: str, approver: str, reason: str) -> Decision:
         """Accept the failed gates of exactly this bundle and verdict, so that it can be registered and approved.
 
@@ -216,17 +241,16 @@ class Promotions:
         self.rules.require_override_allowed()
         ModelBundle.load(bundle, digest)
         ledger = self.ledger(language)
-        with ledger.locked():
-            entries = ledger.entries()
-            verdict = self.rules.require_overridable(entries, digest, language)
-            sha = verdict.file_sha256
-            last = entries[-1] if entries else None
-            if last and (last.action, last.digest) == ("override", digest) and _repeats(last, sha, approver, reason):
-                self._aliases.finish(entries, language)
-                return last
-            self.registry.ensure_model(model, language)
-            unregistered = ModelVersion(model, "", digest)
-            return self._decide(ledger, entries, "override", unregistered, sha, approver, reason, labels(verdict))
+        entries = ledger.entries()
+        verdict = self.rules.require_overridable(entries, digest, language)
+        sha = verdict.file_sha256
+        last = entries[-1] if entries else None
+        if last and (last.action, last.digest) == ("override", digest) and _repeats(last, sha, approver, reason):
+            self._aliases.finish(ledger)
+            return last
+        self.registry.ensure_model(model, language)
+        unregistered = ModelVersion(model, "", digest)
+        return self._decide(ledger, entries, "override", unregistered, sha, approver, reason, labels(verdict))
 
     def overridden(self, language: str, digest: str) -> tuple[str, ...]:
         """Labels of the gates that people accepted for exactly this bundle and its present verdict.
@@ -248,21 +272,20 @@ class Promotions:
             LedgerError: the ledger is broken.
         """
         ledger = self.ledger(language)
-        with ledger.locked():
-            entries = ledger.entries()
-            decided = {entry.action for entry in entries if about(entry, version)}
-            if self.rules.closed(entries, version) or not decided.isdisjoint(PRODUCTION):
-                return None
-            if not decided.isdisjoint(CLOSING):
-                self.registry.offer(version.name, version.version, again=True)
-            waiting = self.waiting(language, version.name)
-            if waiting is None:
-                return None
-            self._aliases.supersede(entries, waiting.version)
-            if waiting.version.version != version.version or waiting.version.tags.get(STATUS_TAG) == waiting.sentence:
-                return None
-            self.registry.set_version_tag(version.name, version.version, STATUS_TAG, waiting.sentence)
-            return waiting
+        entries = ledger.entries()
+        decided = {entry.action for entry in entries if about(entry, version)}
+        if self.rules.closed(entries, version) or not decided.isdisjoint(PRODUCTION):
+            return None
+        if not decided.isdisjoint(CLOSING):
+            self.registry.offer(version.name, version.version, again=True)
+        waiting = self.waiting(language, version.name)
+        if waiting is None:
+            return None
+        self._aliases.supersede(entries, waiting.version)
+        if waiting.version.version != version.version or waiting.version.tags.get(STATUS_TAG) == waiting.sentence:
+            return None
+        self.registry.set_version_tag(version.name, version.version, STATUS_TAG, waiting.sentence)
+        return waiting
 
     def waiting(self, language: str, model: str) -> Waiting | None:
         """The challenger and what has to happen with it; None when nobody has to decide.
@@ -295,6 +318,7 @@ class Promotions:
             self.rules.launchers.of(challenger),
         )
 
+    @_again
     def rollback(
         self,
         language: str,
@@ -315,39 +339,47 @@ class Promotions:
         """
         approver, reason = self.rules.require_person(approver, reason)
         ledger = self.ledger(language)
-        with ledger.locked():
-            entries = ledger.entries()
-            line = line_of_champions(entries)
-            if not line:
-                raise PromotionRefused(f"'{language}' has no champion yet: there is nothing to roll back")
-            now, last = line[-1], entries[-1]
-            if (last.action, last.approver, last.reason) == ("rollback", approver, reason) and (
-                self._aliases.interrupted(last) or last.version == str(version) or _made_since(last, since)
-            ):
-                self._aliases.finish(entries, language)  # the process that took this decision died after recording it
-                return last
-            earlier = [
-                entry
-                for entry in (line[:-1] if version is None else every_champion(entries))
-                if (entry.model, entry.version) != (now.model, now.version)
-                and (version is None or entry.version == str(version))
-                and (model is None or entry.model == model)
-            ]
-            if not earlier:
-                wanted = f"earlier champion of version {version}" if version else "earlier champion"
-                raise PromotionRefused(f"'{language}' has no {wanted} to roll back to; approve a version instead")
-            back = earlier[-1]
-            target = require_language(self.registry.verify(back.model, back.version), language)
-            if target.digest != back.digest:
-                raise PromotionRefused(
-                    f"{back.model} version {back.version} is now bundle {target.digest[:12]}, but {back.digest[:12]} "
-                    "was approved: someone replaced it; approve a version instead"
-                )
-            closed = self.rules.closed(entries, target)
-            if closed and closed.action == "reject":
-                raise PromotionRefused(closed_sentence(closed))
-            sha = require_still_passed(self.rules.verdicts, back).file_sha256
+        entries = ledger.entries()
+        line = line_of_champions(entries)
+        if not line:
+            raise PromotionRefused(f"'{language}' has no champion yet: there is nothing to roll back")
+        now, last = line[-1], entries[-1]
+        if (last.action, last.approver, last.reason) == ("rollback", approver, reason) and (
+            self._aliases.interrupted(last) or last.version == str(version) or _made_since(last, since)
+        ):
+            self._aliases.finish(ledger)  # the process that took this decision died after recording it
+            return last
+        earlier = [
+            entry
+            for entry in (line[:-1] if version is None else every_champion(entries))
+            if (entry.model, entry.version) != (now.model, now.version)
+            and (version is None or entry.version == str(version))
+            and (model is None or entry.model == model)
+        ]
+        if not earlier:
+            wanted = f"earlier champion of version {version}" if version else "earlier champion"
+            raise PromotionRefused(f"'{language}' has no {wanted} to roll back to; approve a version instead")
+        back = earlier[-1]
+        target = require_language(self.registry.verify(back.model, back.version), language)
+        if target.digest != back.digest:
+            raise PromotionRefused(
+                f"{back.model} version {back.version} is now bundle {target.digest[:12]}, but {back.digest[:12]} "
+                "was approved: someone replaced it; approve a version instead"
+            )
+        closed = self.rules.closed(entries, target)
+        if closed and closed.action == "reject":
+            raise PromotionRefused(closed_sentence(closed))
+        sha = require_still_passed(self.rules.verdicts, back).file_sha256
+        try:
             return self._decide(ledger, entries, "rollback", target, sha, approver, reason, back.overridden)
+        except LostRace:
+            meanwhile = champion_in_force(ledger.entries())
+            if meanwhile and meanwhile.sequence > now.sequence:
+                raise PromotionRefused(
+                    f"{meanwhile.approver} made {meanwhile.model} version {meanwhile.version} the champion of "
+                    f"'{language}' meanwhile ({meanwhile.action}): see whether there is still something to roll back"
+                ) from None
+            raise
 
     def releasable(self, language: str) -> Decision:
         """The decision in force, if what it put into production may be served: its verdict is read again.
@@ -359,11 +391,11 @@ class Promotions:
             GateRefused: no passing verdict for exactly this bundle.
             LedgerError: the ledger is broken or cut off.
         """
-        entries = self.ledger(language).entries()
-        now = champion_in_force(entries)
+        ledger = self.ledger(language)
+        now = champion_in_force(ledger.entries())
         if now is None:
             raise PromotionRefused(f"'{language}' has no champion yet: approve a version with the job `promote`")
-        self._aliases.require_whole(entries, language, now.model)
+        self._aliases.require_whole(ledger, now.model)
         require_still_passed(self.rules.verdicts, now)
         return now
 
@@ -383,7 +415,7 @@ class Promotions:
         ledger = self.ledger(language)
         if broken := ledger.verify():
             return broken
-        return self._aliases.why_cut_off(ledger.entries(), language, model) if model else None
+        return self._aliases.why_cut_off(ledger, model) if model else None
 
     def check_alias(self, language: str, model: str) -> AliasState:
         """Whether the registry's alias and its note of the ledger's head agree with the ledger.
@@ -391,7 +423,7 @@ class Promotions:
         Raises:
             LedgerError: the ledger is broken.
         """
-        return self._aliases.check(self.ledger(language).entries(), language, model)
+        return self._aliases.check(self.ledger(language), model)
 
     def reconcile(self, language: str, model: str, approver: str, reason: str) -> AliasState:
         """Set the aliases and the registry's note to what the ledger says; returns what was found before.
@@ -402,15 +434,13 @@ class Promotions:
         """
         self.rules.require_person(approver, reason)
         ledger = self.ledger(language)
-        with ledger.locked():
-            entries = ledger.entries()
-            before = self._aliases.check(entries, language, model)
-            self._aliases.finish(entries, language, model)
+        before = self._aliases.check(ledger, model)
+        self._aliases.finish(ledger, model)
         return before
 
     def ledger(self, language: str) -> Ledger:
         """The ledger of a language."""
-        return Ledger(self._folder, language, self._key)
+        return Ledger(self._objects, language, self._key)
 
     def _decide(
         self,
@@ -424,7 +454,7 @@ class Promotions:
         overridden: tuple[str, ...] = (),
     ) -> Decision:
         """Record a decision that the rules allow on that verdict, then have the registry follow it."""
-        self._aliases.require_whole(entries, ledger.language, target.name)
+        self._aliases.require_whole(ledger, target.name)
         now = champion_in_force(entries)
         recorded = ledger.append(
             Decision(
@@ -445,26 +475,26 @@ class Promotions:
                 launched_by=", ".join(self.rules.launchers.of(target)),
             )
         )
-        self._aliases.follow((*entries, recorded), ledger.language)
+        self._aliases.follow(ledger)
         return recorded
 
-    def _close(self, action: Action, language: str, model: str, version: str, approver: str, reason: str) -> Decision:
+    @_again
+    def _close(self, language: str, action: Action, model: str, version: str, approver: str, reason: str) -> Decision:
         approver, reason = self.rules.require_person(approver, reason)
         ledger = self.ledger(language)
-        with ledger.locked():
-            entries = ledger.entries()
-            now = champion_in_force(entries)
-            candidate = require_language(self.registry.version(model, version), language)
-            sha = self.rules.verdict_sha256(candidate.digest)
-            if now and about(now, candidate):
-                raise PromotionRefused(
-                    f"{model} version {candidate.version} is the champion of '{language}': roll back instead"
-                )
-            last = next((entry for entry in reversed(entries) if about(entry, candidate)), None)
-            if last and last.action == action and _repeats(last, sha, approver, reason):
-                self._aliases.finish(entries, language)
-                return last
-            return self._decide(ledger, entries, action, candidate, sha, approver, reason)
+        entries = ledger.entries()
+        now = champion_in_force(entries)
+        candidate = require_language(self.registry.version(model, version), language)
+        sha = self.rules.verdict_sha256(candidate.digest)
+        if now and about(now, candidate):
+            raise PromotionRefused(
+                f"{model} version {candidate.version} is the champion of '{language}': roll back instead"
+            )
+        last = next((entry for entry in reversed(entries) if about(entry, candidate)), None)
+        if last and last.action == action and _repeats(last, sha, approver, reason):
+            self._aliases.finish(ledger)
+            return last
+        return self._decide(ledger, entries, action, candidate, sha, approver, reason)
 
 
 def _repeats(last: Decision, verdict_sha256: str, approver: str, reason: str) -> bool:

@@ -12,6 +12,7 @@ from deployment.promotion.rules import Rules
 from deployment.registry.models import Registry
 from deployment.registry.shelf import PLACE
 from deployment.settings import Settings
+from speech.store.objects import open_objects
 
 WIDE = 240  # columns of a page that is kept in a file: nothing is cut there
 
@@ -22,9 +23,12 @@ def print_decisions(settings: Settings, languages: Sequence[str]) -> int:
     from rich.table import Table
 
     console, broken = Console(markup=False, width=None if sys.stdout.isatty() else WIDE), 0
-    ledger, registry = settings.home / "ledger", Registry(settings.tracking_uri, shelf=settings.home / PLACE)
+    registry = Registry(settings.tracking_uri, shelf=settings.home / PLACE)
     promotions = Promotions(
-        registry, ledger, Rules(verdicts=settings.home / "verdicts"), settings.promotion.signing_key
+        registry,
+        open_objects(settings.home),
+        Rules(verdicts=settings.home / "verdicts"),
+        settings.promotion.signing_key,
     )
     for language in languages:
         try:
@@ -67,4 +71,4 @@ def sign(settings: Settings, languages: Sequence[str]) -> dict[str, int]:
     key = settings.promotion.signing_key
     if key is None:
         raise LedgerError("there is no ledger key: set SOUNDSTAGE_PROMOTION__LEDGER_KEY")
-    return {language: Ledger(settings.home / "ledger", language).sign(key) for language in languages}
+    return {language: Ledger(open_objects(settings.home), language).sign(key) for language in languages}

@@ -1,38 +1,35 @@
 """The ledger: every decision about a language's production, append-only and tamper-evident.
 
-One file a language, `<language>.jsonl`. An entry is flushed to disk before anything acts on it, and holds the hash of
-the one before it, so an edit, a removed or an inserted entry shows (`verify`). That entries were cut off at the end
-does not show here: `deployment.promotion.aliases` notes the head at the model in the registry and compares.
+An entry is an object of the data store, `ledger/<language>/00000001.json` and so on. Its number is taken by whoever
+writes it first, and whoever decided on the same entries as somebody else is told so (`LostRace`): reads again, and
+decides again. An entry is stored before anything acts on it, and holds the hash of the one before it, so an edit, a
+removed or an inserted entry shows (`verify`). That entries were cut off at the end does not show here:
+`deployment.promotion.aliases` notes the head at the model in the registry and compares.
 
 `soundstage decisions [LANGUAGE]` prints who put what into production, when and why.
-
-A line that a dying machine left unfinished was never confirmed to anyone: the next decision moves it to
-`<language>.torn` and continues after the last whole entry.
 
 With a key that is not on the disk (`promotion.ledger_key`) each entry is signed, and one that is not signed with it is
 refused: the package's docstring says against whom that helps. Entries written before there was a key are signed by
 `soundstage decisions --sign`, once somebody has read them.
 """
 
-import fcntl
 import functools
 import hashlib
 import hmac
 import json
-import os
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from speech.store.outputs import parse_json, write_atomically
+from speech.corpus.manifest import LANGUAGE_TAG
+from speech.store.objects import Objects, StoreError, StoreUnavailable
+from speech.store.outputs import parse_json
+from speech.store.records import Records
 
+PLACE = "ledger"
 LEDGER_SCHEMA = 2
-ADDED_IN_SCHEMA_2 = ("overridden", "launched_by")  # entries of schema 1 stay as they were written
 GENESIS = "0" * 64  # what stands for the entry before the first
 
 Action = Literal["approve", "voice", "reject", "request_changes", "expire", "override", "rollback"]
@@ -107,9 +104,12 @@ class Decision:
         return hmac.new(key, self.hash.encode(), hashlib.sha256).hexdigest()
 
     def content(self) -> dict[str, Any]:
-        """The fields of the entry's own schema."""
-        absent = {*(ADDED_IN_SCHEMA_2 if self.schema == 1 else ()), *(() if self.signature else ("signature",))}
-        return {name: value for name, value in asdict(self).items() if name not in absent}
+        """What is stored: every field, but no signature where there is none."""
+        return {name: value for name, value in asdict(self).items() if value or name != "signature"}
+
+    def to_json(self) -> bytes:
+        """As the object that is stored."""
+        return (_line(self.content()) + "\n").encode()
 
 
 @functools.cache
@@ -118,13 +118,14 @@ def _adapter() -> TypeAdapter[Decision]:
 
 
 class Ledger:
-    """The decisions of one language, in `<folder>/<language>.jsonl`; with a key, each has to be signed with it."""
+    """The decisions of one language; with a key, each has to be signed with it."""
 
-    def __init__(self, folder: Path, language: str, key: bytes | None = None) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", language):
+    def __init__(self, objects: Objects, language: str, key: bytes | None = None) -> None:
+        if not LANGUAGE_TAG.fullmatch(language):
             raise LedgerError(f"'{language}' is not a language tag such as 'en'")
         self.language = language
-        self.path = folder / f"{language}.jsonl"
+        self.records = Records(objects, f"{PLACE}/{language}")
+        self.name = f"{self.records.prefix} in {objects.home}"
         self._key = key
 
     def entries(self) -> tuple[Decision, ...]:
@@ -132,8 +133,24 @@ class Ledger:
 
         Raises:
             LedgerError: an entry was changed, removed, inserted or cannot be read.
+            StoreUnavailable: the data store does not answer.
         """
-        return self._read()[0]
+        try:
+            records = self.records.all()
+        except StoreUnavailable:
+            raise
+        except (StoreError, OSError) as error:
+            raise LedgerError(f"{self.name} cannot be read: {error}") from error
+        entries: list[Decision] = []
+        for number, record in enumerate(records, start=1):
+            entry = self._entry(record, number)
+            if entry.previous_hash != (entries[-1].hash if entries else GENESIS):
+                raise LedgerError(
+                    f"{self.name}: entry {number} does not follow the entry before it: something was removed or "
+                    "inserted; restore it from its backup"
+                )
+            entries.append(entry)
+        return tuple(entries)
 
     def verify(self) -> str | None:
         """None when the chain is intact, else a sentence that names the first broken entry."""
@@ -143,115 +160,57 @@ class Ledger:
             return str(error)
         return None
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the right to decide; freed by the kernel if the process dies."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.with_suffix(".lock").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-
     def append(self, decision: Decision) -> Decision:
-        """Add an entry at the end, flushed to disk before this returns; the caller holds `locked()`."""
-        entries, whole_bytes = self._read()
-        last = entries[-1] if entries else None
-        if decision.sequence != len(entries) + 1 or decision.previous_hash != (last.hash if last else GENESIS):
-            raise LedgerError(f"{self.path}: entry {decision.sequence} does not follow the last one: read it again")
+        """Store the entry that follows those the caller decided on; returns it sealed, and signed where there is a key.
+
+        Raises:
+            LostRace: somebody else decided since; nothing was written.
+            LedgerError: the ledger is broken.
+        """
+        last = self.entries()[: decision.sequence - 1][-1:]
+        if decision.previous_hash != (last[0].hash if last else GENESIS):
+            raise LedgerError(f"{self.name}: entry {decision.sequence} does not follow the one before it: read again")
         sealed = decision.sealed() if self._key is None else decision.sealed().signed(self._key)
-        data = (_line(sealed.content()) + "\n").encode()
-        new = not self.path.exists()
-        handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            self._set_torn_aside(handle, whole_bytes)
-            try:
-                written = os.write(handle, data)
-                if written != len(data):
-                    raise OSError(f"only {written} of {len(data)} bytes were written")
-                os.fsync(handle)
-            except OSError as error:
-                os.ftruncate(handle, whole_bytes)
-                raise LedgerError(
-                    f"{self.path}: the decision was not recorded ({error}): free space and decide again"
-                ) from error
-        finally:
-            os.close(handle)
-        if new:
-            _flush_folder(self.path.parent)
+        self.records.append(decision.sequence, sealed.to_json())
         return sealed
 
     def sign(self, key: bytes) -> int:
-        """Sign the entries as they are, whoever wrote them; returns how many there are.
+        """Sign the entries as they are, whoever wrote them; returns how many there are. Repeating it is no harm.
 
         Raises:
             LedgerError: the chain is not intact.
         """
-        with self.locked():
-            entries = self.entries()
-            if entries:
-                lines = (_line(entry.signed(key).content()) + "\n" for entry in entries)
-                write_atomically(self.path, "".join(lines))
-            return len(entries)
+        entries = self.entries()
+        for entry in entries:
+            self.records.objects.put(self.records.key(entry.sequence), entry.signed(key).to_json())
+        return len(entries)
 
-    def _read(self) -> tuple[tuple[Decision, ...], int]:
-        """Verified entries and how many bytes they take; an unfinished last line is not an entry."""
+    def _entry(self, record: bytes, number: int) -> Decision:
+        broken = f"{self.name}: entry {number}"
         try:
-            data = self.path.read_bytes()
-        except FileNotFoundError:
-            return (), 0
-        except OSError as error:
-            raise LedgerError(f"{self.path} cannot be read ({error}); restore the file from its backup") from error
-        lines = data.split(b"\n")
-        unfinished = lines.pop()
-        entries: list[Decision] = []
-        previous = GENESIS
-        for number, line in enumerate(lines, start=1):
-            entry = self._entry(line, number)
-            if entry.previous_hash != previous:
-                raise LedgerError(
-                    f"{self.path}: entry {number} does not follow the entry before it: something was removed or "
-                    "inserted; restore the file from its backup"
-                )
-            previous = entry.hash
-            entries.append(entry)
-        return tuple(entries), len(data) - len(unfinished)
-
-    def _entry(self, line: bytes, number: int) -> Decision:
-        broken = f"{self.path}: entry {number}"
-        try:
-            given = set(parse_json(line))
-            entry = _adapter().validate_json(line, strict=True)
-            known = {item.name for item in fields(Decision)} - {"signature"}
-            if given - {"signature"} != (known - set(ADDED_IN_SCHEMA_2) if entry.schema == 1 else known):
+            given = set(parse_json(record))
+            entry = _adapter().validate_json(record, strict=True)
+            if given | {"signature"} != {item.name for item in fields(Decision)}:
                 raise ValueError("fields are missing or unknown")
         except (ValueError, TypeError) as error:
             wrong = error.errors()[0] if isinstance(error, ValidationError) else None
             why = f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}" if wrong else error
-            raise LedgerError(f"{broken} cannot be read ({why}); restore the file from its backup") from error
-        if entry.schema not in (1, LEDGER_SCHEMA):
+            raise LedgerError(f"{broken} cannot be read ({why}); restore it from its backup") from error
+        if entry.schema != LEDGER_SCHEMA:
             raise LedgerError(f"{broken} has schema {entry.schema}, this version reads {LEDGER_SCHEMA}: upgrade")
         if entry.hash != entry.expected_hash():
-            raise LedgerError(f"{broken} was changed after it was written; restore the file from its backup")
+            raise LedgerError(f"{broken} was changed after it was written; restore it from its backup")
         if self._key is not None and not hmac.compare_digest(entry.signature, entry.expected_signature(self._key)):
             raise LedgerError(
-                f"{broken} is not signed with the ledger key: it was written without it; restore the file from its "
-                "backup, or read the entries and sign them with `soundstage decisions --sign`"
+                f"{broken} is not signed with the ledger key: it was written without it; restore it from its backup, "
+                "or read the entries and sign them with `soundstage decisions --sign`"
             )
         if entry.sequence != number or entry.language != self.language:
             raise LedgerError(
                 f"{broken} says it is number {entry.sequence} of '{entry.language}': something was removed, inserted "
-                "or brought from another ledger; restore the file from its backup"
+                "or brought from another ledger; restore it from its backup"
             )
         return entry
-
-    def _set_torn_aside(self, handle: int, whole_bytes: int) -> None:
-        size = os.fstat(handle).st_size
-        if size <= whole_bytes:
-            return
-        with self.path.with_suffix(".torn").open("ab") as torn:
-            torn.write(os.pread(handle, size - whole_bytes, whole_bytes) + b"\n")
-            torn.flush()
-            os.fsync(torn.fileno())
-        os.ftruncate(handle, whole_bytes)
 
 
 def line_of_champions(entries: Sequence[Decision]) -> list[Decision]:
@@ -279,11 +238,3 @@ def every_champion(entries: Sequence[Decision]) -> list[Decision]:
 
 def _line(value: dict[str, Any]) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-
-
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

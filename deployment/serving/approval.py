@@ -12,6 +12,7 @@ from pathlib import Path
 from deployment.promotion.ledger import PRODUCTION, Ledger, LedgerError, champion_in_force
 from deployment.promotion.rules import require_still_passed
 from evaluation.gates import GateRefused
+from speech.store.objects import open_objects
 
 
 class NotApproved(Exception):
@@ -33,12 +34,12 @@ def require_approved(home: Path, language: str, digest: str, key: bytes | None =
     """
     refused = f"bundle {digest[:12]} is not served for '{language}'"
     try:
-        ledger = Ledger(home / "ledger", language, key)
+        ledger = Ledger(open_objects(home), language, key)
         entries = ledger.entries()
         about = [entry for entry in entries if entry.digest == digest]
         decision = next((entry for entry in reversed(about) if entry.action in (*PRODUCTION, "reject")), None)
         if decision is None or decision.action == "reject":
-            why = f"{decision.approver} rejected it" if decision else f"nobody approved it (ledger {ledger.path})"
+            why = f"{decision.approver} rejected it" if decision else f"nobody approved it ({ledger.name})"
             remedy = (
                 "materialise `serving_release`, which serves the ledger's champion"
                 if champion_in_force(entries)

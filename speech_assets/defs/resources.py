@@ -90,7 +90,7 @@ class Workspace:
             expires_days=asked.challenger_expires_days,
             allow_override=asked.allow_override,
         )
-        return Promotions(self.registry(), self.store.path("ledger"), rules, asked.signing_key)
+        return Promotions(self.registry(), self.store.objects, rules, asked.signing_key)
 
     def mlflow_run_url(self, record: Mapping[str, Any]) -> str:
         """Where the run of a training record is shown in MLflow."""

@@ -15,6 +15,7 @@ from deployment.registry.models import ModelVersion, Registry
 from evaluation.gates import AT_LEAST, AT_MOST, REQUIRED_GATES, GateResult, GateSettings, Verdict, save_verdict
 from evaluation.results import BENCHMARK, QUARTER
 from speech.bundle import ModelBundle
+from speech.store.objects import open_objects
 from tests.toy_bundle import write_toy_bundle
 
 MODEL = "soundstage-en"
@@ -67,9 +68,14 @@ def make_decision(number: int, previous: str, reason: str = "good") -> Decision:
     )
 
 
-def rewrite(path: Path, change: Callable[[list[bytes]], list[bytes]]) -> None:
-    """Change a ledger's lines behind its back."""
-    path.write_bytes(b"".join(change(path.read_bytes().splitlines(keepends=True))))
+def rewrite(home: Path, change: Callable[[list[bytes]], list[bytes]], language: str = "en") -> None:
+    """Change a ledger's entries behind its back, and number them anew."""
+    folder = home / "ledger" / language
+    before = [path.read_bytes() for path in sorted(folder.iterdir())]
+    shutil.rmtree(folder)
+    folder.mkdir()
+    for number, entry in enumerate(change(before), start=1):
+        (folder / f"{number:08d}.json").write_bytes(entry)
 
 
 @dataclass
@@ -132,7 +138,7 @@ class House:
 
     def promotions_over(self, registry: Registry, **rules: object) -> Promotions:
         """Promotions under some rules, with another registry."""
-        return Promotions(registry, self.home / "ledger", Rules(verdicts=self.home / "verdicts", **rules))
+        return Promotions(registry, open_objects(self.home), Rules(verdicts=self.home / "verdicts", **rules))
 
 
 @pytest.fixture(scope="session")
@@ -148,7 +154,7 @@ def house(tmp_path: Path, empty_database: Path) -> House:
     (tmp_path / "mlflow").mkdir()
     shutil.copy(empty_database, tmp_path / "mlflow" / "mlflow.db")
     registry = Registry(f"sqlite:///{tmp_path / 'mlflow' / 'mlflow.db'}")
-    promotions = Promotions(registry, tmp_path / "ledger", Rules(verdicts=tmp_path / "verdicts", approvers=("Ada",)))
+    promotions = Promotions(registry, open_objects(tmp_path), Rules(verdicts=tmp_path / "verdicts", approvers=("Ada",)))
     return House(tmp_path, registry, promotions)
 
 

@@ -1,6 +1,7 @@
 """The command that prints the ledgers."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,11 +24,11 @@ def test_the_command_prints_who_decided_what_and_why(house):
     for part in ("approve", "soundstage-en/1", house.bundle(1).digest[:12], "Ada", "quarter 1 is better"):
         assert part in printed
     assert "de: nothing was decided yet" in printed
-    rewrite(house.promotions.ledger("en").path, lambda lines: [lines[0].replace(b"better", b"worse!")])
+    rewrite(house.home, lambda lines: [lines[0].replace(b"better", b"worse!")])
     broken = subprocess.run([*command, "en"], env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert broken.returncode == 1
     assert "entry 1 was changed" in broken.stdout
-    house.promotions.ledger("en").path.unlink()
+    shutil.rmtree(house.home / "ledger")
     gone = subprocess.run([*command, "en"], env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert gone.returncode == 1, "a ledger that is gone is not one in which nothing was decided"
     assert "entries were removed from its end" in gone.stdout

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from deployment.promotion.ledger import Ledger
 from deployment.release.document import LanguageRelease, ReleaseDocumentError, Route
 from deployment.release.folder import ReleaseFolder
 from deployment.serving import following
@@ -268,7 +267,7 @@ def rejected_since(folder, bundle):
 
 def on_an_edited_ledger(folder, bundle):
     approve(folder.home, bundle)
-    path = Ledger(folder.home / "ledger", "en").path
+    path = folder.home / "ledger" / "en" / "00000001.json"
     path.write_text(path.read_text().replace("Ada", "Eve"))
 
 

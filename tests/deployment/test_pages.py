@@ -196,7 +196,7 @@ def test_whatever_is_damaged_the_page_stands(store: Store, client: httpx.Client,
         store.store.current("evaluation", "2024-01", "en").path / SUMMARY_NAME,
         store.store.current("utterances", "2024-01", "en").path / VALIDATION_NAME,
         store.home / "verdicts" / f"{bundle.digest}.json",
-        store.home / "ledger" / "en.jsonl",
+        store.home / "ledger" / "en" / "00000001.json",
         store.home / "evaluation" / "2024-01" / "en" / "current",
     ):
         damaged.write_text(content + "\n")
@@ -229,7 +229,7 @@ def test_it_says_that_it_is_up_without_reading_the_store(store: Store, client: h
 
 def test_a_broken_ledger_is_named_and_leaves_the_rest(store: Store, client: httpx.Client) -> None:
     decide(store.home, store.evaluated("2024-01"), "approve")
-    ledger = store.home / "ledger" / "en.jsonl"
+    ledger = store.home / "ledger" / "en" / "00000001.json"
     ledger.write_text(ledger.read_text().replace("Ada", "Eve"))
     page = index(client)
     assert "entry 1 was changed after it was written" in page

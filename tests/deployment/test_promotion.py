@@ -80,7 +80,7 @@ def test_a_rollback_tried_again_after_its_answer_was_lost_goes_back_once(house):
 def test_broken_ledger_stops_everymake_decision(house):
     house.approve(1)
     house.register(2, house.bundle(1).digest)
-    rewrite(house.promotions.ledger("en").path, lambda lines: [lines[0].replace(b"better", b"worse!")])
+    rewrite(house.home, lambda lines: [lines[0].replace(b"better", b"worse!")])
     for decide in (
         lambda: house.promotions.approve("en", MODEL, "2", "Ada", "good"),
         lambda: house.promotions.reject("en", MODEL, "2", "Ada", "bad"),

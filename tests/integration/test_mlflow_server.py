@@ -15,6 +15,7 @@ from deployment.promotion.decisions import Promotions
 from deployment.promotion.rules import Rules
 from deployment.registry.models import Registry
 from speech.bundle import BundleError
+from speech.store.objects import open_objects
 from tests.deployment.conftest import MODEL, House
 
 START_S = 90.0
@@ -61,7 +62,7 @@ def test_a_version_travels_from_the_machine_that_trained_to_the_one_that_serves(
     url, kept = server
     registry = Registry(url, shelf=tmp_path / "store")
     rules = Rules(verdicts=tmp_path / "verdicts", approvers=("Ada",))
-    house = House(tmp_path, registry, Promotions(registry, tmp_path / "ledger", rules))
+    house = House(tmp_path, registry, Promotions(registry, open_objects(tmp_path), rules))
     version = house.register(1)
     assert house.register(1).version == version.version, "the same bundle is one version"
     decision = house.promotions.approve("en", MODEL, version.version, "Ada", "good on calls")

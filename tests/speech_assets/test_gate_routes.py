@@ -92,7 +92,7 @@ class House:
 
     @property
     def ledger(self) -> Path:
-        return self.home / "ledger" / "en.jsonl"
+        return self.home / "ledger" / "en"
 
     def bundle(self, number: int) -> ModelBundle:
         folder = self.bundles / str(number)
@@ -209,7 +209,7 @@ class House:
         champion = self.registry.champion(MODEL)
         release = self.home / "release" / "release.json"
         return (
-            self.ledger.read_bytes() if self.ledger.exists() else b"",
+            [path.read_bytes() for path in sorted(self.ledger.glob("*"))],
             [version.version for version in self.registry.versions(MODEL)],
             champion.version if champion else None,
             release.read_bytes() if release.exists() else b"",
@@ -334,7 +334,7 @@ def override_of_one_verdict_used_for_a_later_one(house: House) -> Launch:
 def release_on_a_ledger_that_was_cut(house: House) -> Launch:
     house.crown(1)
     house.crown(2, champion=1)
-    house.ledger.write_text(house.ledger.read_text().splitlines(keepends=True)[0])
+    (house.ledger / "00000002.json").unlink()
     return house.release
 
 
@@ -446,7 +446,8 @@ def test_an_alias_moved_by_hand_moves_nothing_and_shows(house: House) -> None:
 
 def test_an_edited_ledger_shows_in_its_check(house: House) -> None:
     house.crown(1)
-    house.ledger.write_text(house.ledger.read_text().replace('"Ada"', '"Bob"'))
+    first = house.ledger / "00000001.json"
+    first.write_text(first.read_text().replace('"Ada"', '"Bob"'))
     checks = house.checks()
     assert not checks["ledger_intact"][0]
     assert "entry 1 was changed" in checks["ledger_intact"][1]
@@ -655,7 +656,8 @@ def test_one_broken_language_does_not_stop_the_requests_of_others(house: House) 
 
     house.crown(1)
     house.register(2, champion=1, judged_at=long_ago())
-    house.ledger.write_text(house.ledger.read_text().replace('"Ada"', '"Bob"'))
+    first = house.ledger / "00000001.json"
+    first.write_text(first.read_text().replace('"Ada"', '"Bob"'))
     house = replace(house, settings=house.settings.model_copy(update={"languages": (LANGUAGE, "de")}), graph=None)
     german = write_toy_bundle(house.home / "german", "de", name="de-1")
     house.registry.register("soundstage-de", german.path, None, make_verdict(german), None, partition="de|2024-01")

@@ -1,7 +1,7 @@
 """How tests are shared among processes: what is expensive to make is made in one of them, and the longest go first."""
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,37 +9,37 @@ TESTS = Path(__file__).parent
 # Files in the order of their length: whoever is free takes the next, and nobody is left with a long one at the end.
 LONGEST = (
     "integration/test_demo.py",
-    "speech_assets/test_main_job.py",  # with every other test of the deployment that it trains
+    "speech_assets/test_main_job.py",
     "integration/test_backfill.py",
     "speech_assets/test_real_data.py",
     "training/test_run.py",
+    "speech_assets/test_gate_routes.py",
     "integration/test_serving.py",
     "integration/test_releases.py",
+    "training/test_readings.py",
+    "speech/test_objects.py",
     "integration/test_mlflow_server.py",
     "integration/test_local.py",
-    "training/test_readings.py",
     "training/test_export.py",
 )
-DEPLOYMENT = "the deployment of tests/speech_assets"
+# These share the deployment that the main job trains.
+WITH_THE_MAIN_JOB = frozenset(f"speech_assets/test_{name}.py" for name in ("main_job", "corpus"))
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put tests that share a fixture of long making into one group, which one process runs."""
-    for item in items:
-        shares = "deployment" in getattr(item, "fixturenames", ()) and item.path.parent.name == "speech_assets"
-        item.add_marker(pytest.mark.xdist_group(DEPLOYMENT if shares else _file(item)))
-    ranks = {name: rank for rank, name in enumerate(LONGEST)}
-    groups = {_group(item): len(ranks) for item in items}
-    for item in items:
-        groups[_group(item)] = min(groups[_group(item)], ranks.get(_file(item), len(ranks)))
-    items.sort(key=lambda item: groups[_group(item)])
+    """Have the longest begin first."""
+    ranks = {name: rank for rank, name in enumerate(LONGEST)} | dict.fromkeys(WITH_THE_MAIN_JOB, 1)
+    items.sort(key=lambda item: ranks.get(item.path.relative_to(TESTS).as_posix(), len(ranks)))
 
 
-def _file(item: pytest.Item) -> str:
-    return item.path.relative_to(TESTS).as_posix()
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """One process runs all tests of a file, and of the files that share a deployment."""
+    from xdist.scheduler import LoadFileScheduling
 
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0].removeprefix("tests/")
+            return "the main job" if file in WITH_THE_MAIN_JOB else file
 
-def _group(item: pytest.Item) -> str:
-    marks: Sequence[pytest.Mark] = list(item.iter_markers("xdist_group"))
-    return str(marks[0].args[0])
+    return ByFile(config, log)

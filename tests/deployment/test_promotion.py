@@ -1,11 +1,14 @@
 """The ledger says who put what into production; the alias follows it, and nothing moves without a verdict."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import pytest
 
+from deployment.promotion.decisions import Promotions
 from deployment.promotion.ledger import LedgerError
 from deployment.promotion.rules import PromotionRefused
+from speech.store.objects import open_objects
 from tests.deployment.conftest import MODEL, rewrite
 
 
@@ -119,3 +122,30 @@ def test_an_older_quarter_registered_later_says_that_it_waits_for_nobody(house):
     said = house.registry.version(MODEL, "2").tags["soundstage.status"]
     assert said == "superseded by version 1, which waits in its place"
     assert "superseded" not in house.registry.version(MODEL, "1").tags["soundstage.status"]
+
+
+class _Late(Promotions):
+    """Somebody else decides between this one's look at the ledger and its entry."""
+
+    meanwhile: Callable[[], object] | None = None
+
+    def _decide(self, *what, **how):
+        if (first := self.meanwhile) is not None:
+            self.meanwhile = None
+            first()
+        return super()._decide(*what, **how)
+
+
+def test_who_is_overtaken_decides_again_and_nobody_rolls_back_twice(house):
+    """An entry about something else changes nothing; a champion put in force meanwhile is news for who rolls back."""
+    for number in (1, 2, 3):
+        house.approve(number, house.bundle(number - 1).digest if number > 1 else None)
+    house.register(4, house.bundle(3).digest)
+    late = _Late(house.registry, open_objects(house.home), house.promotions.rules)
+    late.meanwhile = lambda: house.promotions.reject("en", MODEL, "4", "Ada", "slow")
+    assert late.rollback("en", "Ada", "worse").version == "2"
+    late.meanwhile = lambda: house.promotions.rollback("en", "Ada", "it is worse")
+    with pytest.raises(PromotionRefused, match=f"Ada made {MODEL} version 1 the champion of 'en' meanwhile"):
+        late.rollback("en", "Ada", "so much worse")
+    assert [entry.action for entry in house.promotions.history("en")][3:] == ["reject", "rollback", "rollback"]
+    assert house.promotions.check_alias("en", MODEL).agrees

@@ -20,13 +20,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
+from pydantic import Field
+
+from deployment.addresses import WebAddress, listens_at
 from deployment.promotion.ledger import CLOSING, PLACE, Decision, Ledger, LedgerError, champion_in_force
-from deployment.settings import Settings
 from evaluation.corpus.validation import ValidationUnknown, failed_checks
 from evaluation.gates import GateRefused, Verdict, load_verdict
 from evaluation.index import Champion, Entry, render_index
 from evaluation.results import EvaluationError, Summary
 from speech.corpus.manifest import LANGUAGE_TAG, QUARTER_KEY
+from speech.settings import Section
 from speech.store.outputs import POINTER, DataStore, StoreError
 
 HEALTH = "/healthz"
@@ -41,6 +44,20 @@ _DECIDED = {
     "expire": "closed after waiting",
     "override": "failed gates accepted",
 }
+
+
+class PagesSettings(Section):
+    """The index of all quarters, evaluation reports and Data Docs, as `[pages]` in soundstage.toml."""
+
+    url: WebAddress = Field(
+        "http://127.0.0.1:5001",
+        description="Where people open the pages; links point there. Behind a proxy they are served on 127.0.0.1:5001.",
+    )
+
+    @property
+    def listens(self) -> str:
+        """Where the pages are served on this machine."""
+        return listens_at(self.url, 5001)
 
 
 def index(store: DataStore, links: Mapping[str, str] | None = None) -> str:
@@ -183,19 +200,17 @@ class PagesError(Exception):
     """The pages cannot be served; the message says why and what to do."""
 
 
-def serve(settings: Settings, *, home: Path | None = None, url: str | None = None) -> None:
-    """Serve until the process is ended; what is None is as the settings say.
+def serve(home: Path, url: str, links: Mapping[str, str] | None = None) -> None:
+    """Serve the pages of a data store at `url` until the process is ended; the index shows `links`, name -> URL.
 
     Raises:
         PagesError: nobody can listen at that address.
     """
-    links = {"Dagster": settings.dagster_url, "MLflow": f"{settings.registry.ui_url}/#/models"}
-    url = url or settings.pages.listens
     try:
         listen = urlsplit(url)
         if listen.scheme != "http" or not listen.hostname:
             raise ValueError("it must be http://, a host, and a port")
-        pages = server(home or settings.home, listen.hostname, listen.port or 80, links)
+        pages = server(home, listen.hostname, listen.port or 80, links)
     except (OSError, ValueError) as error:
         raise PagesError(
             f"the pages cannot be served on {url} ({error}): choose another --url or `pages.url`"

@@ -22,9 +22,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from evaluation.results import BENCHMARK, QUARTER, Evaluation, Interval, Number, SetResult
+from speech.settings import Section
 from speech.store.outputs import DIGEST, parse_json, write_json
 
 VERDICT_SCHEMA = 1
@@ -50,10 +51,8 @@ class GateRefused(Exception):
     """A model may not move forward; the message is one sentence that says why."""
 
 
-class GateSettings(BaseModel):
+class GateSettings(Section):
     """Thresholds a model has to meet before it may be registered, as `[gates]` in soundstage.toml."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     wer: float = Field(0.15, ge=0, description="Highest word error rate on each test set (share, 0.15 = 15 %).")
     cer: float = Field(0.08, ge=0, description="Highest character error rate on each test set (share).")

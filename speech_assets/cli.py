@@ -299,7 +299,9 @@ def pages(
     from deployment.pages import serve as run
 
     with _refusing(PagesError):
-        run(_settings(), home=home, url=url)
+        settings = _settings()
+        links = {"Dagster": settings.dagster_url, "MLflow": f"{settings.registry.ui_url}/#/models"}
+        run(home or settings.home, url or settings.pages.listens, links)
 
 
 @app.command()

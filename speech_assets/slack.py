@@ -2,12 +2,12 @@
 
 import logging
 
-from deployment.settings import Alerts
+from deployment.settings import AlertsSettings
 
 TIMEOUT_S = 10
 
 
-def post(text: str, settings: Alerts) -> None:
+def post(text: str, settings: AlertsSettings) -> None:
     """Post a text in Slack's markup to the channel of the settings, which must hold a token; what Slack says is raised.
 
     `dagster_slack` brings the client; its resource knows neither another address nor a time limit, which are set here.
@@ -20,7 +20,7 @@ def post(text: str, settings: Alerts) -> None:
     client.chat_postMessage(channel=settings.slack_channel, text=text)
 
 
-def announce(text: str, settings: Alerts, log: logging.Logger) -> bool:
+def announce(text: str, settings: AlertsSettings, log: logging.Logger) -> bool:
     """Post a text about something that has happened, whatever Slack does; False when nobody was told, which is logged.
 
     An unreachable or unwilling Slack is no reason to fail a decision that was recorded.

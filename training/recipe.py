@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
+
+from speech.settings import Section
 
 RECIPES = Path(__file__).parent / "recipes"
-
 
 # Fields that say how a training runs and is told of, and leave its result alone.
 EXECUTION: dict[str, Any] = {
@@ -30,11 +31,7 @@ class TrainingError(Exception):
     """A run that cannot start or go on for a reason that the user can mend; the message says how."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelSettings(_Section):
+class ModelSettings(Section):
     """The network: a cache-aware streaming FastConformer with a CTC head (Noroozi et al. 2023)."""
 
     width: int = Field(96, ge=8, description="Features per frame inside the encoder.")
@@ -59,7 +56,7 @@ class ModelSettings(_Section):
         return self
 
 
-class TokenizerSettings(_Section):
+class TokenizerSettings(Section):
     """The output units, learnt from the normalised training text."""
 
     vocabulary_size: int = Field(
@@ -68,7 +65,7 @@ class TokenizerSettings(_Section):
     sentences: int = Field(1_000_000, ge=1, description="At most this many distinct sentences are read.")
 
 
-class BatchSettings(_Section):
+class BatchSettings(Section):
     """How utterances are put together for one step."""
 
     seconds: float = Field(120.0, gt=0, description="Audio of one batch on one device, padding included.")
@@ -81,7 +78,7 @@ class BatchSettings(_Section):
     cache_mb: int = Field(2048, ge=0, description="Decoded audio kept in memory; beyond it, files are read again.")
 
 
-class JoinSettings(_Section):
+class JoinSettings(Section):
     """Joining utterances of one speaker: more context, more kinds of endings, no two epochs alike."""
 
     probability: float = Field(0.3, ge=0, le=1, description="Share of examples that are joined from several.")
@@ -90,7 +87,7 @@ class JoinSettings(_Section):
     gap_s: tuple[float, float] = Field((0.0, 0.4), description="Pause between two parts, drawn from this range.")
 
 
-class AugmentationSettings(_Section):
+class AugmentationSettings(Section):
     """What happens to the sound before it is learnt from; probabilities are per example."""
 
     join: JoinSettings = JoinSettings()
@@ -121,7 +118,7 @@ class AugmentationSettings(_Section):
         return self
 
 
-class OptimizerSettings(_Section):
+class OptimizerSettings(Section):
     """Muon for the encoder's matrices, AdamW for the rest; a linear warm-up, then a cosine down.
 
     Muon (Jordan et al. 2024) orthogonalises each matrix's update, so that rare directions are learnt as
@@ -140,7 +137,7 @@ class OptimizerSettings(_Section):
     )
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """One way of training an acoustic model."""
 
     name: str = "custom"

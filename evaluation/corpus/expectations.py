@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from evaluation.corpus.alignment import Lengths, Moved
 from evaluation.corpus.chance import Judgement, by_speaker, effective_rows, share
@@ -40,6 +40,7 @@ from speech.audio.decode import SAMPLE_RATE
 from speech.corpus.manifest import SPLITS, Utterance, quarter_of, quarter_title
 from speech.corpus.normalize import DELIVERED, MARKERS, MAX_DURATION_S, MIN_DURATION_S
 from speech.markers import DEFAULT_MARKERS
+from speech.settings import Section
 from speech.text import normalize, speech_rate, spoken_length, unexpected_characters, words_of
 
 if TYPE_CHECKING:
@@ -54,10 +55,8 @@ CHANCE = (
 Locate = Callable[[Utterance], str | os.PathLike[str]]
 
 
-class CorpusSettings(BaseModel):
+class CorpusSettings(Section):
     """What a corpus partition must meet, as `[corpus]` in soundstage.toml."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     split: Literal["speaker", "given"] = Field(
         "speaker",

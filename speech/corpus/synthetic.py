@@ -34,8 +34,10 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from speech.corpus.manifest import LANGUAGE_TAG, quarter_of, split_of_speaker
+from speech.settings import Section
 from speech.text import normalize
 
 VERSION = 2  # of the corpus: raise it with any change that changes bytes
@@ -57,6 +59,17 @@ RECEIPT = "synthetic.json"  # written last: a folder that has it is complete
 VOCABULARY = Path(__file__).parent / "vocabulary"
 
 Samples = NDArray[np.float32]
+
+
+class SyntheticSettings(Section):
+    """Size and faults of the embedded corpus, as `[synthetic]` in soundstage.toml."""
+
+    minutes: float = Field(70.0, gt=0, description="Minutes of speech per quarter and language.")
+    speakers: int = Field(200, ge=4, description="Voices heard in a quarter.")
+    seed: int = Field(0, description="Same seed, same bytes.")
+    corrupt: tuple[str, ...] = Field(
+        ("en|2024-07",), description="Partitions (`language|quarter`) whose transcripts slipped against the audio."
+    )
 
 
 class SynthesisError(Exception):

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 
 import dagster as dg
 
-from deployment.settings import Alerts
+from deployment.settings import AlertsSettings
 from speech_assets.defs.partitions import PARTITION_TAG, Grid
 from speech_assets.defs.resources import Workspace
 from speech_assets.slack import link, post
@@ -38,7 +38,7 @@ class Alert:
         return f"{self.job} failed{f' for {self.partition}' if self.partition else ''}"
 
 
-def send(alert: Alert, settings: Alerts) -> list[str]:
+def send(alert: Alert, settings: AlertsSettings) -> list[str]:
     """Send an alert to everything that the settings name; returns a sentence for each that did not take it."""
     problems = []
     for name, sender in _senders(settings):
@@ -49,12 +49,12 @@ def send(alert: Alert, settings: Alerts) -> list[str]:
     return problems
 
 
-def configured(settings: Alerts) -> bool:
+def configured(settings: AlertsSettings) -> bool:
     """Whether anybody is told."""
     return any(True for _ in _senders(settings))
 
 
-def _senders(settings: Alerts) -> Iterator[tuple[str, Callable[[Alert], None]]]:
+def _senders(settings: AlertsSettings) -> Iterator[tuple[str, Callable[[Alert], None]]]:
     if settings.webhook_url is not None:
         url = settings.webhook_url.get_secret_value()
         yield "the webhook", lambda alert: _post(url, {**asdict(alert), "title": alert.title})

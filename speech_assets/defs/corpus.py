@@ -11,7 +11,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from deployment.settings import Settings, Source
+from deployment.settings import Settings
 from evaluation.corpus.expectations import catalogue, validate
 from evaluation.corpus.profile import CorpusProfile, ProfileError
 from evaluation.corpus.validation import ExpectationOutcome, ValidationUnknown, failed_checks
@@ -39,6 +39,7 @@ from speech.corpus.normalize import (
     select_utterances,
 )
 from speech.corpus.refusals import grouped, summary
+from speech.corpus.sources import Source
 from speech.store.outputs import DataStore, StoreError, digest_file, write_atomically, write_json
 from speech_assets.defs.metadata import counts_table, markdown_table, quarter_heading
 from speech_assets.defs.partitions import CPU_POOL, Grid, quarter_and_language, same_language, same_quarter_and_language

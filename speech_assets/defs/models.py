@@ -16,7 +16,6 @@ from typing import Any
 
 import dagster as dg
 
-from deployment.settings import Training
 from speech.audio.decode import decode
 from speech.bundle import BundleError, ModelBundle
 from speech.corpus.manifest import audio_location, quarter_title, read_manifest
@@ -30,6 +29,7 @@ from speech_assets.defs.resources import BUNDLE_NAME, Workspace, git_revision, v
 from speech_assets.defs.retries import retried_when_unreachable
 from speech_assets.defs.waiting import wait_until_built
 from training.recipe import load_recipe
+from training.settings import TrainingSettings
 from training.specification import TrackingSpec, TrainingSpec, fingerprint_of
 
 ROOT = Path(__file__).parents[2]
@@ -196,7 +196,7 @@ def training_command(command: str) -> list[str]:
     return [*own.get(first, [first]), *others]
 
 
-def recipe_version(recipe: str, settings: Training) -> str:
+def recipe_version(recipe: str, settings: TrainingSettings) -> str:
     """Changes whenever a recipe does, so that Dagster shows the models made with the old one as stale."""
     return version_of(json.dumps(load_recipe(recipe, settings.overrides).deciding(), sort_keys=True))
 

@@ -28,13 +28,13 @@ from pathlib import Path
 import dagster as dg
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from deployment.settings import Training
 from speech.store.outputs import DataStore, write_json
 from speech_assets.chain import CORPUS, JUDGEMENT, MODELS
 from speech_assets.defs.metadata import quarter_heading
 from speech_assets.defs.models import BASE_MODEL, FINETUNED_MODEL, recipe_version
 from speech_assets.defs.partitions import PARTITION_TAG, Grid, partition_of
 from speech_assets.defs.resources import Workspace
+from training.settings import TrainingSettings
 
 log = logging.getLogger(__name__)
 SENSOR_INTERVAL_S = 30
@@ -230,7 +230,7 @@ def retraining(
     return dg.SensorResult(run_requests=wanted)
 
 
-def changes(instance: dg.DagsterInstance, settings: Training, quarter: str, language: str) -> list[Change]:
+def changes(instance: dg.DagsterInstance, settings: TrainingSettings, quarter: str, language: str) -> list[Change]:
     """What differs between the partition's model and what would be trained now; empty where there is no model."""
     model = _latest(instance, FINETUNED_MODEL, partition_of(quarter, language))
     if model is None or model.asset_materialization is None:

@@ -10,7 +10,6 @@ import httpx
 import pytest
 
 from deployment.pages import Pages, PagesError, serve, server
-from deployment.settings import Settings
 from evaluation.corpus.validation import VALIDATION_NAME
 from evaluation.gates import GateSettings, judge, load_verdict, save_verdict
 from evaluation.results import SUMMARY_NAME, Evaluation, NonSpeech, Scored
@@ -286,5 +285,5 @@ def test_a_silent_client_does_not_keep_its_thread(client: httpx.Client, monkeypa
 def test_an_address_that_cannot_be_served_is_one_sentence(store: Store, client: httpx.Client, url: str) -> None:
     url = url.replace("TAKEN", f"http://127.0.0.1:{client.base_url.port}")
     with pytest.raises(PagesError) as refused:
-        serve(Settings(), home=store.home, url=url)
+        serve(store.home, url)
     assert f"the pages cannot be served on {url} (" in str(refused.value)

@@ -90,7 +90,8 @@ def test_own_sources_over_the_embedded_corpus_s_benchmark_are_warned_of(deployme
     """Whoever adds recordings to the demo's data store would have real models judged on synthetic speech."""
     import dagster as dg
 
-    from deployment.settings import Settings, Source
+    from deployment.settings import Settings
+    from speech.corpus.sources import Source
     from speech_assets.definitions import build
 
     def warned(**changes: object) -> list[dg.AssetCheckEvaluation]:

@@ -227,10 +227,12 @@ def alert() -> Any:
 
 
 def test_an_alert_goes_to_every_service_that_is_named(server: Any) -> None:
-    from deployment.settings import Alerts
+    from deployment.settings import AlertsSettings
     from speech_assets.defs.alerts import send
 
-    settings = Alerts(webhook_url=f"{server.url}/hook", pagerduty_key="key", pagerduty_url=f"{server.url}/v2/enqueue")
+    settings = AlertsSettings(
+        webhook_url=f"{server.url}/hook", pagerduty_key="key", pagerduty_url=f"{server.url}/v2/enqueue"
+    )
     assert send(alert(), settings) == []
     sent = dict(server.received)
     assert sent["/hook"]["partition"] == "en|2024-07"
@@ -243,10 +245,10 @@ def test_an_alert_goes_to_every_service_that_is_named(server: Any) -> None:
 
 
 def test_a_service_that_is_down_does_not_keep_the_others_from_hearing(server: Any) -> None:
-    from deployment.settings import Alerts
+    from deployment.settings import AlertsSettings
     from speech_assets.defs.alerts import send
 
-    settings = Alerts(
+    settings = AlertsSettings(
         webhook_url=f"{server.url}/down", pagerduty_key="secret-key", pagerduty_url=f"{server.url}/v2/enqueue"
     )
     (problem,) = send(alert(), settings)
@@ -256,19 +258,19 @@ def test_a_service_that_is_down_does_not_keep_the_others_from_hearing(server: An
 
 
 def test_nothing_is_sent_where_nothing_is_configured(server: Any) -> None:
-    from deployment.settings import Alerts
+    from deployment.settings import AlertsSettings
     from speech_assets.defs.alerts import configured, send
 
-    assert not configured(Alerts())
-    assert send(alert(), Alerts()) == []
+    assert not configured(AlertsSettings())
+    assert send(alert(), AlertsSettings()) == []
     assert server.received == []
 
 
 def test_slack_gets_the_reason_and_the_link(server: Any) -> None:
-    from deployment.settings import Alerts
+    from deployment.settings import AlertsSettings
     from speech_assets.defs.alerts import send
 
-    assert send(alert(), Alerts(slack_token="xoxb-1", slack_url=f"{server.url}/api/")) == []
+    assert send(alert(), AlertsSettings(slack_token="xoxb-1", slack_url=f"{server.url}/api/")) == []
     path, content = server.received[0]
     assert path == "/api/chat.postMessage"
     assert "recordings" in str(content)

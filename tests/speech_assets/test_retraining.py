@@ -148,10 +148,10 @@ def test_a_reading_within_its_limit_asks_for_nothing(asking) -> None:  # type: i
 def test_a_changed_recipe_or_base_asks_where_the_settings_say_so(asking) -> None:  # type: ignore[no-untyped-def]
     import dagster as dg
 
-    from deployment.settings import Retraining
+    from deployment.settings import RetrainingSettings
     from speech_assets.defs.models import recipe_version
 
-    watched, training = Retraining(on_change=True), asking.workspace.settings.training
+    watched, training = RetrainingSettings(on_change=True), asking.workspace.settings.training
 
     def made_with(recipe: str, base: str) -> None:
         tags = {"dagster/code_version": recipe, "dagster/input_data_version/base_model": base}

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from deployment.settings import Source
 from speech.audio.decode import Waveform, decode, encode_flac
 from speech.corpus.manifest import read_manifest, split_of_speaker
 from speech.corpus.normalize import MANIFEST
+from speech.corpus.sources import Source
 
 QUARTER, LANGUAGE = "2024-01", "en"
 HEADER = "path\ttext\tspeaker\trecorded_at"

@@ -141,14 +141,14 @@ def test_a_recipe_described_better_makes_no_model_stale(tmp_path: Path) -> None:
     """Dagster compares code versions; where `on_change` is set, another one starts a training."""
     import yaml
 
-    from deployment.settings import Training
     from speech_assets.defs.models import recipe_version
     from training.recipe import RECIPES
+    from training.settings import TrainingSettings
 
     recipe = tmp_path / "own.yaml"
     written = yaml.safe_load((RECIPES / "tiny.yaml").read_text())
     versions = []
     for change in ({}, {"description": "Said better."}, {"threads": 3}, {"max_steps": 7}):
         recipe.write_text(yaml.safe_dump({**written, **change}))
-        versions.append(recipe_version(str(recipe), Training()))
+        versions.append(recipe_version(str(recipe), TrainingSettings()))
     assert versions[0] == versions[1] == versions[2] != versions[3]

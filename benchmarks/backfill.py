@@ -56,8 +56,8 @@ extreme_drift = 1000000.0
 max_rejected_share = 1.0
 
 [gates]
-wer = 9.0
-cer = 9.0
+wer = 1.0
+cer = 1.0
 slice_wer = 9.0
 min_words = 1
 min_speakers = 1

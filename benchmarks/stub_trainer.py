@@ -3,7 +3,7 @@
     python benchmarks/stub_trainer.py RUN.json
 
 It keeps the contract of a training command: reads the specification, checkpoints as it goes, ends on SIGTERM, goes on
-where it was killed, and leaves a checkpoint, a real bundle that hears tones (`tests/toy_bundle.py`) and a record. It
+where it was killed, and leaves a checkpoint, a real bundle (`tests/toy_bundle.py`) that hears nothing and a record. It
 writes down when each process began and ended, so that overlaps can be counted from its own clock.
 """
 
@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 STEPS = 10
+DEAF = 2.0  # no tone is as loud: a stub that writes words for speech could have a WER above any gate
 STEP_S = float(os.environ.get("STUB_STEP_S", "0.1"))
 LOG = "STUB_LOG"  # folder of the records of when each process ran
 
@@ -48,7 +49,7 @@ def _publish(spec: dict, output: Path, first: int) -> None:
 
     digest = hashlib.sha256(b"".join(Path(path).read_bytes() for path in spec["train"])).hexdigest()
     lineage = {"recipe": "stub", "data": {"train": digest}, "base": spec["base"] or ""}
-    write_toy_bundle(output / "bundle", spec["language"], name=spec["name"], lineage=lineage)
+    write_toy_bundle(output / "bundle", spec["language"], name=spec["name"], lineage=lineage, heard_from=DEAF)
     (output / "checkpoint.nemo").write_bytes(digest.encode())
     facts = {"dev_wer": 1.0, "loss": 1.0, "steps": STEPS, "seconds": STEPS * STEP_S, "audio_hours_seen": 0.0}
     (output / "training.json").write_text(json.dumps({**facts, "name": spec["name"], "resumed_from": first}))

@@ -5,16 +5,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from deployment.promotion.decisions import Promotions
-from deployment.promotion.rules import Rules
-from deployment.registry.models import Registry
-from deployment.registry.shelf import PLACE
+from deployment.promotion.assembly import promotions_of
 from deployment.serving.transcription import segments_from_words
 from deployment.settings import Settings
 from speech.audio.decode import decode_chunks
 from speech.bundle import ModelBundle
 from speech.recognition.offline import Recognizer
-from speech.store.objects import open_objects
 from speech.transcript import Transcript
 
 FORMATS = ("text", "json", "srt", "vtt", "ctm")
@@ -28,11 +24,9 @@ def champion_bundle(settings: Settings, language: str) -> Path:
         PromotionRefused, GateRefused, LedgerError, RegistryError, BundleError: there is none, it may not be used, or
             its bytes are not those that were approved.
     """
-    registry = Registry(settings.tracking_uri, shelf=settings.home / PLACE)
-    rules = Rules(verdicts=settings.home / "verdicts", gates=settings.gates)
-    promotions = Promotions(registry, open_objects(settings.home), rules, settings.promotion.signing_key)
+    promotions = promotions_of(settings)
     decision = promotions.releasable(language)
-    return registry.obtain(decision.digest, decision.model, decision.version)
+    return promotions.registry.obtain(decision.digest, decision.model, decision.version)
 
 
 @dataclass(frozen=True)

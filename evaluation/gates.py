@@ -54,8 +54,8 @@ class GateRefused(Exception):
 class GateSettings(Section):
     """Thresholds a model has to meet before it may be registered, as `[gates]` in soundstage.toml."""
 
-    wer: float = Field(0.15, ge=0, description="Highest word error rate on each test set (share, 0.15 = 15 %).")
-    cer: float = Field(0.08, ge=0, description="Highest character error rate on each test set (share).")
+    wer: float = Field(0.15, ge=0, le=1, description="Highest word error rate on each test set (share, 0.15 = 15 %).")
+    cer: float = Field(0.08, ge=0, le=1, description="Highest character error rate on each test set (share).")
     slice_wer: float = Field(
         0.30, ge=0, description="Highest word error rate on any slice: domain, speaker group, duration, signal (share)."
     )

@@ -15,8 +15,8 @@ SHORT_LIMITS = """
 min_hours = 0.02
 
 [gates]
-wer = 9.0
-cer = 9.0
+wer = 1.0
+cer = 1.0
 slice_wer = 9.0
 min_words = 50
 min_speakers = 3

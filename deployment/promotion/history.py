@@ -6,11 +6,8 @@
 import sys
 from collections.abc import Sequence
 
-from deployment.promotion.decisions import Promotions
+from deployment.promotion.assembly import promotions_of
 from deployment.promotion.ledger import Ledger, LedgerError
-from deployment.promotion.rules import Rules
-from deployment.registry.models import Registry
-from deployment.registry.shelf import PLACE
 from deployment.settings import Settings
 from speech.store.objects import open_objects
 
@@ -23,18 +20,12 @@ def print_decisions(settings: Settings, languages: Sequence[str]) -> int:
     from rich.table import Table
 
     console, broken = Console(markup=False, width=None if sys.stdout.isatty() else WIDE), 0
-    registry = Registry(settings.tracking_uri, shelf=settings.home / PLACE)
-    promotions = Promotions(
-        registry,
-        open_objects(settings.home),
-        Rules(verdicts=settings.home / "verdicts"),
-        settings.promotion.signing_key,
-    )
+    promotions = promotions_of(settings)
     for language in languages:
         try:
             entries = promotions.history(language)
             model = f"{settings.registry.model_prefix}-{language}"
-            wrong = promotions.verify(language, model) if registry.exists else None
+            wrong = promotions.verify(language, model) if promotions.registry.exists else None
         except LedgerError as error:
             entries, wrong = (), str(error)
         table = Table(title=f"{language}: who decided what, when and why", title_justify="left")

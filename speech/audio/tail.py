@@ -69,7 +69,7 @@ def refuse_more_behind_flac(recording: Recording, place: int) -> None:
     Raises:
         AudioError: what follows may be sound.
     """
-    end = end_of_sound(recording)
+    end = recording.size  # its tags are taken off before it is opened
     behind = recording.peek(max(4, place - _READ_AHEAD), _READ_AHEAD + len(_FLAC_START)).find(_FLAC_START)
     if behind >= 0:
         raise _another(recording, max(4, place - _READ_AHEAD) + behind)

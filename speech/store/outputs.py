@@ -293,8 +293,3 @@ class DataStore:
                 and int(number) <= pointer.number
             ):
                 self.objects.delete([item.key for item in self.objects.list(f"{key}/{folder}")])
-
-
-def open_store(home: Path | str, cache: Path | None = None, cache_bytes: int | None = None) -> DataStore:
-    """The data store of a home, a folder or `s3://bucket/prefix`; see `open_objects`."""
-    return DataStore(open_objects(home, cache, cache_bytes))

@@ -51,10 +51,9 @@ class Workspace:
 
     def registry(self) -> "Registry":
         """The model registry."""
-        from deployment.registry.models import Registry
-        from deployment.registry.shelf import PLACE
+        from deployment.promotion.assembly import registry_of
 
-        return Registry(self.tracking_uri, shelf=self.store.path(PLACE))
+        return registry_of(self.settings)
 
     def registered_name(self, language: str) -> str:
         """Name of a language's registered model."""
@@ -75,22 +74,9 @@ class Workspace:
 
     def promotions(self) -> "Promotions":
         """Decisions about champions, with the approvers, rules and thresholds of the settings."""
-        from deployment.promotion.decisions import Promotions
-        from deployment.promotion.rules import Rules
-        from deployment.promotion.signatures import Launchers
+        from deployment.promotion.assembly import promotions_of
 
-        asked = self.settings.promotion
-        rules = Rules(
-            verdicts=self.verdicts,
-            approvers=asked.approvers,
-            launchers=Launchers(self.store.path("launchers")),
-            gates=self.settings.gates,
-            require_better=asked.require_better,
-            two_person=asked.two_person,
-            expires_days=asked.challenger_expires_days,
-            allow_override=asked.allow_override,
-        )
-        return Promotions(self.registry(), self.store.objects, rules, asked.signing_key)
+        return promotions_of(self.settings)
 
     def mlflow_run_url(self, record: Mapping[str, Any]) -> str:
         """Where the run of a training record is shown in MLflow."""

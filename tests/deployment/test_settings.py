@@ -68,6 +68,7 @@ de = "stt_de_fastconformer"
         ("dagster_url = 'dagster.example.org'", "dagster_url: must be http"),
         ("[pages]\nurl = 'http://127.0.0.1:0'", "pages.url: must be http"),
         ("[registry]\nui_url = 'http://[::1'", "registry.ui_url: must be http"),
+        ("[gates]\nwer = 15", "gates.wer: Input should be less than or equal to 1"),  # a percentage
         ("[training]\nbase_recipe = 'tinyy'", "training.base_recipe: Unknown recipe 'tinyy'.* finetune, small, tiny"),
         ("[training]\nfinetune_recipe = 'none.yaml'", "training.finetune_recipe: .*none.yaml cannot be read"),
         ("[training.overrides]\nmax_step = 3", "training.overrides: .*'max_step'"),

@@ -1,7 +1,7 @@
 """The pages: evaluation reports and Data Docs as files, and before them the index of all quarters and languages.
 
-`soundstage pages` serves the folder `pages` of the data store. The index is made at each request, of what is
-on disk then, so that it needs neither Dagster nor MLflow to be up. A file that is broken or gone costs its row what the
+`soundstage pages` serves what lies below `pages` in the data store. The index is made at each request, of what is
+stored then, so that it needs neither Dagster nor MLflow to be up. A file that is broken or gone costs its row what the
 file would have said, and nothing else.
 
 Not covered: what MLflow alone knows, which is the number of a version that nobody decided about, and its note of the
@@ -10,14 +10,16 @@ ledger's end, without which an unfinished or hand-written last entry looks like 
 verdict is too old, or on other thresholds or another champion than today's (`challenger_waits` says so).
 """
 
-import io
+import logging
 import socket
 from collections.abc import Mapping
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
 from http import HTTPStatus
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from mimetypes import guess_type
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pydantic import Field
@@ -25,15 +27,23 @@ from pydantic import Field
 from deployment.addresses import WebAddress, listens_at
 from deployment.promotion.ledger import CLOSING, PLACE, Decision, Ledger, LedgerError, champion_in_force
 from evaluation.corpus.validation import ValidationUnknown, failed_checks
-from evaluation.gates import GateRefused, Verdict, load_verdict
+from evaluation.gates import GateRefused, Verdict, load_verdict, verdict_key
 from evaluation.index import Champion, Entry, render_index
 from evaluation.results import EvaluationError, Summary
 from speech.corpus.manifest import LANGUAGE_TAG, QUARTER_KEY
 from speech.settings import Section
-from speech.store.outputs import POINTER, DataStore, StoreError
+from speech.store.objects import Missing, Objects, StoreError
+from speech.store.outputs import DataStore
 
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+log = logging.getLogger(__name__)
 HEALTH = "/healthz"
-_INDEX = ("/", "/index.html")
+PAGES = "pages"  # in the data store
+REPORTS, DATA_DOCS = "reports", "data-docs"  # below it, a quarter and language each
+READERS = 8  # of what the index shows, side by side
+_FRESH = {"Cache-Control": "no-store"}
 _ASSETS = ("recordings", "utterances", "evaluation")  # a quarter that has one of these has a row
 _DECIDED = {
     "approve": "was champion",
@@ -60,32 +70,61 @@ class PagesSettings(Section):
         return listens_at(self.url, 5001)
 
 
-def index(store: DataStore, links: Mapping[str, str] | None = None) -> str:
+def publish(objects: Objects, place: str, page: Path) -> None:
+    """Show a page, or a folder of them, below `place` of the pages, in place of what was shown there."""
+    files = {"index.html": page}
+    if page.is_dir():
+        files = {path.relative_to(page).as_posix(): path for path in page.rglob("*") if path.is_file()}
+    below = f"{PAGES}/{place}"
+    for name in sorted(files, key=lambda name: name == "index.html"):  # what links to the others comes last
+        objects.put(f"{below}/{name}", files[name].read_bytes())
+    shown = {f"{below}/{name}" for name in files}
+    objects.delete([item.key for item in objects.list(below) if item.key not in shown])
+
+
+def index(objects: Objects, links: Mapping[str, str] | None = None) -> str:
     """The index of what the data store holds at this moment."""
-    partitions = {
-        (folder.parent.name, folder.name)
-        for asset in _ASSETS
-        for folder in store.path(asset).glob("*/*")
-        if QUARTER_KEY.fullmatch(folder.parent.name) and LANGUAGE_TAG.fullmatch(folder.name)
-    }
-    decided = {name for name in store.objects.folders(PLACE) if LANGUAGE_TAG.fullmatch(name)}
+    store = DataStore(objects)
+    partitions = {key for asset in _ASSETS for key in _partitions(objects, asset)}
+    reports, docs = (_partitions(objects, f"{PAGES}/{pages}") for pages in (REPORTS, DATA_DOCS))
+    decided = {name for name in objects.folders(PLACE) if LANGUAGE_TAG.fullmatch(name)}
     languages = sorted(decided | {language for _, language in partitions})
     decisions: dict[str, tuple[Decision, ...]] = {}
     unreadable = []
     for language in languages:
         try:
-            decisions[language] = Ledger(store.objects, language).entries()
+            decisions[language] = Ledger(objects, language).entries()
         except (LedgerError, OSError) as broken:
             unreadable.append(str(broken))
+
+    def entry(key: tuple[str, str]) -> Entry:
+        found = _entry(store, *key, decisions.get(key[1]))
+        place = "/".join(key)
+        return replace(
+            found,
+            report=f"/{REPORTS}/{place}/" if key in reports else "",
+            data_docs=f"/{DATA_DOCS}/{place}/" if key in docs else "",
+        )
+
+    with ThreadPoolExecutor(READERS) as readers:
+        entries = readers.map(entry, sorted(partitions, key=lambda key: (-int(key[0].replace("-", "")), key[1])))
     return render_index(
-        [
-            _entry(store, quarter, language, decisions.get(language))
-            for quarter, language in sorted(partitions, key=lambda key: (-int(key[0].replace("-", "")), key[1]))
-        ],
+        list(entries),
         [_champion(language, decisions[language]) for language in languages if language in decisions],
         unreadable=unreadable,
         links=links,
     )
+
+
+def _partitions(objects: Objects, asset: str) -> set[tuple[str, str]]:
+    """The quarters and languages that something lies below."""
+    return {
+        (quarter, language)
+        for quarter in objects.folders(asset)
+        if QUARTER_KEY.fullmatch(quarter)
+        for language in objects.folders(f"{asset}/{quarter}")
+        if LANGUAGE_TAG.fullmatch(language)
+    }
 
 
 def _champion(language: str, decisions: tuple[Decision, ...]) -> Champion:
@@ -98,32 +137,24 @@ def _entry(store: DataStore, quarter: str, language: str, decisions: tuple[Decis
     found: dict[str, Any] = {}
     unreadable: list[str] = []
     try:
-        if _made(store, "utterances", quarter, language):
-            found["corpus_failed"] = failed_checks(store.current("utterances", quarter, language).path)
+        with suppress(Missing):
+            found["corpus_failed"] = failed_checks(store.current("utterances", quarter, language))
     except (StoreError, ValidationUnknown, OSError) as broken:
         unreadable.append(str(broken))
     try:
-        if _made(store, "evaluation", quarter, language):
+        with suppress(Missing):
             summary = Summary.load(store.current("evaluation", quarter, language).path)
             found["scores"] = summary.scores
-            found |= _judged(store.path("verdicts"), summary, decisions)
+            found |= _judged(store.objects, summary, decisions)
     except (StoreError, EvaluationError, GateRefused, OSError) as broken:
         unreadable.append(str(broken))
-    for page, folder in (("report", "reports"), ("data_docs", "data-docs")):
-        if (store.path("pages", folder, quarter, language) / "index.html").is_file():
-            found[page] = f"/{folder}/{quarter}/{language}/"
     return Entry(quarter, language, unreadable=tuple(unreadable), **found)
 
 
-def _made(store: DataStore, asset: str, quarter: str, language: str) -> bool:
-    return (store.path(asset, quarter, language) / POINTER).exists()
-
-
-def _judged(verdicts: Path, summary: Summary, decisions: tuple[Decision, ...] | None) -> dict[str, Any]:
-    """What the verdict says, and what people decided about the model."""
-    if not (verdicts / f"{summary.bundle_digest}.json").exists():
-        return {}
-    verdict = load_verdict(verdicts, summary.bundle_digest)
+def _judged(objects: Objects, summary: Summary, decisions: tuple[Decision, ...] | None) -> dict[str, Any]:
+    """What the verdict says, and what people decided about the model; nothing where there is none yet."""
+    objects.read(verdict_key(summary.bundle_digest))
+    verdict = load_verdict(objects, summary.bundle_digest)
     return {
         "verdict": verdict,
         "stale": verdict.evaluation_digest != summary.evaluation_digest,
@@ -148,72 +179,65 @@ def _decided(verdict: Verdict, decisions: tuple[Decision, ...]) -> dict[str, Any
     return {"decision": ", ".join(filter(None, (version, said)))}
 
 
-class Pages(SimpleHTTPRequestHandler):
-    """Files of one folder, and the index at its root; HEALTH answers without reading anything."""
-
-    timeout = 30  # seconds that a client may be silent: each connection holds a thread
-
-    def __init__(self, *arguments: Any, store: DataStore, links: Mapping[str, str], **options: Any) -> None:
-        self.store = store
-        self.links = links
-        super().__init__(*arguments, directory=str(store.path("pages")), **options)
-
-    def send_head(self) -> io.BytesIO | BinaryIO | None:
-        """Answer GET and HEAD up to the body."""
-        try:
-            path = urlsplit(self.path).path
-            if path not in (HEALTH, *_INDEX):
-                return super().send_head()
-        except ValueError:  # a path that no file can have
-            self.send_error(HTTPStatus.BAD_REQUEST)
-            return None
-        if path == HEALTH:
-            return self._answer("ok", "text/plain")
-        try:
-            return self._answer(index(self.store, self.links), "text/html")
-        except Exception as error:
-            self.log_error("the index could not be made: %r", error)
-            self.send_error(HTTPStatus.INTERNAL_SERVER_ERROR, explain=f"The index could not be made: {error!r}")
-            return None
-
-    def _answer(self, text: str, kind: str) -> io.BytesIO:
-        body = text.encode()
-        self.send_response(HTTPStatus.OK)
-        self.send_header("Content-Type", f"{kind}; charset=utf-8")
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Cache-Control", "no-store")
-        self.end_headers()
-        return io.BytesIO(body)
-
-
-class _ThreadingHTTP6Server(ThreadingHTTPServer):
-    address_family = socket.AF_INET6
-
-
-def server(home: Path, host: str, port: int, links: Mapping[str, str] | None = None) -> ThreadingHTTPServer:
-    """The pages of a data store, listening; port 0 takes a free one. The index shows `links`, name -> URL."""
-    kind = _ThreadingHTTP6Server if ":" in host else ThreadingHTTPServer
-    return kind((host, port), partial(Pages, store=DataStore(home), links=links or {}))
-
-
 class PagesError(Exception):
     """The pages cannot be served; the message says why and what to do."""
 
 
-def serve(home: Path, url: str, links: Mapping[str, str] | None = None) -> None:
+def application(objects: Objects, links: Mapping[str, str] | None = None) -> "Starlette":
+    """The pages of a data store over HTTP: the index at the root, which shows `links`, name -> URL."""
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
+    from starlette.routing import Route
+
+    def health(request: Request) -> Response:
+        return PlainTextResponse("ok")
+
+    def overview(request: Request) -> Response:
+        try:
+            return HTMLResponse(index(objects, links), headers=_FRESH)
+        except Exception as error:
+            log.exception("the index could not be made")
+            return PlainTextResponse(f"The index could not be made: {error!r}", HTTPStatus.INTERNAL_SERVER_ERROR)
+
+    def page(request: Request) -> Response:
+        path = request.path_params["path"]
+        name = f"{path}index.html" if path.endswith("/") else path
+        try:
+            return Response(objects.read(f"{PAGES}/{name}").data, media_type=guess_type(name)[0], headers=_FRESH)
+        except StoreError:
+            with suppress(StoreError):
+                if objects.folders(f"{PAGES}/{path}") or objects.read(f"{PAGES}/{path}/index.html"):
+                    return RedirectResponse(f"/{path}/")
+            return PlainTextResponse("There is no such page.", HTTPStatus.NOT_FOUND)
+
+    return Starlette(
+        routes=[
+            Route(HEALTH, health),
+            Route("/", overview),
+            Route("/index.html", overview),
+            Route("/{path:path}", page),
+        ]
+    )
+
+
+def serve(objects: Objects, url: str, links: Mapping[str, str] | None = None) -> None:
     """Serve the pages of a data store at `url` until the process is ended; the index shows `links`, name -> URL.
 
     Raises:
         PagesError: nobody can listen at that address.
     """
+    import uvicorn
+
     try:
         listen = urlsplit(url)
         if listen.scheme != "http" or not listen.hostname:
             raise ValueError("it must be http://, a host, and a port")
-        pages = server(home, listen.hostname, listen.port or 80, links)
+        family = socket.AF_INET6 if ":" in listen.hostname else socket.AF_INET
+        listener = socket.create_server((listen.hostname, listen.port or 80), family=family)
     except (OSError, ValueError) as error:
         raise PagesError(
             f"the pages cannot be served on {url} ({error}): choose another --url or `pages.url`"
         ) from error
-    with pages:
-        pages.serve_forever()
+    config = uvicorn.Config(application(objects, links), log_config=None, access_log=False)
+    uvicorn.Server(config).run(sockets=[listener])

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -33,11 +33,13 @@ from speech.corpus.manifest import LANGUAGE_TAG, QUARTER_KEY
 from speech.corpus.sources import Source
 from speech.corpus.synthetic import SyntheticSettings
 from speech.settings import Section
+from speech.store.objects import Objects, open_objects
 from training.settings import TrainingSettings
 
 PREFIX = "SOUNDSTAGE_"
 CONFIG_VARIABLE = "SOUNDSTAGE_CONFIG"
 DEFAULT_CONFIG = "soundstage.toml"
+DEFAULT_HOME = ".soundstage"
 NO_SETTINGS = frozenset({CONFIG_VARIABLE, "SOUNDSTAGE_DAGSTER_STORAGE", "SOUNDSTAGE_DEBUG", "SOUNDSTAGE_REAL_DATA"})
 KUBERNETES = re.compile(r"\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_[0-9]+_\w+)")  # of a service, in each pod
 EARLIEST_QUARTER = "1900-01"  # Dagster cannot list the quarters from the year 1 on
@@ -103,7 +105,19 @@ class Settings(BaseSettings):
         nested_model_default_partial_update=True,
     )
 
-    home: Path = Field(Path(".soundstage"), description="Data store: audio, manifests, models, verdicts, ledger.")
+    home: Annotated[str, BeforeValidator(lambda home: str(home) if isinstance(home, Path) else home)] = Field(
+        DEFAULT_HOME,
+        description="Data store: audio, manifests, models, verdicts, ledger. A folder, or s3://bucket/prefix.",
+    )
+    work: Path | None = Field(
+        None,
+        description="Folder of this machine for what is in no store: Dagster's and MLflow's SQLite, logs, trainings "
+        "under way. None: the home where that is a folder, else .soundstage.",
+    )
+    cache: Path | None = Field(
+        None, description="Folder for local copies of what is in S3; None: in the user's cache folder."
+    )
+    cache_bytes: int = Field(20 * 2**30, ge=0, description="How much of what is in S3 is kept there (bytes).")
     languages: tuple[str, ...] = Field(("en", "de"), min_length=1, description="Languages, as primary BCP-47 tags.")
     first_quarter: str = Field("2024-01", description="First quarter, as its first month (YYYY-MM).")
     sources: tuple[Source, ...] = Field(
@@ -134,9 +148,19 @@ class Settings(BaseSettings):
     serving: ServingSettings = Field(default_factory=ServingSettings)
 
     @property
+    def objects(self) -> Objects:
+        """The data store."""
+        return open_objects(self.home, self.cache, self.cache_bytes)
+
+    @property
+    def local(self) -> Path:
+        """This machine's folder for what is in no store."""
+        return self.work or Path(DEFAULT_HOME if "://" in self.home else self.home)
+
+    @property
     def tracking_uri(self) -> str:
         """Where MLflow keeps runs and model versions."""
-        return self.registry.tracking_uri or f"sqlite:///{self.home / 'mlflow' / 'mlflow.db'}"
+        return self.registry.tracking_uri or f"sqlite:///{self.local / 'mlflow' / 'mlflow.db'}"
 
     @property
     def dagster_listens(self) -> str:
@@ -206,7 +230,17 @@ class Settings(BaseSettings):
         training = settings.training.under(folder)
         if trains and (problem := training.problem()):
             raise SettingsError(f"settings in {path} or SOUNDSTAGE_* cannot be used: {problem}")
-        return settings.model_copy(update={"home": folder / settings.home, "sources": sources, "training": training})
+        places = {
+            "home": placed(folder, settings.home),
+            "work": folder / settings.local if "://" in settings.home or settings.work else None,
+            "cache": settings.cache and folder / settings.cache,
+        }
+        return settings.model_copy(update={**places, "sources": sources, "training": training})
+
+
+def placed(folder: Path, home: str) -> str:
+    """A home whose path is relative to `folder`; one that is no folder stays as it is."""
+    return home if "://" in home else str(folder / home)
 
 
 def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:

@@ -19,16 +19,17 @@ import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from evaluation.results import BENCHMARK, QUARTER, Evaluation, Interval, Number, SetResult
 from speech.settings import Section
-from speech.store.outputs import DIGEST, parse_json, write_json
+from speech.store.objects import Missing, Objects
+from speech.store.outputs import DIGEST, parse_json, to_json
 
 VERDICT_SCHEMA = 1
+VERDICTS = "verdicts"  # in the data store
 
 COMPARISON_GATE = "not_worse_than_champion"
 
@@ -490,35 +491,48 @@ def _sealed(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _place(folder: Path, bundle_digest: str) -> Path:
+def verdict_key(bundle_digest: str) -> str:
+    """Where the verdict of a bundle is stored; raises GateRefused for what is no digest."""
     if not DIGEST.fullmatch(bundle_digest):
         raise GateRefused(f"{bundle_digest[:80]!r} is not the digest of a bundle: 64 hexadecimal digits are expected.")
-    return folder / f"{bundle_digest}.json"
+    return f"{VERDICTS}/{bundle_digest}.json"
 
 
-def save_verdict(verdict: Verdict, folder: Path) -> Path:
-    """Write the verdict to <folder>/<bundle digest>.json with its own checksum, atomically."""
+def sealed(verdict: Verdict) -> bytes:
+    """A verdict as it is stored, with its own checksum."""
     content = verdict.to_dict()
-    path = _place(folder, verdict.bundle_digest)
-    sealed = {**content, "sha256": _sealed(content)}
-    write_json(path, sealed)
-    return path
+    return to_json({**content, "sha256": _sealed(content)})
 
 
-def load_verdict(folder: Path, bundle_digest: str) -> Verdict:
+def save_verdict(verdict: Verdict, store: Objects) -> None:
+    """Store the verdict under the digest of its bundle; one that judged it before is replaced."""
+    store.put(verdict_key(verdict.bundle_digest), sealed(verdict))
+
+
+def load_verdict(store: Objects, bundle_digest: str) -> Verdict:
     """Read the verdict of exactly this bundle and verify it, passed or not.
 
     Raises GateRefused when it is missing, unreadable, of another schema version, altered, incomplete, contradicts
     itself, or judges another bundle.
     """
-    path = _place(folder, bundle_digest)
+    key = verdict_key(bundle_digest)
+    try:
+        data = store.read(key).data
+    except Missing:
+        raise GateRefused(f"Bundle {bundle_digest[:12]} has no verdict: evaluate and judge it first.") from None
+    except OSError as error:
+        raise GateRefused(
+            f"The verdict of bundle {bundle_digest[:12]} is not readable ({type(error).__name__})."
+        ) from error
+    return parse_verdict(data, bundle_digest)
+
+
+def parse_verdict(data: bytes, bundle_digest: str) -> Verdict:
+    """The verdict that was stored as `data`; raises GateRefused as `load_verdict` does."""
     short = bundle_digest[:12]
     try:
-        data = path.read_bytes()
         content = parse_json(data)
-    except FileNotFoundError:
-        raise GateRefused(f"Bundle {short} has no verdict: evaluate and judge it first.") from None
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise GateRefused(f"The verdict of bundle {short} is not readable ({type(error).__name__}).") from None
     if not isinstance(content, dict):
         raise GateRefused(f"The verdict of bundle {short} is not readable (no JSON object).")
@@ -565,7 +579,7 @@ def _require_consistent(verdict: Verdict, short: str) -> None:
 
 
 def require_passed(
-    folder: Path,
+    store: Objects,
     bundle_digest: str,
     *,
     language: str | None = None,
@@ -577,6 +591,6 @@ def require_passed(
 
     What else is asked of it is explained at `Verdict.require_passed`.
     """
-    verdict = load_verdict(folder, bundle_digest)
+    verdict = load_verdict(store, bundle_digest)
     verdict.require_passed(language=language, settings=settings, champion_digest=champion_digest, overridden=overridden)
     return verdict

@@ -78,7 +78,7 @@ def scope(quarters: Sequence[str], languages: Sequence[str], settings: Settings)
 def refuse_other_settings(running: Deployment, settings: Settings, url: str) -> None:
     """Raise SettingsError where Dagster runs other settings than these: it would do other work than was asked for."""
     ours = {
-        "home": str(settings.home),
+        "home": settings.home,
         "languages": sorted(settings.languages),
         "first_quarter": settings.first_quarter,
     }

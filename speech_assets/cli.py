@@ -29,7 +29,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Home = Annotated[Path | None, typer.Option(help="Data store (default: from the settings).")]
+Home = Annotated[
+    str | None, typer.Option(help="Data store, a folder or s3://bucket/prefix (default: from the settings).")
+]
 Names = Annotated[list[str] | None, typer.Option(metavar="TAG,...", help="Languages (default: all of the settings).")]
 
 
@@ -60,10 +62,11 @@ def _refusing(*refusals: type[Exception]) -> Iterator[None]:
         raise typer.Exit(1) from refused
 
 
-def _settings(*, trains: bool = False) -> "Settings":
-    from deployment.settings import Settings
+def _settings(home: str | None = None, *, trains: bool = False) -> "Settings":
+    from deployment.settings import Settings, placed
 
-    return Settings.load(trains=trains)
+    settings = Settings.load(trains=trains)
+    return settings if home is None else settings.model_copy(update={"home": placed(Path.cwd(), home)})
 
 
 def _console() -> "Console":
@@ -273,8 +276,7 @@ def serve(
             raise typer.BadParameter("must be a number", param_hint=option)
     with _refusing(ServeError):
         run(
-            _settings(),
-            home=home,
+            _settings(home),
             host=host,
             port=port,
             url=url,
@@ -299,9 +301,9 @@ def pages(
     from deployment.pages import serve as run
 
     with _refusing(PagesError):
-        settings = _settings()
+        settings = _settings(home)
         links = {"Dagster": settings.dagster_url, "MLflow": f"{settings.registry.ui_url}/#/models"}
-        run(home or settings.home, url or settings.pages.listens, links)
+        run(settings.objects, url or settings.pages.listens, links)
 
 
 @app.command()

@@ -74,7 +74,7 @@ def _declared(grid: Grid, resource_overrides: Mapping[str, Any]) -> dg.Definitio
         executor=dg.in_process_executor,
     ).map_asset_specs(
         func=lambda spec: spec.replace_attributes(
-            owners=list(settings.owners), metadata={**spec.metadata, HOME_METADATA: str(settings.home)}
+            owners=list(settings.owners), metadata={**spec.metadata, HOME_METADATA: settings.home}
         )
     )
 

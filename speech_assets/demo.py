@@ -65,7 +65,7 @@ class Demo:
 
         self.settings = settings
         self.console = console
-        self.store = DataStore(settings.home)
+        self.store = DataStore(settings.objects)
         self.dagster = DagsterClient(settings.dagster_listens)
         self.refusals: dict[str, str] = {}
 
@@ -142,7 +142,7 @@ class Demo:
 
         if not self.store.exists("utterances", quarter, language):
             return ()
-        return failed_checks(self.store.current("utterances", quarter, language).path)
+        return failed_checks(self.store.current("utterances", quarter, language))
 
     def _failed_gates(self, quarter: str, language: str) -> list[str]:
         """The gates that a partition's judged model failed."""
@@ -150,7 +150,7 @@ class Demo:
         from speech_assets.defs.resources import Workspace
 
         bundle = Workspace(self.settings).bundle(quarter, language)
-        failures = load_verdict(Workspace(self.settings).verdicts, bundle.digest).failures
+        failures = load_verdict(Workspace(self.settings).objects, bundle.digest).failures
         return list(dict.fromkeys(gate.name for gate in failures))
 
     def _training_progress(self, step: Step, now: Sequence[str]) -> str | None:
@@ -164,7 +164,7 @@ class Demo:
         for asset in now:
             if asset not in places:
                 continue
-            for path in self.store.path("training", *places[asset]).glob("*/progress.json"):
+            for path in self.settings.local.joinpath("training", *places[asset]).glob("*/progress.json"):
                 try:
                     said = json.loads(path.read_text())
                     wer = f", dev WER {said['wer']:.1%}" if said.get("wer") is not None else ""
@@ -233,13 +233,12 @@ class Demo:
         """Send the server a recording of a test speaker, in the format it was delivered in."""
         import httpx
 
-        from speech.corpus.manifest import read_manifest
-        from speech.corpus.normalize import MANIFEST
+        from speech.corpus.normalize import rows_of
 
-        tested = self.store.current("utterances", quarter, language).path / MANIFEST
-        row = max((r for r in read_manifest(tested) if r.split == "test"), key=lambda r: (r.duration_s or 0, r.id))
-        delivered = self.store.current("recordings", quarter, language).path / MANIFEST
-        audio = next(Path(r.audio) for r in read_manifest(delivered) if r.id == row.id)
+        tested = rows_of(self.store.current("utterances", quarter, language))
+        row = max((r for r in tested if r.split == "test"), key=lambda r: (r.duration_s or 0, r.id))
+        delivered = rows_of(self.store.current("recordings", quarter, language))
+        audio = next(Path(r.audio) for r in delivered if r.id == row.id)
         url = f"{self.settings.serving.url}/v1/transcribe"
         started = time.monotonic()
         answer = httpx.post(
@@ -275,7 +274,7 @@ class Demo:
             try:
                 result = load_evaluation(workspace, quarter, language)
                 bundle = workspace.bundle(quarter, language)
-                verdict = load_verdict(workspace.verdicts, bundle.digest)
+                verdict = load_verdict(workspace.objects, bundle.digest)
             except StoreError:
                 why = ", ".join(self._failed_checks(quarter, language)) or self.refusals.get(
                     f"{language}|{quarter}", ""
@@ -303,13 +302,12 @@ class Demo:
         return table
 
     def _hours(self, quarter: str, language: str) -> str:
-        from speech.corpus.manifest import read_manifest
-        from speech.corpus.normalize import MANIFEST
+        from speech.corpus.normalize import rows_of
 
         if not self.store.exists("utterances", quarter, language):
             return "-"
-        folder = self.store.current("utterances", quarter, language).path
-        return f"{sum(row.duration_s or 0 for row in read_manifest(folder / MANIFEST)) / 3600:.2f}"
+        rows = rows_of(self.store.current("utterances", quarter, language))
+        return f"{sum(row.duration_s or 0 for row in rows) / 3600:.2f}"
 
 
 def run(settings: Settings, console: Console) -> None:

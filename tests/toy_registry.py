@@ -4,14 +4,13 @@ Where a test is about servers alone, `approve` writes what they ask for, and no 
 """
 
 import datetime as dt
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from deployment.promotion.ledger import GENESIS, Action, Decision, Ledger
-from evaluation.gates import save_verdict
+from evaluation.gates import load_verdict, save_verdict
 from speech.audio.decode import Waveform, encode_wav
 from speech.bundle import ModelBundle
 from speech.corpus.manifest import Utterance
@@ -46,8 +45,9 @@ def write_golden(workspace: Any, language: str = "en", golden: Sequence[Sequence
 
 def approve(home: Path, bundle: ModelBundle, **verdict: Any) -> Decision:
     """A bundle's verdict, passing unless figures are given, and its approval, in a data store without a registry."""
-    path = save_verdict(make_verdict(bundle, **verdict), home / "verdicts")
-    return decide(home, bundle, "approve", hashlib.sha256(path.read_bytes()).hexdigest())
+    store = open_objects(home)
+    save_verdict(make_verdict(bundle, **verdict), store)
+    return decide(home, bundle, "approve", load_verdict(store, bundle.digest).file_sha256)
 
 
 def decide(home: Path, bundle: ModelBundle, action: Action, verdict_sha256: str = "", **more: Any) -> Decision:
@@ -87,7 +87,7 @@ def register_versions(workspace: Any, *versions: Mapping[str, Any], language: st
         bundle = write_toy_bundle(folder, language, name=f"{language}-{number}", **options)
         judged_at = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
         verdict = replace(make_verdict(bundle, champion=digests.get("1")), judged_at=judged_at)
-        save_verdict(verdict, workspace.verdicts)
+        save_verdict(verdict, workspace.objects)
         registered = workspace.registry().register(
             workspace.registered_name(language),
             bundle.path,

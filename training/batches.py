@@ -16,13 +16,14 @@ import os
 import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from speech.corpus.manifest import Utterance
+from speech.store.objects import REFERENCE, Objects, StoreError
 from training.recipe import AugmentationSettings, BatchSettings, JoinSettings, TrainingError
 
 SAMPLE_RATE = 16_000
@@ -34,8 +35,9 @@ _INT16 = 32_768.0
 class AudioCache:
     """Decoded 16 kHz mono audio as int16, kept up to a bound; files beyond it are read at each use."""
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(self, limit_bytes: int, store: Objects | None = None) -> None:
         self.limit_bytes = limit_bytes
+        self.store = store  # of the keys that utterances name their audio by
         self.bytes = 0
         self._kept: dict[tuple[str, float, float | None], np.ndarray] = {}
 
@@ -45,11 +47,21 @@ class AudioCache:
         found = self._kept.get(key)
         if found is not None:
             return found
-        samples = _read(utterance)
+        samples = _read(replace(utterance, audio=self._file(utterance)))
         if self.bytes + samples.nbytes <= self.limit_bytes:
             self._kept[key] = samples
             self.bytes += samples.nbytes
         return samples
+
+    def _file(self, utterance: Utterance) -> str:
+        if self.store is not None:
+            try:
+                return self.store.located(utterance.audio)
+            except StoreError as error:
+                raise TrainingError(f"Audio of utterance '{utterance.id}' is missing: {error}.") from error
+        if utterance.audio.startswith(REFERENCE):
+            raise TrainingError(f"{utterance.audio} is a key of a data store: say in `store` of which.")
+        return utterance.audio
 
     def fill(self, utterances: Sequence[Utterance]) -> None:
         """Decode ahead until the bound is reached: faults show before training, worker processes share it."""

@@ -8,6 +8,7 @@ from typing import Literal
 
 from speech.corpus.manifest import ManifestError, Utterance, audio_location, read_manifest
 from speech.scripts import join_words, primary_language
+from speech.store.objects import Objects
 from speech.text import normalize
 from training.batches import SAMPLE_RATE, AudioCache, Corpus
 from training.recipe import Recipe, TrainingError
@@ -23,6 +24,7 @@ class SplitRows:
     texts: tuple[str, ...]
     left_out: Mapping[str, int]
     digests: Mapping[str, str]  # sha256 of each manifest
+    store: Objects | None = None  # of the keys that name audio
 
     @property
     def hours(self) -> float:
@@ -30,7 +32,7 @@ class SplitRows:
         return sum(row.duration_s or 0.0 for row in self.utterances) / 3600
 
 
-def read_split(manifests: Sequence[str | Path], split: Split, language: str) -> SplitRows:
+def read_split(manifests: Sequence[str | Path], split: Split, language: str, store: Objects | None = None) -> SplitRows:
     """Rows of `split` in order. Raises TrainingError when a manifest is missing or wrong, or no row is left."""
     utterances: list[Utterance] = []
     texts: list[str] = []
@@ -79,7 +81,7 @@ def read_split(manifests: Sequence[str | Path], split: Split, language: str) -> 
             + (f" ({reasons})" if reasons else "")
             + f": none of its {len(speakers)} speakers is in the {split} split; add speakers."
         )
-    return SplitRows(tuple(utterances), tuple(texts), left_out, digests)
+    return SplitRows(tuple(utterances), tuple(texts), left_out, digests, store)
 
 
 def require_disjoint_speakers(train: SplitRows, dev: SplitRows) -> None:
@@ -95,7 +97,7 @@ def require_disjoint_speakers(train: SplitRows, dev: SplitRows) -> None:
 
 def corpus_of(rows: SplitRows, recipe: Recipe, *, bound_s: float | None = None) -> Corpus:
     """Rows with known durations, within the recipe's bounds; `bound_s` takes a fixed sample of that length."""
-    cache = AudioCache(recipe.batch.cache_mb * 2**20)
+    cache = AudioCache(recipe.batch.cache_mb * 2**20, rows.store)
     pairs = list(zip(rows.utterances, rows.texts, strict=True))
     if bound_s is not None:
         pairs.sort(key=lambda pair: hashlib.sha256(pair[0].id.encode()).digest())

@@ -82,8 +82,9 @@ def run(spec: TrainingSpec, stop: "_Stop | None" = None) -> dict[str, Any]:
     stop = stop or _Stop()
     first = _rank() == 0
     recipe = load_recipe(spec.recipe, spec.overrides)
-    train = read_split(spec.train, "train", spec.language)
-    dev = read_split(spec.dev, "dev", spec.language)
+    store = spec.store.open() if spec.store else None
+    train = read_split(spec.train, "train", spec.language, store)
+    dev = read_split(spec.dev, "dev", spec.language, store)
     if not spec.shared_speakers:
         require_disjoint_speakers(train, dev)
     fingerprint = fingerprint_of(spec)
@@ -270,7 +271,7 @@ def _publish(spec: TrainingSpec, record: dict[str, Any], fitted: Any, dev: Any, 
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
     fitted.model.save_to(str(staging / CHECKPOINT))
-    cache = AudioCache(0)
+    cache = AudioCache(0, dev.store)
     sample = sorted(dev.utterances, key=lambda row: hashlib.sha256(row.id.encode()).digest())[:PARITY_UTTERANCES]
     bundle = export(
         fitted.model,

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from speech.store.objects import Objects, open_objects
 from speech.store.outputs import digest_file
 from training.network import is_file_base
 from training.recipe import load_recipe
@@ -28,6 +29,20 @@ class TrackingSpec(BaseModel):
     tags: dict[str, str] = {}
 
 
+class StoreSpec(BaseModel):
+    """The data store whose keys manifests may name audio by, as `store://` and a key."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    home: str = Field(description="A folder, or s3://bucket/prefix.")
+    cache: Path | None = Field(None, description="Folder for local copies of what is in S3.")
+    cache_bytes: int | None = Field(None, description="How much of that is kept.")
+
+    def open(self) -> Objects:
+        """The objects of the store."""
+        return open_objects(self.home, self.cache, self.cache_bytes)
+
+
 class TrainingSpec(BaseModel):
     """Everything that a run is asked for."""
 
@@ -39,6 +54,7 @@ class TrainingSpec(BaseModel):
     train: list[Path] = Field(min_length=1, description="Manifests whose train rows are learnt from.")
     dev: list[Path] = Field(min_length=1, description="Manifests whose dev rows are measured on.")
     base: str | None = Field(None, description="A trusted .nemo file or a published checkpoint's name.")
+    store: StoreSpec | None = Field(None, description="Where manifests' `store://` audio is.")
     output: Path
     seed: int = 0
     overrides: dict[str, Any] = Field({}, description="Recipe fields by dotted name.")

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from deployment.promotion.assembly import promotions_of
 from deployment.promotion.ledger import Ledger, LedgerError
 from deployment.settings import Settings
-from speech.store.objects import open_objects
 
 WIDE = 240  # columns of a page that is kept in a file: nothing is cut there
 
@@ -62,4 +61,4 @@ def sign(settings: Settings, languages: Sequence[str]) -> dict[str, int]:
     key = settings.promotion.signing_key
     if key is None:
         raise LedgerError("there is no ledger key: set SOUNDSTAGE_PROMOTION__LEDGER_KEY")
-    return {language: Ledger(open_objects(settings.home), language).sign(key) for language in languages}
+    return {language: Ledger(settings.objects, language).sign(key) for language in languages}

@@ -12,13 +12,13 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 from deployment.promotion.ledger import BETTER, CLOSING, Decision, champion_in_force
 from deployment.promotion.signatures import UNSIGNED, Launchers
 from deployment.registry.models import ModelVersion
-from evaluation.gates import UNCHECKED, GateRefused, GateSettings, Verdict, load_verdict
+from evaluation.gates import UNCHECKED, GateRefused, GateSettings, Verdict, load_verdict, verdict_key
 from evaluation.results import Interval
+from speech.store.objects import Missing, Objects
 
 NAME_CHARACTERS, REASON_CHARACTERS = 200, 2_000  # of a decision: it is shown wherever people look
 
@@ -35,7 +35,7 @@ class Rules:
     """What a team asks of a decision about production.
 
     Attributes:
-        verdicts: folder of the persisted verdicts.
+        verdicts: the data store, which has them.
         approvers: who may decide. An empty list means nobody; None means that no list is kept.
         launchers: who launched a bundle's training.
         gates: the thresholds in force; a verdict judged by others is stale. None: not compared.
@@ -46,7 +46,7 @@ class Rules:
         allow_override: failed gates may be accepted by an explicit decision.
     """
 
-    verdicts: Path
+    verdicts: Objects
     approvers: Collection[str] | None = None
     launchers: Launchers = field(default_factory=Launchers)
     gates: GateSettings | None = None
@@ -210,8 +210,8 @@ class Rules:
     def verdict_sha256(self, digest: str) -> str:
         """SHA-256 of a bundle's verdict as it is now; empty without one."""
         try:
-            return hashlib.sha256((self.verdicts / f"{digest}.json").read_bytes()).hexdigest()
-        except OSError:
+            return hashlib.sha256(self.verdicts.read(verdict_key(digest)).data).hexdigest()
+        except (GateRefused, Missing):
             return ""
 
     def _require_passed(
@@ -237,7 +237,7 @@ class Rules:
             )
 
 
-def require_still_passed(verdicts: Path, entry: Decision) -> Verdict:
+def require_still_passed(verdicts: Objects, entry: Decision) -> Verdict:
     """The verdict of a decided bundle must still open the way, or that very decision accepted its failures.
 
     They are accepted only on the verdict that the decision was taken on.

@@ -15,8 +15,6 @@ A tag can be edited by anyone with MLflow open; promotion therefore records the 
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from deployment.registry.mlflow_calls import MlflowCalls, RegistryError
-from deployment.registry.shelf import PLACE, Shelf
-from evaluation.gates import GateRefused, Verdict, require_passed, save_verdict
+from deployment.registry.shelf import Shelf
+from evaluation.gates import GateRefused, Verdict, parse_verdict, sealed
 from speech.bundle import MANIFEST, BundleError, ModelBundle
 from speech.corpus.manifest import QUARTER_KEY
+from speech.store.objects import Objects
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
@@ -75,20 +74,14 @@ class Registry:
 
     Args:
         tracking_uri: `sqlite:///.../mlflow.db` or the address of an MLflow server. With SQLite, artifacts lie in the
-            folder `artifacts` beside the database.
-        shelf: folder of the bundles; by default `bundles` beside the database, or in the user's cache for a server.
+            folder `artifacts` beside the database, or below `mlflow/artifacts` of a data store in S3.
+        store: the data store, which has the bundles.
     """
 
-    def __init__(self, tracking_uri: str, shelf: Path | None = None) -> None:
+    def __init__(self, tracking_uri: str, store: Objects) -> None:
         self.tracking_uri = tracking_uri
         self.mlflow = MlflowCalls(tracking_uri)
-        if shelf is None:
-            shelf = (
-                self.mlflow.database.parent / PLACE
-                if self.mlflow.database
-                else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "soundstage" / PLACE
-            )
-        self.shelf = Shelf(shelf)
+        self.shelf = Shelf(store)
 
     def register(
         self,
@@ -353,8 +346,9 @@ class Registry:
 
         found = self.mlflow.get_experiment_by_name(EXPERIMENT)
         if found is None:
-            database = self.mlflow.database
-            location = database and (database.parent / "artifacts").as_uri()
+            database, home = self.mlflow.database, self.shelf.objects.home
+            here = database and (database.parent / "artifacts").as_uri()
+            location = f"{home}/mlflow/artifacts" if database and "://" in home else here
             try:
                 return str(self.mlflow.create_experiment(EXPERIMENT, location))
             except MlflowException as error:
@@ -454,10 +448,9 @@ def _sealed(verdict: Verdict, bundle: ModelBundle, overridden: Collection[str]) 
             f"The verdict is foreign: it judges bundle {verdict.bundle_digest[:12]}, not {bundle.digest[:12]} in "
             f"{bundle.path}; evaluate and judge this bundle."
         )
-    with tempfile.TemporaryDirectory(prefix="soundstage-verdict-") as scratch:
-        path = save_verdict(verdict, Path(scratch))
-        require_passed(Path(scratch), bundle.digest, language=bundle.language, overridden=overridden)
-        return path.read_text()
+    said = sealed(verdict)
+    parse_verdict(said, bundle.digest).require_passed(language=bundle.language, overridden=overridden)
+    return said.decode()
 
 
 @contextmanager

@@ -1,18 +1,15 @@
-"""Where bundles are kept: each once, in a folder named by its digest, for as long as a version or a decision names it.
+"""Where bundles are kept: each once, below a key named by its digest, for as long as a version or a decision names it.
 
 The asset that makes a bundle puts it here, its partition's output and the registry's version refer to it, and the
 serving tier loads it from here. Whoever takes one has every byte compared with the digest first.
 """
 
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from speech.bundle import BundleError, ModelBundle
+from speech.bundle import MANIFEST, BundleError, ModelBundle
+from speech.store.objects import LostRace, Missing, Objects
 from speech.store.outputs import DIGEST
 
 PLACE = "bundles"  # in the data store
@@ -20,47 +17,45 @@ PLACE = "bundles"  # in the data store
 
 @dataclass(frozen=True)
 class Shelf:
-    """The bundles in a folder."""
+    """The bundles in a data store."""
 
-    folder: Path
+    objects: Objects
 
-    def find(self, digest: str) -> Path | None:
-        """The verified bundle of a digest; None when there is none, or it is damaged."""
-        try:
-            return self.get(digest)
-        except BundleError:
-            return None
+    def key(self, digest: str) -> str:
+        """The key below which the files of a bundle lie.
+
+        Raises:
+            BundleError: it is no digest.
+        """
+        if not DIGEST.fullmatch(digest):  # whoever edits a tag writes it, so it is no key yet
+            raise BundleError(f"{digest[:80]!r} is not the digest of a bundle: 64 hexadecimal digits are expected")
+        return f"{PLACE}/{digest}"
+
+    def place(self, digest: str) -> str:
+        """The same for people."""
+        return f"{self.objects.home}/{self.key(digest)}"
 
     def get(self, digest: str) -> Path:
-        """The verified bundle of a digest.
+        """A local folder with the verified bundle of a digest.
 
         Raises:
             BundleError: it is no digest, there is no such bundle, or its bytes are others.
         """
-        if not DIGEST.fullmatch(digest):  # whoever edits a tag writes it, so it is no path yet
-            raise BundleError(f"{digest[:80]!r} is not the digest of a bundle: 64 hexadecimal digits are expected")
-        return ModelBundle.load(self.folder / digest, digest).path
+        try:
+            return ModelBundle.load(self.objects.local_folder(self.key(digest)), digest).path
+        except Missing:
+            raise BundleError(f"there is no bundle at {self.place(digest)}") from None
 
-    def put(self, bundle: ModelBundle) -> Path:
-        """Keep a copy of a bundle, unless it is there; a damaged one is replaced."""
-        with self.scratch() as scratch:
-            return self.find(bundle.digest) or self.take(Path(shutil.copytree(bundle.path, scratch / bundle.digest)))
-
-    def take(self, folder: Path) -> Path:
-        """Keep the bundle in a folder of `scratch`, without copying it."""
-        digest = ModelBundle.load(folder).digest
-        place = self.folder / digest
-        if self.find(digest) is None:
-            shutil.rmtree(place, ignore_errors=True)
-            try:
-                os.replace(folder, place)
-            except OSError:  # another process was faster, which is as good
-                ModelBundle.load(place, digest)
-        return place
-
-    @contextmanager
-    def scratch(self) -> Iterator[Path]:
-        """A folder beside the bundles, for one that is being made; gone when the block ends."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self.folder, prefix=".new-", ignore_cleanup_errors=True) as folder:
-            yield Path(folder)
+    def put(self, bundle: ModelBundle) -> ModelBundle:
+        """Keep a copy of a bundle, unless it is there; a damaged one is replaced. Returns the one that is kept."""
+        key = self.key(bundle.digest)
+        for damaged in (False, True):
+            if damaged:
+                self.objects.delete([item.key for item in self.objects.list(key)])
+            files = sorted(path for path in bundle.path.iterdir() if path.is_file())
+            for path in sorted(files, key=lambda path: path.name == MANIFEST):  # what makes it a bundle comes last
+                with suppress(LostRace):  # it is there already, or another process was faster
+                    self.objects.upload(path, f"{key}/{path.name}")
+            with suppress(BundleError):
+                return ModelBundle.load(self.get(bundle.digest))
+        raise BundleError(f"{self.place(bundle.digest)} is damaged again and again: another program writes there")

@@ -34,7 +34,8 @@ def require_approved(home: Path, language: str, digest: str, key: bytes | None =
     """
     refused = f"bundle {digest[:12]} is not served for '{language}'"
     try:
-        ledger = Ledger(open_objects(home), language, key)
+        store = open_objects(home)
+        ledger = Ledger(store, language, key)
         entries = ledger.entries()
         about = [entry for entry in entries if entry.digest == digest]
         decision = next((entry for entry in reversed(about) if entry.action in (*PRODUCTION, "reject")), None)
@@ -46,6 +47,6 @@ def require_approved(home: Path, language: str, digest: str, key: bytes | None =
                 else "approve a version with the job `promote`, which releases it"
             )
             raise NotApproved(f"{refused}: {why}; {remedy}")
-        require_still_passed(home / "verdicts", decision)
+        require_still_passed(store, decision)
     except (LedgerError, GateRefused, OSError) as error:
         raise NotApproved(f"{refused}: {error}") from error

@@ -41,7 +41,7 @@ def serve(
     logging.getLogger("httpx").setLevel(logging.WARNING)
     if replica and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", replica):
         raise ServeError(f"--replica must be letters, digits, '.', '_' and '-'; got '{replica}'")
-    home = (home or settings.home).absolute()
+    home = Path(home or settings.home).absolute()
     if not home.is_dir():
         raise ServeError(
             f"there is no data store at {home}: start `make up`, which makes it, or name another with --home"

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evaluation.corpus.profile import CorpusProfile
-from speech.store.outputs import parse_json, write_json
+from speech.store.objects import Missing
+from speech.store.outputs import Published, parse_json, write_json
 
 VALIDATION_NAME = "validation.json"  # beside a partition's utterances: whether they passed, and which checks failed
 
@@ -48,18 +49,18 @@ class ValidationUnknown(Exception):
     """Whether a partition passed cannot be read, so nothing may rest on it."""
 
 
-def failed_checks(folder: Path) -> tuple[str, ...]:
-    """The blocking expectations that the utterances in a folder did not meet; none: they passed.
+def failed_checks(utterances: Published) -> tuple[str, ...]:
+    """The blocking expectations that published utterances did not meet; none: they passed.
 
     Raises:
         ValidationUnknown: it was not noted there, or the note is damaged.
     """
-    path = folder / VALIDATION_NAME
     try:
-        noted = parse_json(path.read_bytes())
+        noted = parse_json(utterances.read(VALIDATION_NAME))
         passed, failed = noted["passed"], tuple(map(str, noted["failed"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (Missing, OSError, ValueError, KeyError, TypeError) as error:
+        place = f"{utterances.key}/{VALIDATION_NAME}"
         raise ValidationUnknown(
-            f"{path} cannot be read ({type(error).__name__}): materialise the utterances again"
+            f"{place} cannot be read ({type(error).__name__}): materialise the utterances again"
         ) from error
     return () if passed is True and not failed else failed or ("any check",)

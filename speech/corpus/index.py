@@ -71,7 +71,7 @@ def index_of(store: DataStore, kind: str, path: str, defaults: Defaults) -> Sour
     state = _state(kind, path, source)
     if (found := _current(store, name, state)) is not None:
         return found
-    with _one_of_this_machine(f"{store.root}\0{name}"):
+    with _one_of_this_machine(f"{store.home}\0{name}"):
         if (found := _current(store, name, state)) is not None:
             return found
         with store.replace(ASSET, name) as staging:

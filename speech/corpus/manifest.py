@@ -48,7 +48,7 @@ class Utterance:
     """One stretch of speech and what was said in it."""
 
     id: str  # unique in its partition, and safe as a file name
-    audio: str  # path (absolute, or relative to the manifest's folder) or URI
+    audio: str  # path (absolute, or relative to the manifest's folder), URI, or `store://` and a key of the data store
     duration_s: float | None  # None until measured
     text: str  # reference transcript in the written form it was delivered in
     speaker: str

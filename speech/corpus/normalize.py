@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from speech.audio.decode import SAMPLE_RATE, AudioError, AudioLimits, decode_chunks, write_flac_chunks
-from speech.corpus.manifest import Utterance, write_manifest
+from speech.corpus.manifest import Utterance, read_manifest, write_manifest
+from speech.corpus.rows import is_uri
 from speech.markers import DEFAULT_MARKERS, without_markers
 from speech.quality import measure
-from speech.store.outputs import digest_file, write_atomically
+from speech.store.outputs import Published, digest_file, write_atomically
 from speech.text import normalize, unexpected_characters
 
 AUDIO_FOLDER = "audio"
@@ -60,6 +61,13 @@ class Sorted:
 def read_quarantine(folder: Path) -> list[Quarantined]:
     """The quarantine that `Sorted.write` left in `folder`."""
     return [Quarantined(**json.loads(line)) for line in (folder / QUARANTINE).read_text().splitlines()]
+
+
+def rows_of(output: Published) -> Iterator[Utterance]:
+    """The rows of an output's manifest; audio that lies beside it is named by its key in the data store."""
+    for row in read_manifest(output.file(MANIFEST)):
+        beside = not is_uri(row.audio) and not Path(row.audio).is_absolute()
+        yield replace(row, audio=output.reference(row.audio)) if beside else row
 
 
 def digest_sources(rows: Iterable[Utterance], workers: int = 4) -> list[Utterance]:

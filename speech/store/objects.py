@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 MAX_KEY_BYTES = 900  # S3 takes 1,024 in UTF-8, and a prefix comes before it
 MAX_PART_BYTES = 200  # file systems take 255, and versions and temporary names are longer than the part
 INCOMING = ".incoming"  # below it lies what the makers need for themselves
+REFERENCE = "store://"  # before a key where audio may lie outside of the data store, too
 VERSION = re.compile(r"@\d{8}")  # ends the names of a document's later versions in a folder
 
 
@@ -116,6 +117,14 @@ class Objects(ABC):
         In a folder it is the object itself. Else it comes from a cache that may drop it: ask again rather than keep
         the path for long. Raises `Missing`.
         """
+
+    def located(self, location: str) -> str:
+        """Where what `location` names can be opened: a local file for `store://` and a key, else the location itself.
+
+        Raises `Missing` for a key that is not there.
+        """
+        key = location.removeprefix(REFERENCE)
+        return location if key == location else str(self.local(key))
 
     @abstractmethod
     def local_folder(self, prefix: str) -> Path:

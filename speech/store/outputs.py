@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
-from speech.store.objects import LostRace, Missing, Objects, StoreError, checked, open_objects
+from speech.store.objects import REFERENCE, LostRace, Missing, Objects, StoreError, checked, open_objects
 
 KEEP_OUTPUTS = 3  # published outputs kept per partition: the one in force and two before it
 KEPT_S = 86_400.0  # a run that started with an output is over in a day
@@ -74,9 +74,14 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
+def to_json(value: Any) -> bytes:
+    """`value` as JSON with sorted keys, which people can read, too."""
+    return (json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True) + "\n").encode()
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON with sorted keys, atomically."""
-    write_atomically(path, json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True) + "\n")
+    write_atomically(path, to_json(value))
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -103,6 +108,10 @@ class Published:
     def file(self, name: str) -> Path:
         """One of its files as a local file; `name` is relative, with slashes."""
         return self.objects.local(f"{self.key}/{name}")
+
+    def reference(self, name: str) -> str:
+        """How manifests name one of its files: by its key, so that every machine finds it."""
+        return f"{REFERENCE}{self.key}/{name}"
 
     def read(self, name: str) -> bytes:
         """The content of one of its files."""
@@ -218,12 +227,13 @@ class DataStore:
         """The output in force.
 
         Raises:
-            StoreError: nothing was published there, or its pointer cannot be read.
+            Missing: nothing was published there.
+            StoreError: its pointer cannot be read, or leads nowhere.
         """
         key = self.key(*parts)
         pointer, _ = self._pointer(key)
         if not pointer.outputs:
-            raise StoreError(f"{key} is not in the data store {self.home}: materialise it first")
+            raise Missing(f"{key} is not in the data store {self.home}: materialise it first")
         found = pointer.outputs[0]
         if found.folder not in self.objects.folders(key):
             raise StoreError(f"{key}/{found.folder} is gone though {key} points to it: materialise {key} again")

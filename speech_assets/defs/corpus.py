@@ -8,9 +8,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import dagster as dg
 
+from deployment.pages import DATA_DOCS, publish
 from deployment.settings import Settings
 from evaluation.corpus.expectations import catalogue, validate
 from evaluation.corpus.profile import CorpusProfile, ProfileError
@@ -22,10 +24,8 @@ from speech.corpus.manifest import (
     RejectedRow,
     Utterance,
     assign_splits,
-    audio_location,
     quarter_of,
     quarter_title,
-    read_manifest,
 )
 from speech.corpus.normalize import (
     DELIVERED,
@@ -36,12 +36,14 @@ from speech.corpus.normalize import (
     digest_sources,
     normalize_audio,
     read_quarantine,
+    rows_of,
     select_utterances,
 )
 from speech.corpus.refusals import grouped, summary
 from speech.corpus.sources import Source
-from speech.store.outputs import DataStore, StoreError, digest_file, write_atomically, write_json
-from speech_assets.defs.metadata import counts_table, markdown_table, quarter_heading
+from speech.store.objects import StoreError
+from speech.store.outputs import Published, digest_file, write_atomically, write_json
+from speech_assets.defs.metadata import counts_table, markdown_table, place_of, quarter_heading
 from speech_assets.defs.partitions import CPU_POOL, Grid, quarter_and_language, same_language, same_quarter_and_language
 from speech_assets.defs.resources import Workspace, version_of
 from speech_assets.defs.retries import retried_when_unreachable
@@ -140,7 +142,7 @@ def source_index(source: Source, workspace: Workspace, quarter: str, language: s
         from speech.corpus.synthetic import write_quarter
 
         synthetic = workspace.settings.synthetic
-        path = str(workspace.store.path("sources", "synthetic", language, quarter))
+        path = str(synthesised(workspace, language) / quarter)
         write_quarter(
             Path(path),
             language,
@@ -220,7 +222,7 @@ def recordings(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
             "rejected_rows": len(quarantined),
             "rejections": _refusals_table(row.reason for row in quarantined),
             "in_no_partition": counts_table(("why", "rows"), nowhere),
-            "manifest": dg.MetadataValue.path(str(published.path / MANIFEST)),
+            "manifest": place_of(published, MANIFEST),
         },
         data_version=dg.DataVersion(published.digest),
         check_results=[
@@ -238,9 +240,7 @@ def recordings(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
 def normalized_audio(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
     """Every recording as 16 kHz mono FLAC with its quality measured; what cannot be decoded is quarantined."""
     quarter, language = quarter_and_language(context)
-    source = workspace.store.current("recordings", quarter, language)
-    manifest = source.path / MANIFEST
-    rows = [located(row, manifest) for row in read_manifest(manifest)]
+    rows = list(rows_of(workspace.store.current("recordings", quarter, language)))
     with workspace.store.replace("normalized_audio", quarter, language) as staging:
         outcome = normalize_audio(rows, staging.path)
         outcome.write(staging.path)
@@ -256,7 +256,7 @@ def normalized_audio(context: dg.AssetExecutionContext, workspace: dg.ResourcePa
             "median_snr_db": _median([q.snr_db for q in qualities]),
             "telephone_share": round(sum(q.narrow_band for q in qualities) / max(1, len(qualities)), 3),
             "quarantine": _quarantine_table(outcome.quarantined),
-            "manifest": dg.MetadataValue.path(str(published.path / MANIFEST)),
+            "manifest": place_of(published, MANIFEST),
         },
         data_version=dg.DataVersion(published.digest),
         check_results=[_count_check("in_equals_out_plus_quarantined", len(rows), outcome)],
@@ -273,7 +273,8 @@ def utterances(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
     quarter, language = quarter_and_language(context)
     settings, store = workspace.settings, workspace.store
     source = store.current("normalized_audio", quarter, language)
-    rows = list(read_manifest(source.path / MANIFEST))
+    folder = source.path  # all of it: the checks open the audio, and trainings will
+    rows = list(rows_of(source))
     outcome = select_utterances(
         rows,
         language,
@@ -287,31 +288,31 @@ def utterances(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
             [replace(row, split=None) for row in kept], settings.corpus.dev_share, settings.corpus.test_share
         )
     before = workspace.grid.previous_quarter(quarter)
-    pages = store.path("pages", "data-docs", quarter, language)
-    with store.replace("utterances", quarter, language) as staging:
-        relative = Path("..", "..", "..", "..", source.path.relative_to(store.root))
-        kept = [_located_below(row, relative) for row in kept]
-        Sorted(tuple(kept), outcome.quarantined).write(staging.path)
-        validation = validate(
-            [located(row, staging.path / MANIFEST) for row in kept],
-            language=language,
-            quarter=quarter,
-            rejected=Counter(row.code for row in (*outcome.quarantined, *read_quarantine(source.path))),
-            unreadable_share=_unreadable_share(workspace, quarter, language),
-            settings=settings.corpus,
-            previous=_profile(workspace, before, language) if before else None,
-            docs_dir=pages,
-        )
-        passed = validation.passed
-        validation.note(staging.path)
-        write_atomically(staging.path / PROFILE, validation.profile.to_json())
+    with TemporaryDirectory(prefix="soundstage-docs-") as docs:
+        with store.replace("utterances", quarter, language) as staging:
+            Sorted(tuple(kept), outcome.quarantined).write(staging.path)
+            validation = validate(
+                kept,
+                language=language,
+                quarter=quarter,
+                rejected=Counter(row.code for row in (*outcome.quarantined, *read_quarantine(folder))),
+                unreadable_share=_unreadable_share(workspace, quarter, language),
+                settings=settings.corpus,
+                previous=_profile(workspace, before, language) if before else None,
+                docs_dir=Path(docs),
+                locate=lambda row: store.objects.located(row.audio),
+            )
+            passed = validation.passed
+            validation.note(staging.path)
+            write_atomically(staging.path / PROFILE, validation.profile.to_json())
+        publish(store.objects, f"{DATA_DOCS}/{quarter}/{language}", Path(docs))
     published = staging.published
     context.log_event(
         dg.AssetMaterialization(
             TRAINING_DATA,
             partition=context.partition_key,
             metadata={"quarter": quarter_heading(quarter, language), "utterances": len(kept) if passed else 0},
-            tags={"dagster/data_version": digest_file(published.path / MANIFEST) if passed else "none"},
+            tags={"dagster/data_version": digest_file(published.file(MANIFEST)) if passed else "none"},
         )
     )
     hours = {name: sum(r.duration_s or 0 for r in kept if r.split == name) / 3600 for name in ("train", "dev", "test")}
@@ -336,7 +337,7 @@ def utterances(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
             ),
             "quarantine": _quarantine_table(outcome.quarantined),
             "data_docs": dg.MetadataValue.url(f"{settings.pages.url}/data-docs/{quarter}/{language}/"),
-            "manifest": dg.MetadataValue.path(str(published.path / MANIFEST)),
+            "manifest": place_of(published, MANIFEST),
         },
         data_version=dg.DataVersion(published.digest),
         check_results=[
@@ -353,10 +354,10 @@ def base_corpus(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[W
     Nothing is copied; this names the validated utterances that a language's base depends on, and no other language's.
     """
     quarter, language = quarter_and_language(context)
-    manifest = validated_utterances(workspace, quarter, language) / MANIFEST
+    utterances = validated_utterances(workspace, quarter, language)
     return dg.MaterializeResult(
-        metadata={"quarter": quarter_heading(quarter, language), "manifest": dg.MetadataValue.path(str(manifest))},
-        data_version=dg.DataVersion(digest_file(manifest)),
+        metadata={"quarter": quarter_heading(quarter, language), "manifest": place_of(utterances, MANIFEST)},
+        data_version=dg.DataVersion(digest_file(utterances.file(MANIFEST))),
     )
 
 
@@ -373,23 +374,22 @@ def benchmark_set(context: dg.AssetExecutionContext, workspace: dg.ResourceParam
         with store.replace("benchmark_set", language) as staging:
             rows: list[Utterance] = []
             for quarter in workspace.grid.first_quarters(workspace.settings.training.base_quarters):
-                folder = validated_utterances(workspace, quarter, language)
                 rows += [
-                    _copied_audio(row, folder / MANIFEST, staging.path, f"{quarter}-{row.id}")
-                    for row in read_manifest(folder / MANIFEST)
+                    _copied_audio(row, store.objects.located(row.audio), staging.path, f"{quarter}-{row.id}")
+                    for row in rows_of(validated_utterances(workspace, quarter, language))
                     if row.split == "test"
                 ]
             Sorted(tuple(sorted(rows, key=lambda row: row.id)), ()).write(staging.path)
     published = store.current("benchmark_set", language)
-    frozen = list(read_manifest(published.path / MANIFEST))
+    frozen = list(rows_of(published))
     own = all(source.kind != "synthetic" for source in workspace.settings.sources)
-    synthetic = _synthesised(store, language, frozen) if own else 0
+    synthetic = _synthetic_rows(workspace, language, frozen) if own else 0
     return dg.MaterializeResult(
         metadata={
             "utterances": len(frozen),
             "speakers": len({row.speaker for row in frozen}),
             "hours": round(sum(row.duration_s or 0 for row in frozen) / 3600, 4),
-            "manifest": dg.MetadataValue.path(str(published.path / MANIFEST)),
+            "manifest": place_of(published, MANIFEST),
         },
         data_version=dg.DataVersion(published.digest),
         check_results=[
@@ -407,15 +407,15 @@ def benchmark_set(context: dg.AssetExecutionContext, workspace: dg.ResourceParam
     )
 
 
-def validated_utterances(workspace: Workspace, quarter: str, language: str) -> Path:
-    """The folder of a partition's utterances, only if its checks passed when it was written.
+def validated_utterances(workspace: Workspace, quarter: str, language: str) -> Published:
+    """A partition's utterances, only if its checks passed when they were written.
 
     Raises:
         dg.Failure: there is none, or its checks did not pass; running again would not help.
     """
     try:
-        folder = workspace.store.current("utterances", quarter, language).path
-        failed = failed_checks(folder)
+        utterances = workspace.store.current("utterances", quarter, language)
+        failed = failed_checks(utterances)
     except (StoreError, ValidationUnknown) as error:
         raise dg.Failure(f"utterances of {quarter}, {language} cannot be used: {error}", allow_retries=False) from error
     if failed:
@@ -424,39 +424,34 @@ def validated_utterances(workspace: Workspace, quarter: str, language: str) -> P
             "correct the source and materialise the partition again",
             allow_retries=False,
         )
-    return folder
+    return utterances
 
 
 def corpus_refused(workspace: Workspace, partition: str) -> bool:
     """Whether the utterances of a partition (`language|quarter`) are there and did not pass their checks."""
     language, quarter = partition.split("|")
     try:
-        return bool(failed_checks(workspace.store.current("utterances", quarter, language).path))
+        return bool(failed_checks(workspace.store.current("utterances", quarter, language)))
     except (StoreError, ValidationUnknown):
         return False
 
 
-def located(row: Utterance, manifest: Path) -> Utterance:
-    """A row of a manifest with the absolute path of its audio."""
-    return replace(row, audio=audio_location(row, manifest))
+def synthesised(workspace: Workspace, language: str) -> Path:
+    """Where the embedded corpus writes the quarters of a language."""
+    return workspace.settings.local / "sources" / "synthetic" / language
 
 
-def _located_below(row: Utterance, folder: Path) -> Utterance:
-    return replace(row, audio=(folder / row.audio).as_posix())
-
-
-def _copied_audio(row: Utterance, manifest: Path, folder: Path, identity: str) -> Utterance:
+def _copied_audio(row: Utterance, source: str, folder: Path, identity: str) -> Utterance:
     """A row with its audio beside it, under an id that is unique among several quarters."""
-    source = Path(audio_location(row, manifest))
-    copy = folder / "audio" / f"{identity}{source.suffix}"
+    copy = folder / "audio" / f"{identity}{Path(source).suffix}"
     copy.parent.mkdir(exist_ok=True)
     shutil.copyfile(source, copy)
     return replace(row, id=identity, audio=copy.relative_to(folder).as_posix())
 
 
-def _synthesised(store: DataStore, language: str, rows: Sequence[Utterance]) -> int:
-    """How many rows are recordings that the embedded corpus wrote into this data store."""
-    written = store.path("sources", "synthetic", language)
+def _synthetic_rows(workspace: Workspace, language: str, rows: Sequence[Utterance]) -> int:
+    """How many rows are recordings that the embedded corpus wrote here."""
+    written = synthesised(workspace, language)
     quarters = {quarter_of(row.recorded_at) for row in rows}
     digests = {digest_file(file) for quarter in quarters for file in (written / quarter).glob("audio/*")}
     return sum(row.attributes.get(SOURCE_DIGEST) in digests for row in rows)
@@ -484,7 +479,7 @@ def _unreadable_share(workspace: Workspace, quarter: str, language: str) -> floa
 
     Nobody knows whose the rows are that no importer could read: they count in every partition as in the whole.
     """
-    counts = json.loads((workspace.store.current("recordings", quarter, language).path / COUNTS).read_text())
+    counts = json.loads(workspace.store.current("recordings", quarter, language).read(COUNTS))
     unread = counts["rejected"] / max(1, counts["read"])
     unusable = counts.get("unusable", 0) / max(1, counts.get("unusable", 0) + counts["kept"])
     return float(unread + (1 - unread) * unusable)
@@ -492,8 +487,7 @@ def _unreadable_share(workspace: Workspace, quarter: str, language: str) -> floa
 
 def _profile(workspace: Workspace, quarter: str, language: str) -> CorpusProfile | None:
     try:
-        folder = validated_utterances(workspace, quarter, language)
-        return CorpusProfile.from_json((folder / PROFILE).read_text())
+        return CorpusProfile.from_json(validated_utterances(workspace, quarter, language).read(PROFILE).decode())
     except (dg.Failure, ProfileError):
         return None  # nothing to compare with: the quarter before is missing, was refused or is of an older form
 

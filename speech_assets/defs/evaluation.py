@@ -2,10 +2,10 @@
 
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 
 import dagster as dg
 
+from deployment.pages import REPORTS, publish
 from deployment.promotion.ledger import LedgerError
 from deployment.registry.models import RegistryError
 from evaluation.corpus.expectations import in_delivered_order
@@ -15,11 +15,12 @@ from evaluation.gates import GateResult, judge, save_verdict
 from evaluation.report import REPORT_NAME
 from evaluation.results import EVALUATION_NAME, Evaluation
 from speech.bundle import BundleError
-from speech.corpus.manifest import Utterance, read_manifest
-from speech.corpus.normalize import MANIFEST
-from speech.store.outputs import StoreError, digest_file, write_atomically
-from speech_assets.defs.corpus import UTTERANCES, located, validated_utterances
-from speech_assets.defs.metadata import candidate_name, inline_plot, markdown_table, quarter_heading
+from speech.corpus.manifest import Utterance
+from speech.corpus.normalize import MANIFEST, rows_of
+from speech.store.objects import StoreError
+from speech.store.outputs import Published, digest_file
+from speech_assets.defs.corpus import UTTERANCES, validated_utterances
+from speech_assets.defs.metadata import candidate_name, inline_plot, markdown_table, place_of, quarter_heading
 from speech_assets.defs.partitions import CPU_POOL, Grid, quarter_and_language, same_language
 from speech_assets.defs.resources import Workspace, version_of
 from speech_assets.defs.retries import retried_when_unreachable, unreachable
@@ -80,18 +81,18 @@ def evaluation(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
     quarter, language = quarter_and_language(context)
     store = workspace.store
     name = candidate_name(quarter, language)
-    manifests = {
-        "quarter": validated_utterances(workspace, quarter, language) / MANIFEST,
-        "benchmark": store.current("benchmark_set", language).path / MANIFEST,
+    sets = {
+        "quarter": validated_utterances(workspace, quarter, language),
+        "benchmark": store.current("benchmark_set", language),
     }
     result = evaluate(
         Contestant.load(workspace.bundle(quarter, language).path),
-        {key: _test_rows(path) for key, path in manifests.items()},
-        lambda row: row.audio,
+        {key: _test_rows(output) for key, output in sets.items()},
+        lambda row: store.objects.located(row.audio),
         language=language,
         partition=context.partition_key,
         champion=_champion(workspace, language),
-        dataset_digests={key: digest_file(path) for key, path in manifests.items()},
+        dataset_digests={key: digest_file(output.file(MANIFEST)) for key, output in sets.items()},
         progress=lambda p: context.log.debug(f"{p.set_name}: {p.model_name} {p.done}/{p.total}"),
     )
     with store.replace("evaluation", quarter, language) as staging:
@@ -108,7 +109,7 @@ def evaluation(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
     interval = result.sets["benchmark"].score.wer_interval
     tested = result.sets["quarter"].champion or result.sets["quarter"]
     in_place = misplaced(
-        in_delivered_order(list(read_manifest(manifests["quarter"]))),
+        in_delivered_order(list(rows_of(sets["quarter"]))),
         {row.id: row.hypothesis for row in tested.rows},
         language,
         workspace.settings.corpus.false_alarm_rate,
@@ -124,7 +125,7 @@ def evaluation(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
             "slices": _slice_table(result),
             "plot": inline_plot(wer_by_slice_png(result), "WER by slice"),
             "report": dg.MetadataValue.url(f"{workspace.settings.pages.url}/reports/{quarter}/{language}/"),
-            "evaluation": dg.MetadataValue.path(str(published.path / EVALUATION_NAME)),
+            "evaluation": place_of(published, EVALUATION_NAME),
         },
         data_version=dg.DataVersion(result.digest),
         check_results=[
@@ -146,12 +147,16 @@ def verdict(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Works
     quarter, language = quarter_and_language(context)
     result = load_evaluation(workspace, quarter, language)
     judged = judge(result, workspace.settings.gates)
-    save_verdict(judged, workspace.verdicts)
+    save_verdict(judged, workspace.objects)
     sounds = _sounds(workspace, result, quarter, language)
+
+    def sound(test_set: str, utterance: str) -> str | None:
+        found = sounds.get((test_set, utterance))
+        return found and workspace.objects.located(found)
+
     with workspace.store.replace(REPORT_PLACE, quarter, language) as staging:
-        write_report(staging.path, result, verdict=judged, audio=lambda name, utterance: sounds.get((name, utterance)))
-    page = workspace.store.path("pages", "reports", quarter, language) / "index.html"
-    write_atomically(page, (staging.published.path / REPORT_NAME).read_bytes())
+        write_report(staging.path, result, verdict=judged, audio=sound)
+    publish(workspace.objects, f"{REPORTS}/{quarter}/{language}", staging.published.file(REPORT_NAME))
     return dg.MaterializeResult(
         metadata={
             "quarter": quarter_heading(quarter, language),
@@ -178,8 +183,8 @@ def load_evaluation(workspace: Workspace, quarter: str, language: str) -> Evalua
     return Evaluation.load(workspace.store.current("evaluation", quarter, language).path)
 
 
-def _test_rows(manifest: Path) -> list[Utterance]:
-    return [located(row, manifest) for row in read_manifest(manifest) if row.split == "test"]
+def _test_rows(output: Published) -> list[Utterance]:
+    return [row for row in rows_of(output) if row.split == "test"]
 
 
 def _sounds(workspace: Workspace, result: Evaluation, quarter: str, language: str) -> dict[tuple[str, str], str]:
@@ -188,9 +193,9 @@ def _sounds(workspace: Workspace, result: Evaluation, quarter: str, language: st
     found: dict[tuple[str, str], str] = {}
     for key, place in places.items():
         with suppress(StoreError, OSError):
-            manifest = workspace.store.current(*place).path / MANIFEST
-            if digest_file(manifest) == result.dataset_digests.get(key):
-                found |= {(key, row.id): row.audio for row in _test_rows(manifest)}
+            output = workspace.store.current(*place)
+            if digest_file(output.file(MANIFEST)) == result.dataset_digests.get(key):
+                found |= {(key, row.id): row.audio for row in _test_rows(output)}
     return found
 
 
@@ -235,7 +240,7 @@ def _champion(workspace: Workspace, language: str) -> Contestant | None:
         raise dg.Failure(
             f"the champion of '{language}', {now.model} version {now.version} (bundle {now.digest[:12]}), cannot be "
             f"compared with: {gone}; roll back to an earlier champion with the job `rollback`, or put its bundle back "
-            f"at {promotions.registry.shelf.folder / now.digest}, then evaluate again",
+            f"at {promotions.registry.shelf.place(now.digest)}, then evaluate again",
             allow_retries=False,
         ) from gone
 

@@ -9,11 +9,17 @@ import dagster as dg
 
 from evaluation.presentation import one_line
 from speech.corpus.manifest import quarter_title
+from speech.store.outputs import Published
 
 MAX_ROWS = 50
 CELL_CHARACTERS = 2_500
 
 _MARKUP = re.compile(r"[\\\[\]|`*~]|(?<!\w)_|_(?!\w)")
+
+
+def place_of(output: Published, name: str) -> dg.PathMetadataValue:
+    """Where a file of an output lies, as people copy it."""
+    return dg.MetadataValue.path(f"{output.objects.home}/{output.key}/{name}")
 
 
 def quarter_heading(quarter: str, language: str) -> str:

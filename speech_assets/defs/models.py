@@ -12,17 +12,19 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import dagster as dg
 
 from speech.audio.decode import decode
 from speech.bundle import BundleError, ModelBundle
-from speech.corpus.manifest import audio_location, quarter_title, read_manifest
-from speech.corpus.normalize import MANIFEST
-from speech.store.outputs import DIGEST_CHARS, StoreError, digest_file, write_json
+from speech.corpus.manifest import quarter_title
+from speech.corpus.normalize import MANIFEST, rows_of
+from speech.store.objects import Missing, StoreError
+from speech.store.outputs import DIGEST_CHARS, Published, digest_file, write_json
 from speech_assets.defs.corpus import TRAINING_DATA, UTTERANCES, validated_utterances
-from speech_assets.defs.metadata import candidate_name, markdown_table, quarter_heading
+from speech_assets.defs.metadata import candidate_name, markdown_table, place_of, quarter_heading
 from speech_assets.defs.partitions import CPU_POOL, Grid, quarter_and_language, same_language
 from speech_assets.defs.processes import SupervisedProcess, alone_in, clear_abandoned
 from speech_assets.defs.resources import BUNDLE_NAME, Workspace, git_revision, version_of
@@ -30,11 +32,12 @@ from speech_assets.defs.retries import retried_when_unreachable
 from speech_assets.defs.waiting import wait_until_built
 from training.recipe import load_recipe
 from training.settings import TrainingSettings
-from training.specification import TrackingSpec, TrainingSpec, fingerprint_of
+from training.specification import StoreSpec, TrackingSpec, TrainingSpec, fingerprint_of
 
 ROOT = Path(__file__).parents[2]
 TRAINING_RECORD = "training.json"
 CHECKPOINT = "checkpoint.nemo"
+PUBLISHED_BASE = "base.json"
 BUNDLE = "bundle"
 SPECIFICATION = "specification.json"
 FINGERPRINT = "fingerprint"
@@ -107,16 +110,16 @@ def train(
     recipe: str,
     name: str,
     language: str,
-    folders: Mapping[str, Path],
+    corpora: Mapping[str, Published],
     base: str | None,
 ) -> dg.MaterializeResult:
     """Train in a process of its own and publish checkpoint, exported bundle and record under `place`.
 
-    `folders` are the validated corpus partitions to learn from, by quarter.
+    `corpora` are the validated corpus partitions to learn from, by quarter.
     """
-    settings = workspace.settings.training
-    data = {quarter: digest_file(folder / MANIFEST) for quarter, folder in folders.items()}
-    manifests = [folder / MANIFEST for folder in folders.values()]
+    whole, settings = workspace.settings, workspace.settings.training
+    manifests = [corpus.file(MANIFEST) for corpus in corpora.values()]
+    data = {quarter: digest_file(manifest) for quarter, manifest in zip(corpora, manifests, strict=True)}
     run_tags = {"dagster_run_id": context.run.run_id, "asset": "/".join(place), "git_revision": git_revision()}
     spec = TrainingSpec(
         recipe=recipe,
@@ -125,7 +128,8 @@ def train(
         train=manifests,
         dev=manifests,
         base=base,
-        output=workspace.store.path("training", *place),
+        store=StoreSpec(home=whole.home, cache=whole.cache, cache_bytes=whole.cache_bytes),
+        output=whole.local.joinpath("training", *place),
         seed=settings.seed,
         overrides={"threads": settings.threads, **settings.overrides},
         shared_speakers=workspace.settings.corpus.split == "given",
@@ -151,11 +155,11 @@ def train(
                 facts = {"data": data, FINGERPRINT: fingerprint}
                 write_json(staging.path / TRAINING_RECORD, {**training_record(work), **facts})
                 shutil.copytree(work / BUNDLE, staging.path / BUNDLE)
-            published = staging.published.path
+            published = staging.published
         shutil.rmtree(work, ignore_errors=True)
     clear_abandoned(work.parent)
-    record = training_record(published)
-    bundle = ModelBundle.load(published / BUNDLE)
+    record = training_record(published.path)
+    bundle = ModelBundle.load(published.path / BUNDLE)
     device_hours = record["seconds"] / 3600 * record.get("hardware", {}).get("devices", 1)
     price = settings.price_per_device_hour
     return dg.MaterializeResult(
@@ -171,19 +175,20 @@ def train(
             "parity": bundle.parity.get("equal", 0.0),
             "resumed_from": record.get("resumed_from") or 0,
             "data": markdown_table(("quarter", "manifest sha256"), list(data.items())),
-            "checkpoint": dg.MetadataValue.path(str(published / CHECKPOINT)),
+            "checkpoint": place_of(published, CHECKPOINT),
             "mlflow_run": dg.MetadataValue.url(workspace.mlflow_run_url(record)),
         },
         data_version=dg.DataVersion(bundle.digest),
     )
 
 
-def _trained(workspace: Workspace, place: Sequence[str], fingerprint: str) -> Path | None:
+def _trained(workspace: Workspace, place: Sequence[str], fingerprint: str) -> Published | None:
     """The output in force at `place`, if it is what this very training came to, and whole."""
     try:
-        published = workspace.store.current(*place).path
-        ModelBundle.load(published / BUNDLE)
-        same = (published / CHECKPOINT).is_file() and training_record(published).get(FINGERPRINT) == fingerprint
+        published = workspace.store.current(*place)
+        folder = published.path
+        ModelBundle.load(folder / BUNDLE)
+        same = (folder / CHECKPOINT).is_file() and training_record(folder).get(FINGERPRINT) == fingerprint
         return published if same else None
     except (StoreError, BundleError, OSError, ValueError):
         return None
@@ -222,7 +227,7 @@ def base_model(
     published = workspace.settings.training.base.get(language)
     if published is not None:
         with workspace.store.replace("base_model", language) as staging:
-            write_json(staging.path / "base.json", {"checkpoint": published})
+            write_json(staging.path / PUBLISHED_BASE, {"checkpoint": published})
         return dg.MaterializeResult(
             metadata={"checkpoint": published}, data_version=dg.DataVersion(staging.published.digest)
         )
@@ -235,7 +240,7 @@ def base_model(
         recipe=workspace.settings.training.base_recipe,
         name=f"{language}-base",
         language=language,
-        folders={quarter: validated_utterances(workspace, quarter, language) for quarter in quarters},
+        corpora={quarter: validated_utterances(workspace, quarter, language) for quarter in quarters},
         base=None,
     )
 
@@ -251,15 +256,14 @@ def finetuned_model(
     The quarter itself must have passed its corpus checks; earlier quarters that did not are left out.
     """
     quarter, language = quarter_and_language(context)
-    folders = {quarter: validated_utterances(workspace, quarter, language)}
+    corpora = {quarter: validated_utterances(workspace, quarter, language)}
     window = workspace.grid.window_ending(quarter, workspace.settings.training.window)[:-1]
     wait_until_built(context, window, language)
     for earlier in window:
         try:
-            folders[earlier] = validated_utterances(workspace, earlier, language)
+            corpora[earlier] = validated_utterances(workspace, earlier, language)
         except dg.Failure as refused:
             context.log.info(f"learning without {quarter_title(earlier)}: {refused.description}")
-    base = workspace.store.current("base_model", language).path
     return train(
         context,
         workspace,
@@ -268,11 +272,17 @@ def finetuned_model(
         recipe=workspace.settings.training.finetune_recipe,
         name=candidate_name(quarter, language),
         language=language,
-        folders=dict(sorted(folders.items())),
-        base=json.loads((base / "base.json").read_text())["checkpoint"]
-        if (base / "base.json").exists()
-        else str(base / CHECKPOINT),
+        corpora=dict(sorted(corpora.items())),
+        base=_base_of(workspace.store.current("base_model", language)),
     )
+
+
+def _base_of(output: Published) -> str:
+    """What fine-tunes start from: the checkpoint of a base model, or the published one that it stands for."""
+    try:
+        return str(json.loads(output.read(PUBLISHED_BASE))["checkpoint"])
+    except Missing:
+        return str(output.file(CHECKPOINT))
 
 
 @retried_when_unreachable
@@ -284,22 +294,20 @@ def model_bundle(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[
     from speech.recognition.offline import Recognizer
 
     quarter, language = quarter_and_language(context)
-    model = workspace.store.current("finetuned_model", quarter, language).path
-    exported = ModelBundle.load(model / BUNDLE)
-    manifest = validated_utterances(workspace, quarter, language) / MANIFEST
-    dev = [row for row in read_manifest(manifest) if row.split == "dev"]
+    exported = ModelBundle.load(workspace.store.current("finetuned_model", quarter, language).path / BUNDLE)
+    objects = workspace.objects
+    dev = [row for row in rows_of(validated_utterances(workspace, quarter, language)) if row.split == "dev"]
     recognizer = Recognizer(exported)
     outcomes: list[tuple[float, bool]] = []
     for start in range(0, len(dev), BATCH):
         batch = dev[start : start + BATCH]
-        heard = recognizer.transcribe_batch([decode(audio_location(row, manifest)).samples for row in batch])
+        heard = recognizer.transcribe_batch([decode(objects.located(row.audio)).samples for row in batch])
         for row, recognition in zip(batch, heard, strict=True):
             outcomes += word_outcomes(row.text, recognition.words, language)
     calibration = calibrate([confidence for confidence, _ in outcomes], [correct for _, correct in outcomes])
     shelf = workspace.registry().shelf
-    with shelf.scratch() as scratch:
-        bundle = with_calibration(exported, calibration.calibration, scratch / BUNDLE)
-        place = shelf.take(bundle.path)
+    with TemporaryDirectory(prefix="soundstage-bundle-") as scratch:
+        bundle = shelf.put(with_calibration(exported, calibration.calibration, Path(scratch) / BUNDLE))
     with workspace.store.replace("model_bundle", quarter, language) as staging:
         write_json(staging.path / BUNDLE_NAME, {"digest": bundle.digest})
     equal, compared = bundle.parity.get("equal", 0.0), bundle.parity.get("utterances", 0)
@@ -311,8 +319,8 @@ def model_bundle(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[
             "parity_utterances": compared,
             "calibration": calibration.note,
             "calibration_words": calibration.words,
-            "megabytes": round(sum(p.stat().st_size for p in place.iterdir()) / 1e6, 2),
-            "bundle": dg.MetadataValue.path(str(place)),
+            "megabytes": round(sum(p.stat().st_size for p in bundle.path.iterdir()) / 1e6, 2),
+            "bundle": dg.MetadataValue.path(f"{objects.home}/{shelf.key(bundle.digest)}"),
         },
         data_version=dg.DataVersion(bundle.digest),
         check_results=[

@@ -73,7 +73,7 @@ def registered_model(context: dg.AssetExecutionContext, workspace: dg.ResourcePa
         bundle = workspace.bundle(quarter, language)
         accepted = promotions.overridden(language, bundle.digest)
         passed = require_passed(
-            workspace.verdicts, bundle.digest, language=language, settings=settings.gates, overridden=accepted
+            workspace.objects, bundle.digest, language=language, settings=settings.gates, overridden=accepted
         )
         evaluation = load_evaluation(workspace, quarter, language)
         model = store.current("finetuned_model", quarter, language).path
@@ -323,7 +323,7 @@ def _require_one_line(
 def _report(store: DataStore, quarter: str, language: str) -> Path | None:
     """The page that was written with the verdict; it shows what was judged, and nothing rests on it."""
     try:
-        return store.current(REPORT_PLACE, quarter, language).path / REPORT_NAME
+        return store.current(REPORT_PLACE, quarter, language).file(REPORT_NAME)
     except StoreError:
         return None
 

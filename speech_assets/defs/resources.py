@@ -13,7 +13,8 @@ import dagster as dg
 from pydantic import BaseModel
 
 from deployment.settings import Settings
-from speech.store.outputs import DataStore, StoreError, parse_json
+from speech.store.objects import Objects, StoreError
+from speech.store.outputs import DataStore, parse_json
 from speech_assets.defs.partitions import Grid
 from speech_assets.defs.processes import SupervisedProcess
 
@@ -39,10 +40,10 @@ class Workspace:
         """Its quarters and languages."""
         return Grid(self.settings)
 
-    @property
+    @cached_property
     def store(self) -> DataStore:
         """Outputs of asset partitions."""
-        return DataStore(self.settings.home)
+        return DataStore(self.settings.objects)
 
     @property
     def tracking_uri(self) -> str:
@@ -91,17 +92,19 @@ class Workspace:
         """
         from speech.bundle import ModelBundle
 
-        reference = self.store.current("model_bundle", quarter, language).path / BUNDLE_NAME
+        output = self.store.current("model_bundle", quarter, language)
         try:
-            digest = str(parse_json(reference.read_text())["digest"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{reference} cannot be read ({error}): materialise `model_bundle` again") from error
+            digest = str(parse_json(output.read(BUNDLE_NAME))["digest"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(
+                f"{output.key}/{BUNDLE_NAME} cannot be read ({error}): materialise `model_bundle` again"
+            ) from error
         return ModelBundle.load(self.registry().shelf.get(digest))
 
     @property
-    def verdicts(self) -> Path:
-        """Folder of persisted verdicts, one file a bundle digest."""
-        return self.store.path("verdicts")
+    def objects(self) -> Objects:
+        """The objects of the data store."""
+        return self.store.objects
 
 
 @cache

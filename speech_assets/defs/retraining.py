@@ -23,12 +23,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 
 import dagster as dg
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from speech.store.outputs import DataStore, write_json
+from speech.store.objects import LostRace, Missing, Objects
+from speech.store.outputs import to_json
+from speech.store.records import Document
 from speech_assets.chain import CORPUS, JUDGEMENT, MODELS
 from speech_assets.defs.metadata import quarter_heading
 from speech_assets.defs.models import BASE_MODEL, FINETUNED_MODEL, recipe_version
@@ -119,39 +120,44 @@ class Change:
 
 
 class Requests:
-    """Wishes in the data store, one file each."""
+    """Wishes in the data store, one object each."""
 
-    def __init__(self, store: DataStore) -> None:
-        self._store = store
+    def __init__(self, objects: Objects) -> None:
+        self._objects = objects
 
     def ask(
         self, quarter: str, language: str, name: str, request: Request, *, anew_after: datetime | None = None
     ) -> bool:
         """Note a wish under a name; False when it was noted before, unless that was before `anew_after`."""
-        path = self._folder(quarter, language) / f"{name}.json"
-        if path.exists():
-            noted = self._read(path)
+        wish = Document(self._objects, f"{_place(quarter, language)}/{name}.json")
+        before = wish.read()
+        if before is not None:
+            noted = self._parsed(wish.key, before.data)
             if noted is None or anew_after is None or noted.asked_at >= anew_after:
                 return False
-        write_json(path, request.model_dump(mode="json"))
+        try:
+            wish.replace(to_json(request.model_dump(mode="json")), before)
+        except LostRace:
+            return False
         return True
 
     def of(self, quarter: str, language: str) -> Iterator[Request]:
-        """The wishes for a partition, oldest file name first; a file that is no request asks for nothing."""
-        for path in sorted(self._folder(quarter, language).glob("*.json")):
-            if noted := self._read(path):
+        """The wishes for a partition, by their names; an object that is no request asks for nothing."""
+        for item in self._objects.list(_place(quarter, language)):
+            if noted := self._parsed(item.key, self._objects.read(item.key).data):
                 yield noted
 
     @staticmethod
-    def _read(path: Path) -> Request | None:
+    def _parsed(key: str, data: bytes) -> Request | None:
         try:
-            return Request.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError) as error:
-            log.error("%s is no request for retraining and asks for nothing: %s", path, error)
+            return Request.model_validate_json(data)
+        except ValidationError as error:
+            log.error("%s is no request for retraining and asks for nothing: %s", key, error)
             return None
 
-    def _folder(self, quarter: str, language: str) -> Path:
-        return self._store.path("retraining", quarter, language)
+
+def _place(quarter: str, language: str) -> str:
+    return f"retraining/{quarter}/{language}"
 
 
 def _ask_for_all(context: dg.ScheduleEvaluationContext, workspace: Workspace, name: str, reason: str) -> dg.SkipReason:
@@ -160,7 +166,9 @@ def _ask_for_all(context: dg.ScheduleEvaluationContext, workspace: Workspace, na
     if quarter is None:
         return dg.SkipReason("no quarter has ended yet")
     for language in workspace.settings.languages:
-        Requests(workspace.store).ask(quarter, language, f"{name}-{now:%Y-%m-%d}", Request(reason=reason, asked_at=now))
+        Requests(workspace.objects).ask(
+            quarter, language, f"{name}-{now:%Y-%m-%d}", Request(reason=reason, asked_at=now)
+        )
     return dg.SkipReason(f"asked for {quarter}: {', '.join(workspace.settings.languages)} ({reason})")
 
 
@@ -179,13 +187,13 @@ def falling_quality(context: dg.SensorEvaluationContext, workspace: dg.ResourceP
     quarter = workspace.grid.latest_closed_quarter()
     said = []
     for language in workspace.settings.languages:
-        path = workspace.store.path("production_quality") / f"{language}.json"
-        if not path.exists():
-            continue
+        key = f"production_quality/{language}.json"
         try:
-            reading = QualityReading.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError) as error:
-            context.log.error(f"{path} cannot be read, so '{language}' is not watched: {error}")
+            reading = QualityReading.model_validate_json(workspace.objects.read(key).data)
+        except Missing:
+            continue
+        except ValidationError as error:
+            context.log.error(f"{key} cannot be read, so '{language}' is not watched: {error}")
             continue
         if reading.wer <= reading.limit or quarter is None:
             continue
@@ -193,7 +201,7 @@ def falling_quality(context: dg.SensorEvaluationContext, workspace: dg.ResourceP
         reason = f"production WER {reading.wer:.1%} is above its limit of {reading.limit:.1%}"
         # A time that lies ahead would ask for one model after the other until it is over.
         request = Request(reason=reason, asked_at=min(measured, datetime.now(UTC)))
-        if Requests(workspace.store).ask(quarter, language, f"quality-{measured:%Y%m%dT%H%M%S}", request):
+        if Requests(workspace.objects).ask(quarter, language, f"quality-{measured:%Y%m%dT%H%M%S}", request):
             said.append(f"{language}: {reason}")
     return dg.SkipReason("; ".join(said) or "no new reading is worse than its limit")
 
@@ -214,7 +222,7 @@ def retraining(
             continue
         last = max(runs, key=lambda record: record.create_timestamp, default=None)
         since = last.create_timestamp.astimezone(UTC) if last else datetime.min.replace(tzinfo=UTC)
-        requests = Requests(workspace.store)
+        requests = Requests(workspace.objects)
         if workspace.settings.retraining.on_change:
             for change in changes(context.instance, workspace.settings.training, quarter, language):
                 request = Request(reason=change.reason, asked_at=datetime.now(UTC))

@@ -28,6 +28,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from deployment.settings import Settings
+from speech.store.objects import StoreError
 from speech.store.outputs import write_json
 from speech_assets.dagster_client import DagsterClient, DagsterError
 
@@ -37,7 +38,7 @@ STOP_TIMEOUT_S = 15.0
 RESTART_AFTER_S = 1.0
 CODE_LOCATION = "speech_assets.definitions"
 COMMAND = (sys.executable, "-m", "speech_assets.cli")  # `soundstage`, of the environment that runs this
-LOCK = "running.lock"  # in the data store: held by the process that runs the services, and by its guard
+LOCK = "running.lock"  # in this machine's folder: held by the process that runs the services, and by its guard
 # Each line names the process groups of the moment; when whoever writes the lines is gone, they are killed.
 GUARD = "while read -r line; do groups=$line; done; kill -s KILL -- $groups"
 
@@ -73,8 +74,9 @@ def environment(settings: Settings) -> dict[str, str]:
     return {
         **os.environ,
         "DAGSTER_HOME": str(ROOT),
-        "SOUNDSTAGE_DAGSTER_STORAGE": str(settings.home / "dagster"),
-        "SOUNDSTAGE_HOME": str(settings.home),
+        "SOUNDSTAGE_DAGSTER_STORAGE": str(settings.local / "dagster"),
+        "SOUNDSTAGE_HOME": settings.home,
+        "SOUNDSTAGE_WORK": str(settings.local),
         # A backfill waits for a code server that is being started again, and is not given up.
         "DAGSTER_BACKFILL_RETRY_DEFINITION_CHANGED_ERROR": "1",
         "DO_NOT_TRACK": "1",
@@ -106,7 +108,7 @@ def services(settings: Settings, code_port: int = 0) -> list[Service]:
         Service("Daemon", (python, "-m", "dagster._daemon", "run", *workspace)),
         Service(
             "Pages",
-            (*COMMAND, "pages", "--home", str(settings.home), "--url", pages),
+            (*COMMAND, "pages", "--home", settings.home, "--url", pages),
             pages,
             settings.pages.url,
             "/healthz",
@@ -115,7 +117,7 @@ def services(settings: Settings, code_port: int = 0) -> list[Service]:
         ),
         Service(
             "Transcription",
-            (*COMMAND, "serve", "--home", str(settings.home), "--port", str(settings.serving.port)),
+            (*COMMAND, "serve", "--home", settings.home, "--port", str(settings.serving.port)),
             settings.serving.url,
             settings.serving.url,
             "/healthz",
@@ -140,7 +142,7 @@ def services(settings: Settings, code_port: int = 0) -> list[Service]:
 
 
 def _workspace_file(settings: Settings) -> Path:
-    return settings.home / "dagster" / "workspace.yaml"
+    return settings.local / "dagster" / "workspace.yaml"
 
 
 def _listen(url: str, host_flag: str, port_flag: str) -> tuple[str, ...]:
@@ -166,11 +168,12 @@ def running(settings: Settings, console: Console, only: Sequence[str] = ()) -> I
             not load its code location.
     """
     try:
-        for folder in ("dagster", "mlflow", "pages", "logs"):
-            (settings.home / folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ServiceError(f"the data store {settings.home} cannot be made ({error}): name another `home`") from error
-    with _only_one(settings.home) as lock, _guarded(lock) as guard:
+        for folder in ("dagster", "mlflow", "logs"):
+            (settings.local / folder).mkdir(parents=True, exist_ok=True)
+        settings.objects.folders()
+    except (OSError, StoreError) as error:
+        raise ServiceError(f"the data store {settings.home} cannot be used ({error}): name another `home`") from error
+    with _only_one(settings.local) as lock, _guarded(lock) as guard:
         yield from _run(settings, console, only, guard)
 
 
@@ -226,7 +229,7 @@ def _run(settings: Settings, console: Console, only: Sequence[str], guard: IO[by
     stopping = threading.Event()
     try:
         for service in wanted:
-            log = settings.home / "logs" / f"{service.name.lower()}.log"
+            log = settings.local / "logs" / f"{service.name.lower()}.log"
             started.append(Running(service, _start(service, settings, log), log))
             _watch_over(started, guard)
             if service.name == "Code":
@@ -332,7 +335,7 @@ def _wait_until_ready(one: Running) -> None:
 
 def _require_code_location(settings: Settings) -> None:
     """Ask Dagster whether it loaded the graph: the webserver answers without it, too."""
-    logs = settings.home / "logs"
+    logs = settings.local / "logs"
     try:
         wrong = DagsterClient(settings.dagster_listens).wait_until_loaded(START_TIMEOUT_S)
     except DagsterError as error:

@@ -102,7 +102,7 @@ class House:
         """Judge, save the verdict and register."""
         bundle = self.bundle(number)
         verdict = make_verdict(bundle, champion=champion)
-        save_verdict(verdict, self.home / "verdicts")
+        save_verdict(verdict, open_objects(self.home))
         report = self.home / "report.html"
         report.write_text("<html>report</html>")
         return self.registry.register(
@@ -133,19 +133,19 @@ class House:
 
     def restarted(self, **changes: object) -> Promotions:
         """The promotions of a new process, or with other rules."""
-        rules: dict = {"approvers": ("Ada",), "launchers": Launchers(self.home / "launchers"), **changes}
-        return self.promotions_over(Registry(self.registry.tracking_uri), **rules)
+        rules: dict = {"approvers": ("Ada",), "launchers": Launchers(open_objects(self.home)), **changes}
+        return self.promotions_over(Registry(self.registry.tracking_uri, open_objects(self.home)), **rules)
 
     def promotions_over(self, registry: Registry, **rules: object) -> Promotions:
         """Promotions under some rules, with another registry."""
-        return Promotions(registry, open_objects(self.home), Rules(verdicts=self.home / "verdicts", **rules))
+        return Promotions(registry, open_objects(self.home), Rules(verdicts=open_objects(self.home), **rules))
 
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database with its tables: making one takes a second or two."""
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    Registry(f"sqlite:///{path}").versions(MODEL)
+    Registry(f"sqlite:///{path}", open_objects(path.parent)).versions(MODEL)
     return path
 
 
@@ -153,8 +153,10 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def house(tmp_path: Path, empty_database: Path) -> House:
     (tmp_path / "mlflow").mkdir()
     shutil.copy(empty_database, tmp_path / "mlflow" / "mlflow.db")
-    registry = Registry(f"sqlite:///{tmp_path / 'mlflow' / 'mlflow.db'}")
-    promotions = Promotions(registry, open_objects(tmp_path), Rules(verdicts=tmp_path / "verdicts", approvers=("Ada",)))
+    registry = Registry(f"sqlite:///{tmp_path / 'mlflow' / 'mlflow.db'}", open_objects(tmp_path))
+    promotions = Promotions(
+        registry, open_objects(tmp_path), Rules(verdicts=open_objects(tmp_path), approvers=("Ada",))
+    )
     return House(tmp_path, registry, promotions)
 
 

@@ -19,6 +19,7 @@ from deployment.serving.approval import NotApproved, require_approved
 from deployment.serving.following import Follower
 from deployment.serving.routing import LoadedModel, NoModel
 from evaluation.gates import load_verdict, save_verdict
+from speech.store.objects import open_objects
 from tests.toy_bundle import tones, write_toy_bundle
 from tests.toy_registry import approve, decide
 
@@ -297,11 +298,11 @@ def test_what_nobody_may_serve_is_refused_with_its_reason(folder, bundle, models
 
 def test_gates_that_people_accepted_are_accepted_with_that_verdict_only(folder, bundle):
     entry = approve(folder.home, bundle, wer=0.5)
-    verdict = load_verdict(folder.home / "verdicts", bundle.digest)
+    verdict = load_verdict(open_objects(folder.home), bundle.digest)
     failed = tuple(gate.label for gate in verdict.failures)
     decide(folder.home, bundle, "approve", entry.verdict_sha256, overridden=failed)
     require_approved(folder.home, "en", bundle.digest)
-    save_verdict(replace(verdict, evaluation_digest="c" * 64), folder.home / "verdicts")
+    save_verdict(replace(verdict, evaluation_digest="c" * 64), open_objects(folder.home))
     with pytest.raises(NotApproved, match="did not pass gate wer"):
         require_approved(folder.home, "en", bundle.digest)
 

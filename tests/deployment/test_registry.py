@@ -16,6 +16,7 @@ import pytest
 from deployment.registry.models import Registry, RegistryError
 from evaluation.gates import GateRefused, load_verdict, save_verdict
 from speech.bundle import BundleError, ModelBundle
+from speech.store.objects import open_objects
 from tests.toy_bundle import write_toy_bundle
 
 MODEL = "soundstage-en"
@@ -140,7 +141,7 @@ def _append(path: Path) -> None:
 def test_a_bundle_that_is_not_what_was_registered_is_refused(house, tamper):
     """The serving tier runs what the registry says; a swapped file there must never reach a listener."""
     version = house.register(1)
-    tamper(house, house.registry.shelf.folder / version.digest)
+    tamper(house, house.home / "bundles" / version.digest)
     with pytest.raises(BundleError, match="is not what was registered"):
         house.registry.verify(MODEL, "1")
 
@@ -149,7 +150,8 @@ def test_a_damaged_bundle_is_put_back_by_who_has_it(house):
     """There is one copy; the asset that made it makes the same bytes again."""
     version = house.register(1)
     _append(house.registry.shelf.get(version.digest) / "network.onnx")
-    assert house.registry.shelf.find(version.digest) is None
+    with pytest.raises(BundleError):
+        house.registry.shelf.get(version.digest)
     house.register(1)
     assert house.registry.verify(MODEL, "1").digest == version.digest
 
@@ -170,8 +172,7 @@ def test_an_edited_digest_tag_names_no_folder(house, tag):
 def test_a_bundle_stays_when_its_version_is_gone(house):
     digest = house.register(1).digest
     house.registry.mlflow.delete_model_version(MODEL, "1")
-    assert house.registry.obtain(digest, MODEL, "1") == house.registry.shelf.find(digest)
-    assert house.registry.shelf.find("../ledger") is None
+    assert house.registry.obtain(digest, MODEL, "1") == house.home / "bundles" / digest
 
 
 @pytest.mark.parametrize("key", ["7", "champion", "nonsense"])
@@ -197,7 +198,7 @@ def _forked(work: Callable[[], None]) -> int:
 
 
 def _register(house, bundle: ModelBundle, die_after: str = "") -> None:
-    registry = Registry(house.registry.tracking_uri)
+    registry = Registry(house.registry.tracking_uri, open_objects(house.home))
     if die_after:
         client = registry.mlflow.client
         real = getattr(client, die_after)
@@ -207,7 +208,7 @@ def _register(house, bundle: ModelBundle, die_after: str = "") -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
         setattr(client, die_after, dying)
-    verdict = load_verdict(house.home / "verdicts", bundle.digest)
+    verdict = load_verdict(open_objects(house.home), bundle.digest)
     registry.register(MODEL, bundle.path, None, verdict, None, partition="p")
 
 
@@ -215,7 +216,7 @@ def _register(house, bundle: ModelBundle, die_after: str = "") -> None:
 def test_killed_registration_is_completed_without_duplicates(house, verdict_of, step):
     """kill -9 at any step, then the same call: one version, one run, challenger set."""
     bundle = house.bundle(1)
-    save_verdict(verdict_of(bundle), house.home / "verdicts")
+    save_verdict(verdict_of(bundle), open_objects(house.home))
     pid = _forked(lambda: _register(house, bundle, step))
     assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
     version = house.register(1)
@@ -230,7 +231,7 @@ def test_two_processes_register_the_same_bundles_at_once(house, verdict_of):
     """Backfilled quarters register in parallel, and a retry may overlap with what it retries."""
     bundles = [house.bundle(number) for number in range(3)]
     for bundle in bundles:
-        save_verdict(verdict_of(bundle), house.home / "verdicts")
+        save_verdict(verdict_of(bundle), open_objects(house.home))
 
     def all_of(order: list[ModelBundle]) -> None:
         for bundle in order:
@@ -255,7 +256,7 @@ def test_race_between_machines_keeps_the_lower_version(house, verdict_of):
     """Two machines share a server but no file lock: the later one takes its version back."""
     house.register(1)
     bundle = house.bundle(1)
-    late = _LateLook(house.registry.tracking_uri)
+    late = _LateLook(house.registry.tracking_uri, open_objects(house.home))
     kept = late.register(MODEL, bundle.path, None, verdict_of(bundle), None, partition="2024-04|en")
     assert kept.version == "1"
     assert [v.version for v in house.registry.versions(MODEL)] == ["1"]
@@ -277,8 +278,3 @@ def test_registration_waits_for_a_locked_database(house):
     os.read(ready, 1)
     assert house.register(2).version == "2"
     os.waitpid(pid, 0)
-
-
-def test_a_server_address_keeps_its_shelf_apart(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert Registry("http://127.0.0.1:9").shelf.folder == tmp_path / "soundstage" / "bundles"

@@ -11,6 +11,7 @@ import pytest
 from deployment.promotion.rules import PromotionRefused
 from evaluation.gates import GateRefused, GateSettings, save_verdict
 from speech.bundle import BundleError
+from speech.store.objects import open_objects
 from tests.deployment.conftest import MODEL
 
 
@@ -81,7 +82,7 @@ def test_nothing_is_approved_on_a_tampered_verdict(house, tamper, message):
 
 def test_a_failed_verdict_after_registration_stops_the_approval(house, verdict_of):
     house.register(1)
-    save_verdict(verdict_of(house.bundle(1), wer=0.5), house.home / "verdicts")
+    save_verdict(verdict_of(house.bundle(1), wer=0.5), open_objects(house.home))
     with pytest.raises(GateRefused, match="did not pass gate wer"):
         house.promotions.approve("en", MODEL, "1", "Ada", "good")
 
@@ -160,14 +161,14 @@ def test_the_voice_of_someone_who_left_does_not_count(house):
 
 def test_a_verdict_replaced_while_an_override_is_recorded_is_not_the_one_accepted(house, verdict_of, monkeypatch):
     """People accepted what they saw: a failure of 16 %, not of 90 %."""
-    folder, bundle = house.home / "verdicts", house.bundle(1)
-    save_verdict(verdict_of(bundle, wer=0.16), folder)
+    store, bundle = open_objects(house.home), house.bundle(1)
+    save_verdict(verdict_of(bundle, wer=0.16), store)
     promotions = house.restarted(allow_override=True)
     ensure = promotions.registry.ensure_model
 
     def meanwhile(*arguments: object) -> None:
         ensure(*arguments)
-        save_verdict(verdict_of(bundle, wer=0.9), folder)
+        save_verdict(verdict_of(bundle, wer=0.9), store)
 
     monkeypatch.setattr(promotions.registry, "ensure_model", meanwhile)
     promotions.override("en", MODEL, bundle.path, bundle.digest, "Ada", "a pilot for ten callers")
@@ -181,7 +182,7 @@ def test_a_voice_is_for_the_verdict_that_it_was_given_on(house, verdict_of, monk
     verify = promotions.registry.model_tag
 
     def meanwhile(*arguments: str) -> str | None:
-        save_verdict(verdict_of(house.bundle(1), wer=0.1), house.home / "verdicts")
+        save_verdict(verdict_of(house.bundle(1), wer=0.1), open_objects(house.home))
         return verify(*arguments)
 
     monkeypatch.setattr(promotions.registry, "model_tag", meanwhile)  # asked for between the check and the record
@@ -226,14 +227,14 @@ def test_the_launcher_is_one_voice_however_often(house):
 def test_an_expired_challenger_is_not_approved_until_it_is_judged_anew(house, verdict_of):
     house.register(1)
     old = replace(verdict_of(house.bundle(1)), judged_at="2020-01-01T00:00:00+00:00")
-    save_verdict(old, house.home / "verdicts")
+    save_verdict(old, open_objects(house.home))
     dated = house.restarted(expires_days=90)
     with pytest.raises(PromotionRefused, match="expired: it was judged on 2020-01-01"):
         dated.approve("en", MODEL, "1", "Ada", "good")
     assert dated.expire("en", MODEL).action == "expire"
     assert house.registry.challenger(MODEL) is None
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    save_verdict(replace(old, judged_at=now), house.home / "verdicts")
+    save_verdict(replace(old, judged_at=now), open_objects(house.home))
     assert dated.approve("en", MODEL, "1", "Ada", "good").action == "approve"
 
 
@@ -247,8 +248,8 @@ def test_changes_that_were_asked_for_come_first(house):
 def test_failed_gates_are_accepted_by_two_decisions_about_exactly_this_bundle_and_verdict(house, verdict_of):
     """Neither is enough alone, and neither says anything about another bundle or a later verdict."""
     house.register(1)
-    folder, bundle = house.home / "verdicts", house.bundle(1)
-    save_verdict(verdict_of(bundle, wer=0.2), folder)
+    store, bundle = open_objects(house.home), house.bundle(1)
+    save_verdict(verdict_of(bundle, wer=0.2), store)
     with pytest.raises(PromotionRefused, match="switched off"):
         house.promotions.override("en", MODEL, bundle.path, bundle.digest, "Ada", "a pilot")
     with pytest.raises(PromotionRefused, match="switched off"):
@@ -264,7 +265,7 @@ def test_failed_gates_are_accepted_by_two_decisions_about_exactly_this_bundle_an
     assert allowed.overridden("en", house.bundle(2).digest) == ()
     assert allowed.approve("en", MODEL, "1", "Ada", "a pilot", override_gates=True).overridden == accepted
     assert house.promotions.releasable("en").version == "1", "what was decided holds when it is switched off again"
-    save_verdict(verdict_of(bundle, wer=0.3), folder)
+    save_verdict(verdict_of(bundle, wer=0.3), store)
     assert allowed.overridden("en", bundle.digest) == ()
     with pytest.raises(GateRefused, match="did not pass gate wer"):
         allowed.releasable("en")
@@ -281,8 +282,8 @@ def test_failed_gates_are_accepted_by_two_decisions_about_exactly_this_bundle_an
 )
 def test_what_nobody_can_override(house, verdict_of, spoil, error, message):
     bundle = house.bundle(1)
-    path = save_verdict(verdict_of(bundle, wer=0.2), house.home / "verdicts")
-    spoil(house, path)
+    save_verdict(verdict_of(bundle, wer=0.2), open_objects(house.home))
+    spoil(house, house.home / "verdicts" / f"{bundle.digest}.json")
     with pytest.raises(error, match=message):
         house.restarted(allow_override=True).override("en", MODEL, bundle.path, bundle.digest, "Ada", "a pilot")
 
@@ -291,7 +292,7 @@ def test_what_nobody_can_override(house, verdict_of, spoil, error, message):
     ("spoil", "message"),
     [
         (lambda house, judge: (house.home / "verdicts" / f"{house.bundle(1).digest}.json").unlink(), "no verdict"),
-        (lambda house, judge: save_verdict(judge(house.bundle(1), wer=0.5), house.home / "verdicts"), "gate wer"),
+        (lambda house, judge: save_verdict(judge(house.bundle(1), wer=0.5), open_objects(house.home)), "gate wer"),
     ],
     ids=["verdict deleted", "verdict failed since"],
 )

@@ -5,6 +5,7 @@ import json
 import math
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -13,12 +14,14 @@ from evaluation.gates import (
     REQUIRED_GATES,
     GateRefused,
     GateSettings,
+    Verdict,
     judge,
     load_verdict,
     require_passed,
     save_verdict,
 )
 from evaluation.results import Difference, NonSpeech, Score, SetResult
+from speech.store.objects import open_objects
 from tests.evaluation.conftest import BUNDLE, CHAMPION, result_of, rows_with
 
 
@@ -220,25 +223,31 @@ def test_every_setting_says_what_it_means_and_its_unit():
         assert "(" in field.description, name
 
 
+def saved(verdict: Verdict, home: Path) -> Path:
+    """Save a verdict in a data store; returns where its file lies."""
+    save_verdict(verdict, open_objects(home))
+    return home / "verdicts" / f"{verdict.bundle_digest}.json"
+
+
 def test_judging_twice_gives_the_same_bytes(make_evaluation, tmp_path):
     when = datetime(2024, 7, 1, tzinfo=UTC)
-    first = save_verdict(judge(make_evaluation(), judged_at=when), tmp_path / "a").read_bytes()
-    assert save_verdict(judge(make_evaluation(), judged_at=when), tmp_path / "b").read_bytes() == first
+    first = saved(judge(make_evaluation(), judged_at=when), tmp_path / "a").read_bytes()
+    assert saved(judge(make_evaluation(), judged_at=when), tmp_path / "b").read_bytes() == first
 
 
 def test_a_verdict_tells_its_age(make_evaluation, tmp_path):
-    save_verdict(judge(make_evaluation()), tmp_path)
-    age = datetime.now(UTC) - datetime.fromisoformat(load_verdict(tmp_path, BUNDLE).judged_at)
+    saved(judge(make_evaluation()), tmp_path)
+    age = datetime.now(UTC) - datetime.fromisoformat(load_verdict(open_objects(tmp_path), BUNDLE).judged_at)
     assert age < timedelta(minutes=1)
 
 
 def test_a_verdict_of_before_ages_were_noted_still_reads(make_evaluation, tmp_path):
     """Champions judged by then stay servable."""
-    path = save_verdict(judge(make_evaluation()), tmp_path)
+    path = saved(judge(make_evaluation()), tmp_path)
     content = json.loads(path.read_text())
     del content["judged_at"]
     path.write_text(json.dumps(sealed(content)))
-    assert require_passed(tmp_path, BUNDLE).judged_at == ""
+    assert require_passed(open_objects(tmp_path), BUNDLE).judged_at == ""
 
 
 @pytest.mark.parametrize(
@@ -254,8 +263,8 @@ def test_a_verdict_of_before_ages_were_noted_still_reads(make_evaluation, tmp_pa
 )
 def test_only_a_whole_interval_below_zero_is_an_improvement(make_evaluation, tmp_path, difference, improves):
     """The comparison is read from the stored verdict, where a missing figure is null."""
-    save_verdict(judge(differing(*difference)(make_evaluation(champion=rows_with(0)))), tmp_path)
-    assert load_verdict(tmp_path, BUNDLE).improves is improves
+    saved(judge(differing(*difference)(make_evaluation(champion=rows_with(0)))), tmp_path)
+    assert load_verdict(open_objects(tmp_path), BUNDLE).improves is improves
 
 
 def test_without_a_champion_nothing_was_improved(make_evaluation):
@@ -265,34 +274,36 @@ def test_without_a_champion_nothing_was_improved(make_evaluation):
 
 
 def test_only_the_gates_named_are_overridden(make_evaluation, tmp_path):
-    save_verdict(judge(make_evaluation(quarter=rows_with(2)), GateSettings(cer=1, slice_wer=1)), tmp_path)
-    assert not require_passed(tmp_path, BUNDLE, overridden=("wer on quarter",)).passed
+    saved(judge(make_evaluation(quarter=rows_with(2)), GateSettings(cer=1, slice_wer=1)), tmp_path)
+    assert not require_passed(open_objects(tmp_path), BUNDLE, overridden=("wer on quarter",)).passed
     with pytest.raises(GateRefused, match="did not pass gate wer"):
-        require_passed(tmp_path, BUNDLE, overridden=("wer on benchmark", "wer"))
+        require_passed(open_objects(tmp_path), BUNDLE, overridden=("wer on benchmark", "wer"))
     with pytest.raises(GateRefused, match="stale"):
-        require_passed(tmp_path, BUNDLE, settings=GateSettings(), overridden=("wer on quarter",))
+        require_passed(open_objects(tmp_path), BUNDLE, settings=GateSettings(), overridden=("wer on quarter",))
 
 
 def test_a_verdict_comes_back_as_it_was_judged(make_evaluation, tmp_path):
     verdict = judge(make_evaluation(champion=rows_with(0)))
-    save_verdict(verdict, tmp_path)
-    assert load_verdict(tmp_path, BUNDLE) == verdict
-    assert require_passed(tmp_path, BUNDLE, language="en", settings=GateSettings(), champion_digest=CHAMPION)
+    saved(verdict, tmp_path)
+    assert load_verdict(open_objects(tmp_path), BUNDLE) == verdict
+    assert require_passed(
+        open_objects(tmp_path), BUNDLE, language="en", settings=GateSettings(), champion_digest=CHAMPION
+    )
 
 
 def test_a_refused_verdict_loads_but_opens_nothing(make_evaluation, tmp_path):
     verdict = judge(make_evaluation(quarter=rows_with(2)))
-    save_verdict(verdict, tmp_path)
-    assert not load_verdict(tmp_path, BUNDLE).passed
+    saved(verdict, tmp_path)
+    assert not load_verdict(open_objects(tmp_path), BUNDLE).passed
     with pytest.raises(GateRefused, match=r"did not pass gate wer: WER 20\.00 %"):
-        require_passed(tmp_path, BUNDLE)
+        require_passed(open_objects(tmp_path), BUNDLE)
 
 
 def test_a_verdict_with_a_missing_measure_can_still_be_written_and_read(make_evaluation, tmp_path):
     """JSON has no NaN; the refusal must be on record all the same."""
-    save_verdict(judge(make_evaluation(parity={}, nonspeech=None)), tmp_path)
+    saved(judge(make_evaluation(parity={}, nonspeech=None)), tmp_path)
     with pytest.raises(GateRefused, match="did not pass"):
-        require_passed(tmp_path, BUNDLE)
+        require_passed(open_objects(tmp_path), BUNDLE)
 
 
 def sealed(content):
@@ -354,50 +365,50 @@ TAMPERED = {
 @pytest.mark.parametrize("case", TAMPERED)
 def test_an_altered_verdict_is_refused_and_says_why(make_evaluation, tmp_path, case):
     tamper, reason = TAMPERED[case]
-    path = save_verdict(judge(make_evaluation(quarter=rows_with(2), benchmark=rows_with(2))), tmp_path)
+    path = saved(judge(make_evaluation(quarter=rows_with(2), benchmark=rows_with(2))), tmp_path)
     path.write_text(json.dumps(tamper(json.loads(path.read_text()))))
     with pytest.raises(GateRefused, match=reason) as refused:
-        load_verdict(tmp_path, BUNDLE)
+        load_verdict(open_objects(tmp_path), BUNDLE)
     assert "\n" not in str(refused.value)
     assert str(refused.value).endswith(".")
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"\xff\xfe", b"null"])
 def test_a_torn_verdict_is_refused(make_evaluation, tmp_path, damage):
-    save_verdict(judge(make_evaluation()), tmp_path).write_bytes(damage)
+    saved(judge(make_evaluation()), tmp_path).write_bytes(damage)
     with pytest.raises(GateRefused, match="not readable"):
-        require_passed(tmp_path, BUNDLE)
+        require_passed(open_objects(tmp_path), BUNDLE)
 
 
 def test_a_verdict_copied_to_another_bundle_is_foreign(make_evaluation, tmp_path):
-    path = save_verdict(judge(make_evaluation()), tmp_path)
-    (tmp_path / f"{'d' * 64}.json").write_bytes(path.read_bytes())
+    path = saved(judge(make_evaluation()), tmp_path)
+    path.with_name(f"{'d' * 64}.json").write_bytes(path.read_bytes())
     with pytest.raises(GateRefused, match="foreign"):
-        require_passed(tmp_path, "d" * 64)
+        require_passed(open_objects(tmp_path), "d" * 64)
 
 
 def test_a_missing_verdict_is_a_refusal(tmp_path):
     with pytest.raises(GateRefused, match="no verdict"):
-        require_passed(tmp_path, BUNDLE)
+        require_passed(open_objects(tmp_path), BUNDLE)
 
 
 @pytest.mark.parametrize("digest", ["", "../../etc/passwd", "A" * 64, "a" * 63, "a" * 64 + "\n"])
 def test_only_a_digest_names_a_verdict(tmp_path, digest):
     """The name becomes a path: nothing but 64 hexadecimal digits may."""
     with pytest.raises(GateRefused, match="not the digest"):
-        load_verdict(tmp_path, digest)
+        load_verdict(open_objects(tmp_path), digest)
 
 
 def test_a_verdict_judged_for_other_circumstances_is_stale_or_foreign(make_evaluation, tmp_path):
-    save_verdict(judge(make_evaluation(champion=rows_with(0))), tmp_path)
+    saved(judge(make_evaluation(champion=rows_with(0))), tmp_path)
     with pytest.raises(GateRefused, match="foreign: it is on en"):
-        require_passed(tmp_path, BUNDLE, language="de")
+        require_passed(open_objects(tmp_path), BUNDLE, language="de")
     with pytest.raises(GateRefused, match="other thresholds"):
-        require_passed(tmp_path, BUNDLE, settings=GateSettings(wer=0.1))
+        require_passed(open_objects(tmp_path), BUNDLE, settings=GateSettings(wer=0.1))
     with pytest.raises(GateRefused, match="champion"):
-        require_passed(tmp_path, BUNDLE, champion_digest="e" * 64)
+        require_passed(open_objects(tmp_path), BUNDLE, champion_digest="e" * 64)
     with pytest.raises(GateRefused, match="champion"):
-        require_passed(tmp_path, BUNDLE, champion_digest=None)
+        require_passed(open_objects(tmp_path), BUNDLE, champion_digest=None)
 
 
 def test_a_benchmark_of_other_size_is_judged_by_its_own_figures(make_evaluation):

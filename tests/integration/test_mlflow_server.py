@@ -60,14 +60,14 @@ def test_a_version_travels_from_the_machine_that_trained_to_the_one_that_serves(
     server: tuple[str, Path], tmp_path: Path
 ) -> None:
     url, kept = server
-    registry = Registry(url, shelf=tmp_path / "store")
-    rules = Rules(verdicts=tmp_path / "verdicts", approvers=("Ada",))
+    registry = Registry(url, open_objects(tmp_path))
+    rules = Rules(verdicts=open_objects(tmp_path), approvers=("Ada",))
     house = House(tmp_path, registry, Promotions(registry, open_objects(tmp_path), rules))
     version = house.register(1)
     assert house.register(1).version == version.version, "the same bundle is one version"
     decision = house.promotions.approve("en", MODEL, version.version, "Ada", "good on calls")
 
-    elsewhere = Registry(url, shelf=tmp_path / "store")
+    elsewhere = Registry(url, open_objects(tmp_path))
     champion = elsewhere.champion(MODEL)
     assert champion is not None
     assert (champion.version, champion.digest) == (decision.version, house.bundle(1).digest)

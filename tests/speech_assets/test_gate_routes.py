@@ -26,6 +26,7 @@ from speech.audio.decode import Waveform, encode_wav
 from speech.bundle import ModelBundle
 from speech.corpus.manifest import Utterance
 from speech.corpus.normalize import MANIFEST, Sorted
+from speech.store.objects import open_objects
 from speech.store.outputs import write_json
 from tests.evaluation.conftest import result_of, rows_with
 from tests.toy_bundle import tones, write_toy_bundle
@@ -133,7 +134,7 @@ class House:
         """Figures and their verdict."""
         self.candidate(number, **figures)
         folder = self.workspace.store.current("evaluation", QUARTER, LANGUAGE).path
-        save_verdict(judge(Evaluation.load(folder), self.settings.gates, judged_at), self.workspace.verdicts)
+        save_verdict(judge(Evaluation.load(folder), self.settings.gates, judged_at), self.workspace.objects)
 
     def register(self, number: int, **figures: Any) -> None:
         """A version that waits as challenger, registered by the asset itself."""
@@ -247,7 +248,7 @@ def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from deployment.registry.models import Registry
 
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    Registry(f"sqlite:///{path}").versions(MODEL)
+    Registry(f"sqlite:///{path}", open_objects(path.parent)).versions(MODEL)
     return path
 
 
@@ -816,7 +817,7 @@ def test_slack_hears_of_challengers_and_decisions(house: House, slack) -> None: 
 def test_the_verdict_names_its_age_and_comparison(house: House) -> None:
     house.crown(1)
     house.judge(2, champion=1)
-    verdict = load_verdict(house.workspace.verdicts, house.bundle(2).digest)
+    verdict = load_verdict(house.workspace.objects, house.bundle(2).digest)
     assert verdict.improves
     assert verdict.comparison.high < 0
     assert dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(verdict.judged_at) < dt.timedelta(minutes=5)

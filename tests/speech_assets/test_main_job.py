@@ -123,7 +123,7 @@ def test_a_verdict_that_fails_stops_registration_and_promotion(deployment, candi
     lenient = judge(load_evaluation(workspace, "2024-01", "en"), workspace.settings.gates)
     strict = judge(load_evaluation(workspace, "2024-01", "en"), GateSettings())
     assert not strict.passed
-    save_verdict(strict, workspace.verdicts)
+    save_verdict(strict, workspace.objects)
     try:
         registered = deployment.materialize("registered_model", partition=PARTITION)
         assert not registered.success
@@ -133,7 +133,7 @@ def test_a_verdict_that_fails_stops_registration_and_promotion(deployment, candi
         assert not promoted.success
         assert workspace.promotions().current("en") is None
     finally:
-        save_verdict(lenient, workspace.verdicts)
+        save_verdict(lenient, workspace.objects)
 
 
 def test_a_tampered_bundle_is_not_registered(deployment, candidate, workspace) -> None:  # type: ignore[no-untyped-def]

@@ -25,7 +25,8 @@ from urllib.parse import urlsplit
 from pydantic import Field
 
 from deployment.addresses import WebAddress, listens_at
-from deployment.promotion.ledger import CLOSING, PLACE, Decision, Ledger, LedgerError, champion_in_force
+from deployment.promotion.actions import DONE, PRODUCTION
+from deployment.promotion.ledger import PLACE, Decision, Ledger, LedgerError, champion_in_force
 from evaluation.corpus.validation import ValidationUnknown, failed_checks
 from evaluation.gates import GateRefused, Verdict, load_verdict, verdict_key
 from evaluation.index import Champion, Entry, render_index
@@ -45,15 +46,6 @@ REPORTS, DATA_DOCS = "reports", "data-docs"  # below it, a quarter and language 
 READERS = 8  # of what the index shows, side by side
 _FRESH = {"Cache-Control": "no-store"}
 _ASSETS = ("recordings", "utterances", "evaluation")  # a quarter that has one of these has a row
-_DECIDED = {
-    "approve": "was champion",
-    "rollback": "was champion",
-    "voice": "one of two approvals",
-    "reject": "rejected",
-    "request_changes": "changes asked for",
-    "expire": "closed after waiting",
-    "override": "failed gates accepted",
-}
 
 
 class PagesSettings(Section):
@@ -171,10 +163,10 @@ def _decided(verdict: Verdict, decisions: tuple[Decision, ...]) -> dict[str, Any
     version = f"version {last.version}" if last.version else ""
     if champion and champion.digest == verdict.bundle_digest:
         return {"decision": version, "is_champion": True}
-    said = _DECIDED[last.action]
+    said = "was champion" if last.action in PRODUCTION else DONE[last.action]
     if last.action == "reject":
         said = f"{said}: {last.reason}"
-    elif last.action in (*CLOSING, "voice", "override") and last.verdict_sha256 != verdict.file_sha256:
+    elif last.action not in PRODUCTION and last.verdict_sha256 != verdict.file_sha256:
         said = f"{said}, judged again since"
     return {"decision": ", ".join(filter(None, (version, said)))}
 

@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from deployment.promotion.ledger import GENESIS, Action, Decision, Ledger
+from deployment.promotion.actions import Action
+from deployment.promotion.ledger import GENESIS, Decision, Ledger
 from evaluation.gates import load_verdict, save_verdict
 from speech.audio.decode import Waveform, encode_wav
 from speech.bundle import ModelBundle

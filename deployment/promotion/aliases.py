@@ -7,11 +7,12 @@ whose process died before the registry followed it, which whoever comes next fin
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from deployment.promotion.ledger import PRODUCTION, Action, Decision, Ledger, LedgerError, champion_in_force
+from deployment.promotion.actions import DONE, PRODUCTION
+from deployment.promotion.ledger import Decision, Ledger, LedgerError, champion_in_force
 from deployment.promotion.rules import Rules, about
 from deployment.registry.models import CHALLENGER, CHAMPION, ModelVersion, Registry, RegistryError
 
@@ -19,15 +20,6 @@ HEAD_TAG = "ledger_head"
 STATUS_TAG = "soundstage.status"  # on a version: who has to do what until when, or what was decided
 
 _HEAD = re.compile(r"[0-9]{1,9}:[0-9a-f]{64}")
-_SAID: Mapping[Action, str] = {
-    "approve": "champion, approved",
-    "voice": "approved by one person, waits for another; approved",
-    "reject": "rejected",
-    "request_changes": "changes asked for",
-    "expire": "closed",
-    "override": "failed gates accepted",
-    "rollback": "champion again, rolled back to",
-}
 
 
 @dataclass(frozen=True)
@@ -172,7 +164,8 @@ class Aliases:
 
     def _show(self, last: Decision, model: str) -> None:
         """Say at the versions that a decision was about what it made of them."""
-        said = {last.version: f"{_SAID[last.action]} by {last.approver} on {last.time[:10]}: {last.reason}"}
+        now = "champion, " if last.action in PRODUCTION else ""
+        said = {last.version: f"{now}{DONE[last.action]} by {last.approver} on {last.time[:10]}: {last.reason}"}
         before, _, number = last.previous_champion.rpartition("/")
         if last.action in PRODUCTION and before == model and number != last.version:
             said[number] = (

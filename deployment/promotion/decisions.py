@@ -25,12 +25,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
+from deployment.promotion.actions import CLOSING, PRODUCTION, Action
 from deployment.promotion.aliases import STATUS_TAG, Aliases, AliasState
 from deployment.promotion.ledger import (
-    CLOSING,
     GENESIS,
-    PRODUCTION,
-    Action,
     Decision,
     Ledger,
     champion_in_force,

@@ -18,23 +18,20 @@ import hashlib
 import hmac
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from deployment.promotion.actions import PRODUCTION, Action
 from speech.corpus.manifest import LANGUAGE_TAG
 from speech.store.objects import Objects, StoreError, StoreUnavailable
-from speech.store.outputs import parse_json
 from speech.store.records import Records
 
 PLACE = "ledger"
 LEDGER_SCHEMA = 2
 GENESIS = "0" * 64  # what stands for the entry before the first
 
-Action = Literal["approve", "voice", "reject", "request_changes", "expire", "override", "rollback"]
-PRODUCTION = ("approve", "rollback")  # what puts a version into production
-CLOSING = ("reject", "request_changes", "expire")
 BETTER = "better_than_champion"  # the comparison that `require_better` asks for, among overridden gates
 
 
@@ -60,6 +57,8 @@ class Decision:
         launched_by: who launched the training, as far as its run said.
         signature: HMAC-SHA256 of the hash, with a key that is not on the disk; empty without one.
     """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     sequence: int
     time: str
@@ -188,14 +187,13 @@ class Ledger:
     def _entry(self, record: bytes, number: int) -> Decision:
         broken = f"{self.name}: entry {number}"
         try:
-            given = set(parse_json(record))
             entry = _adapter().validate_json(record, strict=True)
-            if given | {"signature"} != {item.name for item in fields(Decision)}:
-                raise ValueError("fields are missing or unknown")
-        except (ValueError, TypeError) as error:
-            wrong = error.errors()[0] if isinstance(error, ValidationError) else None
-            why = f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}" if wrong else error
-            raise LedgerError(f"{broken} cannot be read ({why}); restore it from its backup") from error
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            why = f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}, not {wrong['input']!r:.80}"
+            raise LedgerError(
+                f"{broken} cannot be read ({why}); restore it from its backup, or upgrade if a newer version wrote it"
+            ) from error
         if entry.schema != LEDGER_SCHEMA:
             raise LedgerError(f"{broken} has schema {entry.schema}, this version reads {LEDGER_SCHEMA}: upgrade")
         if entry.hash != entry.expected_hash():

@@ -13,7 +13,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from deployment.promotion.ledger import BETTER, CLOSING, Decision, champion_in_force
+from deployment.promotion.actions import CLOSING
+from deployment.promotion.ledger import BETTER, Decision, champion_in_force
 from deployment.promotion.signatures import UNSIGNED, Launchers
 from deployment.registry.models import ModelVersion
 from evaluation.gates import UNCHECKED, GateRefused, GateSettings, Verdict, load_verdict, verdict_key

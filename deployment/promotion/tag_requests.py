@@ -13,12 +13,11 @@ from deployment.registry.models import ModelVersion, Registry
 
 DECISION_TAG, APPROVER_TAG, REASON_TAG = "soundstage.decision", "soundstage.approver", "soundstage.reason"
 OUTCOME_TAG, ANSWERED_TAG = "soundstage.outcome", "soundstage.requests_answered"
-CHOICES = ("approve", "reject", "request_changes")  # what a person can ask for by tags
 _COUNT = re.compile(r"[0-9]{1,9}")
 
 
 @dataclass(frozen=True)
-class Request:
+class TagRequest:
     """A decision that someone asked for by tags on a version; `number` counts the requests answered before it."""
 
     model: str
@@ -41,12 +40,12 @@ class Request:
         return ", ".join(tag for tag, value in given.items() if not value)
 
 
-def requested(registry: Registry, model: str) -> tuple[Request, ...]:
+def requested(registry: Registry, model: str) -> tuple[TagRequest, ...]:
     """Decisions about a model's versions that were asked for and not answered yet."""
     return tuple(_request(version) for version in registry.tagged(model, DECISION_TAG))
 
 
-def answer(registry: Registry, request: Request, outcome: str) -> None:
+def answer(registry: Registry, request: TagRequest, outcome: str) -> None:
     """Write what became of a request to the version, and take the request's tags off."""
     now = _request(registry.version(request.model, request.version))
     if now.number != request.number:
@@ -58,19 +57,19 @@ def answer(registry: Registry, request: Request, outcome: str) -> None:
             registry.remove_version_tag(request.model, request.version, tag)
 
 
-def remark(registry: Registry, request: Request, outcome: str) -> None:
+def remark(registry: Registry, request: TagRequest, outcome: str) -> None:
     """Tell who is setting the tags of a request what is still missing."""
     version = registry.version(request.model, request.version)
     if version.tags.get(OUTCOME_TAG) != outcome:
         registry.set_version_tag(request.model, request.version, OUTCOME_TAG, outcome)
 
 
-def _request(version: ModelVersion) -> Request:
+def _request(version: ModelVersion) -> TagRequest:
     def tag(name: str) -> str:
         return version.tags.get(name, "").strip()
 
     answered = tag(ANSWERED_TAG)
-    return Request(
+    return TagRequest(
         version.name,
         version.version,
         tag(DECISION_TAG),

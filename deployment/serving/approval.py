@@ -9,7 +9,8 @@ Not covered: the registry's note of the ledger's end, which only a release compa
 
 from pathlib import Path
 
-from deployment.promotion.ledger import PRODUCTION, Ledger, LedgerError, champion_in_force
+from deployment.promotion.actions import PRODUCTION
+from deployment.promotion.ledger import Ledger, LedgerError, champion_in_force
 from deployment.promotion.rules import require_still_passed
 from evaluation.gates import GateRefused
 from speech.store.objects import open_objects

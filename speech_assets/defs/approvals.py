@@ -11,16 +11,16 @@ What the ledger cannot know is whether a name is its owner's: a proxy before Dag
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from enum import Enum
 from functools import partial
 
 import dagster as dg
 from pydantic import Field
 
+from deployment.promotion.actions import CHOICES, DONE, PRODUCTION, Choice
 from deployment.promotion.decisions import Promotions
-from deployment.promotion.ledger import PRODUCTION, Decision, LedgerError
+from deployment.promotion.ledger import Decision, LedgerError
 from deployment.promotion.rules import PromotionRefused
-from deployment.promotion.tag_requests import APPROVER_TAG, CHOICES, DECISION_TAG, Request, answer, remark, requested
+from deployment.promotion.tag_requests import APPROVER_TAG, DECISION_TAG, TagRequest, answer, remark, requested
 from deployment.registry.models import RegistryError
 from evaluation.gates import GateRefused
 from speech.bundle import BundleError
@@ -38,23 +38,12 @@ CHECK_INTERVAL_S = 30
 REFUSALS = (PromotionRefused, GateRefused, BundleError, LedgerError, RegistryError, StoreError)
 
 
-class Choice(Enum):
-    """What an approver can decide about a version."""
-
-    approve = "approve"
-    reject = "reject"
-    request_changes = "request_changes"
-
-
 class PromotionConfig(dg.Config):
     """A person's decision about a registered version."""
 
     model: str = Field(description="Registered model, such as soundstage-en.")
     version: str = Field(description="Its version, such as 3; MLflow and the asset `registered_model` show it.")
-    decision: Choice = Field(
-        description="approve: it becomes the champion and is released. reject: it never will. request_changes: it "
-        "waits no longer, until it was judged and registered again."
-    )
+    decision: Choice = Field(description=". ".join(f"{word}: {meant}" for word, meant in CHOICES.items()))
     approver: str = Field(description="Your name, as it stands in `promotion.approvers` of soundstage.toml.")
     reason: str = Field(description="Why, in a sentence that will make sense in a year; kept in the ledger.")
     override_gates: bool = Field(
@@ -173,9 +162,13 @@ def decide_promotion(
     def decide() -> Decision:
         language = workspace.language_of(config.model)
         about = (language, config.model, config.version, config.approver, config.reason)
-        if config.decision is Choice.approve:
-            return promotions.approve(*about, override_gates=config.override_gates)
-        return promotions.reject(*about) if config.decision is Choice.reject else promotions.request_changes(*about)
+        match config.decision:
+            case "approve":
+                return promotions.approve(*about, override_gates=config.override_gates)
+            case "reject":
+                return promotions.reject(*about)
+            case "request_changes":
+                return promotions.request_changes(*about)
 
     with _answered(context, promotions, config) as tell:
         decision = _decide(context, workspace, promotions, decide)
@@ -364,7 +357,9 @@ def _asked_for(
         )
 
 
-def _ready(context: dg.SensorEvaluationContext, workspace: Workspace, promotions: Promotions, request: Request) -> bool:
+def _ready(
+    context: dg.SensorEvaluationContext, workspace: Workspace, promotions: Promotions, request: TagRequest
+) -> bool:
     """Whether a request can be launched; what keeps it is written to the version, where its author looks."""
     if request.missing:
         remark(promotions.registry, request, f"waiting for the tags {request.missing}")
@@ -387,7 +382,7 @@ def _ready(context: dg.SensorEvaluationContext, workspace: Workspace, promotions
     return not runs
 
 
-def _config(request: Request) -> dict[str, object]:
+def _config(request: TagRequest) -> dict[str, object]:
     asked = {
         "model": request.model,
         "version": request.version,
@@ -408,7 +403,7 @@ def _answered(
         yield lambda outcome: None
         return
     number = int(key.split("/")[-2])
-    request = Request(config.model, config.version, config.decision.value, config.approver, config.reason, number)
+    request = TagRequest(config.model, config.version, config.decision, config.approver, config.reason, number)
     try:
         yield lambda outcome: answer(promotions.registry, request, outcome)
     except dg.Failure as refused:
@@ -431,16 +426,9 @@ def _required(decision: Decision | None) -> Decision:
 def _sentence(decision: Decision) -> str:
     about = f"{decision.model} version {decision.version}" if decision.version else f"bundle {decision.digest[:12]}"
     accepting = f" (accepting failed gates: {', '.join(decision.overridden)})" if decision.overridden else ""
-    said = {
-        "approve": f"{about} is the champion of '{decision.language}'",
-        "voice": f"{about} has one approval and needs another person's",
-        "reject": f"{about} was rejected",
-        "request_changes": f"changes to {about} were asked for",
-        "expire": f"{about} was closed",
-        "override": f"failed gates of {about} were accepted",
-        "rollback": f"{about} is the champion of '{decision.language}' again",
-    }[decision.action]
-    return f"{said}, decided by {decision.approver}: {decision.reason}{accepting} (decision {decision.sequence})"
+    made = f" is the champion of '{decision.language}'," if decision.action in PRODUCTION else ":"
+    done = f"{DONE[decision.action]} by {decision.approver}"
+    return f"{about}{made} {done}: {decision.reason}{accepting} (decision {decision.sequence})"
 
 
 def _links(workspace: Workspace, promotions: Promotions, decision: Decision) -> str:

@@ -11,11 +11,12 @@ from urllib.parse import quote
 
 import dagster as dg
 
+from deployment.promotion.actions import CHOICES
 from deployment.promotion.aliases import STATUS_TAG
 from deployment.promotion.decisions import Promotions, Waiting
 from deployment.promotion.ledger import LedgerError
 from deployment.promotion.signatures import UNSIGNED
-from deployment.promotion.tag_requests import APPROVER_TAG, CHOICES, DECISION_TAG, OUTCOME_TAG, REASON_TAG
+from deployment.promotion.tag_requests import APPROVER_TAG, DECISION_TAG, OUTCOME_TAG, REASON_TAG
 from deployment.registry.models import LAUNCHED_BY_TAG, ModelVersion
 from evaluation.gates import GateRefused, Verdict, require_passed
 from evaluation.report import REPORT_NAME
@@ -252,6 +253,7 @@ def _page(workspace: Workspace, waiting: Waiting) -> str:
 def decision_guide(workspace: Workspace) -> str:
     """How people decide about a version, for its page in MLflow."""
     approvers = ", ".join(workspace.settings.promotion.approvers) or "nobody yet"
+    choices = ", ".join(f"`{word}` ({meant})" for word, meant in CHOICES.items())
     return "\n".join(
         (
             "### To decide",
@@ -263,7 +265,7 @@ def decision_guide(workspace: Workspace) -> str:
             "|---|---|",
             f"| `{APPROVER_TAG}` | your name: {approvers} |",
             f"| `{REASON_TAG}` | why, in a sentence |",
-            f"| `{DECISION_TAG}` | {', '.join(CHOICES)}; set it last |",
+            f"| `{DECISION_TAG}` | {choices}; set it last |",
             "",
             f"They are taken within a minute, and the answer is in `{OUTCOME_TAG}`. `{STATUS_TAG}` says who has to do "
             "what until when.",
@@ -279,7 +281,7 @@ def launchpad(workspace: Workspace, version: ModelVersion | None = None) -> str:
     fields = (
         f"model: {version.name}",
         f'version: "{version.version}"',
-        "decision:   # approve, reject or request_changes",
+        f"decision:   # {', '.join(CHOICES)}",
         f"approver:   # {', '.join(workspace.settings.promotion.approvers)}",
         "reason:   # why, in a sentence that will make sense in a year",
     )

@@ -69,6 +69,15 @@ def test_tampered_ledger_names_its_first_broken_entry(tmp_path, change, broken):
         ledger.append(make_decision(5, GENESIS))
 
 
+def test_an_action_that_nobody_knows_is_refused_by_its_word(tmp_path):
+    _ledger_of(tmp_path, 1)
+    rewrite(tmp_path, lambda lines: [_resealed(lines[0], action="crown")])
+    refused = Ledger(open_objects(tmp_path), "en").verify()
+    assert "ledger/en" in refused
+    assert "entry 1 cannot be read (action: Input should be 'approve', " in refused
+    assert "not 'crown'); restore it from its backup, or upgrade" in refused
+
+
 def test_a_ledger_with_a_gap_says_which_entry_is_missing(tmp_path):
     _ledger_of(tmp_path, 3)
     (tmp_path / "ledger" / "en" / "00000002.json").unlink()

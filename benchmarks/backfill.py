@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from speech_assets.chain import BASE_CORPUS, CORPUS, JUDGEMENT, LANGUAGE_BASE, MODELS
+from speech_assets.partition_keys import partition_of
 
 ROOT = Path(__file__).parents[1]
 DAEMON, CODE_SERVER = b"dagster._daemon", b"code-server"  # on the command lines of these services
@@ -112,8 +113,8 @@ def write_settings(
 
 def partitions_by_asset(quarters: Sequence[str], base: Sequence[str], languages: Sequence[str]) -> dict[str, list[str]]:
     """Every asset from `recordings` to `registered_model` with its partitions."""
-    cells = [f"{language}|{quarter}" for quarter in quarters for language in languages]
-    first = [f"{language}|{quarter}" for quarter in base for language in languages]
+    cells = [partition_of(quarter, language) for quarter in quarters for language in languages]
+    first = [partition_of(quarter, language) for quarter in base for language in languages]
     return {
         **dict.fromkeys((*CORPUS, *MODELS, *JUDGEMENT), cells),
         **dict.fromkeys(BASE_CORPUS, first),
@@ -156,7 +157,7 @@ def overhead(runs: Sequence[dict[str, Any]], trainings: Sequence[Training]) -> d
                 spent[language] -= training.ended - training.began
             else:
                 year, quarter = rest.split("-Q")
-                spent[f"{language}|{year}-{int(quarter) * 3 - 2:02d}"] -= training.ended - training.began
+                spent[partition_of(f"{year}-{int(quarter) * 3 - 2:02d}", language)] -= training.ended - training.began
     return dict(spent)
 
 

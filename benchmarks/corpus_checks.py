@@ -255,7 +255,7 @@ def embedded(folder: Path) -> list[Utterance]:
     """A small quarter of the embedded corpus, normalised."""
     from speech.corpus.synthetic import write_quarter
 
-    written = write_quarter(folder / "source", "en", "2024-04", minutes=12, speakers=40)
+    written = write_quarter(folder / "source", "2024-04", "en", minutes=12, speakers=40)
     found = list(IMPORTERS["table"](written.table, Defaults(language="en", domain="", recorded_at=DAY)))
     rows = [listed(row, place) for place, row in enumerate(found) if isinstance(row, Utterance)]
     kept = select_utterances(normalize_audio(rows, folder / "normal").kept, "en").kept

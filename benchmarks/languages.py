@@ -80,12 +80,12 @@ class Row:
         return found
 
 
-def quarter_of_corpus(language: str, quarter: str, folder: Path) -> tuple[list[Utterance], Counter[str], Path]:
+def quarter_of_corpus(quarter: str, language: str, folder: Path) -> tuple[list[Utterance], Counter[str], Path]:
     """A quarter of the embedded corpus as the assets leave it: utterances, codes of what was refused, manifest."""
     here = Path(__file__).parent / "vocabulary"
     vocabulary = VOCABULARY if (VOCABULARY / f"{language}.yaml").is_file() else here
     source = write_quarter(
-        folder / "source", language, quarter, minutes=MINUTES, speakers=SPEAKERS, vocabulary=vocabulary
+        folder / "source", quarter, language, minutes=MINUTES, speakers=SPEAKERS, vocabulary=vocabulary
     )
     rows = [row for row in import_table(source.table, Defaults()) if isinstance(row, Utterance)]
     normalized = normalize_audio(rows, folder / "normalized", workers=2)
@@ -148,7 +148,7 @@ def measure(language: str, folder: Path, recipe: Recipe) -> Row:
     failed: set[str] = set()
     profile: CorpusProfile | None = None
     known_words = 0.0
-    corpora = [quarter_of_corpus(language, quarter, folder / quarter) for quarter in QUARTERS]
+    corpora = [quarter_of_corpus(quarter, language, folder / quarter) for quarter in QUARTERS]
     for quarter, (kept, rejected, _) in zip(QUARTERS, corpora, strict=True):
         checked = validate(
             kept,

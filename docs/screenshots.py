@@ -21,6 +21,7 @@ from deployment.settings import Settings
 from speech_assets.chain import CORPUS, JUDGEMENT, MODELS
 from speech_assets.dagster_client import LOCATION, DagsterClient
 from speech_assets.local import services
+from speech_assets.partition_keys import partition_of
 
 if TYPE_CHECKING:
     from speech_assets.defs.resources import Workspace
@@ -83,9 +84,13 @@ def pictures(settings: Settings, backfill: str) -> list[Picture]:
             "partition_matrix", f"{dagster}/locations/{LOCATION}/jobs/retrain/partitions", ("text=per-asset status",)
         ),
         Picture(
-            "partitions", f"{dagster}/assets/finetuned_model?view=partitions&partition={quote(f'{language}|{second}')}"
+            "partitions",
+            f"{dagster}/assets/finetuned_model?view=partitions&partition={quote(partition_of(second, language))}",
         ),
-        Picture("evaluation", f"{dagster}/assets/evaluation?view=partitions&partition={quote(f'{language}|{second}')}"),
+        Picture(
+            "evaluation",
+            f"{dagster}/assets/evaluation?view=partitions&partition={quote(partition_of(second, language))}",
+        ),
         Picture("evaluation_over_quarters", f"{dagster}/assets/evaluation?view=overview", ("text=Plots",)),
         Picture("utterances_checks", f"{dagster}/assets/utterances?view=checks&checkDetail=text_audio_correlation"),
         Picture("challenger", f"{dagster}/assets/champion?view=checks&checkDetail=challenger_waits"),
@@ -115,7 +120,7 @@ def backfilled(settings: Settings, console: Console) -> str:
     for found in dagster.query(BACKFILLS)["partitionBackfillsOrError"]["results"]:
         return str(found["id"])
     quarters = Grid(settings).first_quarters(3)
-    partitions = [f"{language}|{quarter}" for quarter in quarters for language in settings.languages]
+    partitions = [partition_of(quarter, language) for quarter in quarters for language in settings.languages]
     started = dagster.backfill(dict.fromkeys((*CORPUS, *MODELS, *JUDGEMENT), partitions), "the first three quarters")
     with console.status("backfilling the first three quarters of every language, which takes minutes"):
         dagster.wait_for_backfill(started)

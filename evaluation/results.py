@@ -149,7 +149,7 @@ class Evaluation:
     bundle_digest: str
     model_name: str
     language: str
-    partition: str  # "2024-04|en", as the partition's key reads
+    partition: str  # "en|2024-04", as the partition's key reads
     dataset_digests: Mapping[str, str]
     sets: Mapping[str, SetResult]
     champion_digest: str | None  # None: the language has no champion yet

@@ -19,6 +19,7 @@ from rich.console import Console
 from deployment.settings import Settings, SettingsError
 from speech_assets.chain import BASE_CORPUS, CORPUS, JUDGEMENT, LANGUAGE_BASE, MODELS
 from speech_assets.dagster_client import LAUNCHED_BY, BackfillStatus, DagsterClient, Deployment
+from speech_assets.partition_keys import partition_of, quarter_and_language_of
 
 GROUPS = {
     "corpus": (*CORPUS, *BASE_CORPUS, "benchmark_set"),
@@ -44,7 +45,7 @@ class Scope:
         if asset in LANGUAGE_BASE:
             return list(self.languages)
         quarters = [q for q in self.quarters if q in self.base_quarters] if asset in BASE_CORPUS else self.quarters
-        return [f"{language}|{quarter}" for quarter in quarters for language in self.languages]
+        return [partition_of(quarter, language) for quarter in quarters for language in self.languages]
 
 
 def scope(quarters: Sequence[str], languages: Sequence[str], settings: Settings) -> Scope:
@@ -132,9 +133,9 @@ def bring_up_to_date(
     failed: set[str] = set()
 
     def held_back(partition: str) -> bool:
-        language, _, quarter = partition.partition("|")
+        quarter, language = quarter_and_language_of(partition)
         rests_on = [partition, language]
-        rests_on += [] if quarter else [f"{language}|{base}" for base in wanted.base_quarters]
+        rests_on += [] if quarter else [partition_of(base, language) for base in wanted.base_quarters]
         return not failed.isdisjoint(rests_on)
 
     def make(layer: str, todo: Mapping[str, Sequence[str]]) -> None:
@@ -186,11 +187,15 @@ def run(
     refuse_other_settings(dagster.deployment(CORPUS[0]), settings, url)
     tags = {LAUNCHED_BY: launched_by} if launched_by else {}
     if up_to_date:
-        from speech_assets.defs.corpus import corpus_refused
+        from speech_assets.defs.corpus import refused_by
         from speech_assets.defs.resources import Workspace
 
         workspace = Workspace(settings)
-        return bring_up_to_date(dagster, wanted, lambda key: corpus_refused(workspace, key), console.print, tags)
+
+        def refused(partition: str) -> bool:
+            return bool(refused_by(workspace, *quarter_and_language_of(partition)))
+
+        return bring_up_to_date(dagster, wanted, refused, console.print, tags)
     title = f"{wanted.quarters[0]} to {wanted.quarters[-1]}: {', '.join(wanted.languages)}"
     backfill_id = dagster.backfill(whole(wanted, named), title, tags)
     console.print(f"backfill {backfill_id}: {settings.dagster_url}/runs/b/{backfill_id}")

@@ -329,8 +329,8 @@ def decisions(
 @app.command()
 def corpus(
     folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
-    language: Annotated[str, typer.Argument(help="Language tag, such as en.")],
     quarter: Annotated[str, typer.Argument(help="Its first month, such as 2024-04.")],
+    language: Annotated[str, typer.Argument(help="Language tag, such as en.")],
     minutes: Annotated[float, typer.Option(help="Minutes of speech.")] = 20.0,
     seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
     speakers: Annotated[int, typer.Option(help="Voices heard in the quarter.")] = 24,
@@ -340,7 +340,7 @@ def corpus(
     from speech.corpus.synthetic import write_quarter
 
     with _refusing(ValueError, FileExistsError):
-        done = write_quarter(folder, language, quarter, minutes=minutes, seed=seed, speakers=speakers, corrupt=corrupt)
+        done = write_quarter(folder, quarter, language, minutes=minutes, seed=seed, speakers=speakers, corrupt=corrupt)
     typer.echo(f"{done.table}: {done.rows} rows, {done.audio_s / 60:.1f} min, {len(done.broken)} broken files")
 
 

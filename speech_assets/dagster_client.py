@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from speech_assets.partition_keys import partition_tags
+
 LOCATION = "speech_assets.definitions"
 REPOSITORY = "__repository__"
 ASSET_JOB = "__ASSET_JOB"
@@ -254,7 +256,7 @@ class DagsterClient:
         """Launch a run of some assets' partition; returns the run's id."""
         return self._launch(
             ASSET_JOB,
-            {"dagster/partition": partition, **partition_tags(partition), **(tags or {})},
+            {**partition_tags(partition), **(tags or {})},
             assets=assets,
         )
 
@@ -463,11 +465,3 @@ def _waited_for(what: str, look: Callable[[], Found | None], timeout_s: float) -
         if time.monotonic() > deadline:
             raise away or DagsterError(f"{what} did not end within {timeout_s:.0f} s: open it in Dagster")
         time.sleep(POLL_S)
-
-
-def partition_tags(partition: str) -> dict[str, str]:
-    """The tags by which Dagster finds the dimensions of a `language|quarter` partition."""
-    if "|" not in partition:
-        return {}
-    language, quarter = partition.split("|")
-    return {"dagster/partition/language": language, "dagster/partition/quarter": quarter}

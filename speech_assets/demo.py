@@ -23,6 +23,7 @@ from speech_assets.chain import BASE_CORPUS, CORPUS, JUDGEMENT, LANGUAGE_BASE, M
 from speech_assets.dagster_client import ENDED, LAUNCHED_BY, DagsterClient, DagsterError
 from speech_assets.defs.metadata import quarter_heading
 from speech_assets.local import services
+from speech_assets.partition_keys import partition_of, quarter_and_language_of
 
 CANDIDATE = (*MODELS, *JUDGEMENT)
 QUARTERS, OTHERS = 3, 1  # quarters of the demo, from the first: of the first language, and of each other
@@ -127,22 +128,17 @@ class Demo:
 
     def _standing_refusal(self, step: Step, stale: Mapping[str, str]) -> str | None:
         """Why a partition stands refused though what was judged is up to date; None when it does not."""
-        if "|" not in step.partition or any(stale.get(asset, "FRESH") != "FRESH" for asset in CORPUS):
+        from speech_assets.defs.corpus import refused_by
+        from speech_assets.defs.resources import Workspace
+
+        quarter, language = quarter_and_language_of(step.partition)
+        if not quarter or any(stale.get(asset, "FRESH") != "FRESH" for asset in CORPUS):
             return None
-        language, quarter = step.partition.split("|")
-        if failed := self._failed_checks(quarter, language):
+        if failed := refused_by(Workspace(self.settings), quarter, language):
             return f"utterances: {', '.join(failed)} failed"
         if stale.get("verdict") == "FRESH" and (gates := self._failed_gates(quarter, language)):
             return f"verdict: {', '.join(gates)} failed"
         return None
-
-    def _failed_checks(self, quarter: str, language: str) -> tuple[str, ...]:
-        """The corpus checks for which a partition was refused; empty when it passed or is not there yet."""
-        from evaluation.corpus.validation import failed_checks
-
-        if not self.store.exists("utterances", quarter, language):
-            return ()
-        return failed_checks(self.store.current("utterances", quarter, language))
 
     def _failed_gates(self, quarter: str, language: str) -> list[str]:
         """The gates that a partition's judged model failed."""
@@ -158,8 +154,8 @@ class Demo:
         import json
 
         places: dict[str, tuple[str, ...]] = {"base_model": ("base_model", step.partition)}
-        if "|" in step.partition:
-            language, quarter = step.partition.split("|")
+        quarter, language = quarter_and_language_of(step.partition)
+        if quarter:
             places["finetuned_model"] = ("finetuned_model", quarter, language)
         for asset in now:
             if asset not in places:
@@ -229,7 +225,7 @@ class Demo:
             f"the server did not take over {decision.digest[:12]} in time: open `serving_release` in Dagster"
         )
 
-    def transcribe_unheard(self, language: str, quarter: str) -> None:
+    def transcribe_unheard(self, quarter: str, language: str) -> None:
         """Send the server a recording of a test speaker, in the format it was delivered in."""
         import httpx
 
@@ -261,6 +257,7 @@ class Demo:
         """One row a partition, from what is stored."""
         from evaluation.gates import load_verdict
         from speech.store.outputs import StoreError
+        from speech_assets.defs.corpus import refused_by
         from speech_assets.defs.evaluation import load_evaluation
         from speech_assets.defs.resources import Workspace
 
@@ -276,8 +273,8 @@ class Demo:
                 bundle = workspace.bundle(quarter, language)
                 verdict = load_verdict(workspace.objects, bundle.digest)
             except StoreError:
-                why = ", ".join(self._failed_checks(quarter, language)) or self.refusals.get(
-                    f"{language}|{quarter}", ""
+                why = ", ".join(refused_by(workspace, quarter, language)) or self.refusals.get(
+                    partition_of(quarter, language), ""
                 )
                 table.add_row(name, hours, "-", "-", f"[yellow]refused: {escape(why)}[/yellow]", "-", "-")
                 continue
@@ -343,7 +340,7 @@ def _demonstrate(settings: Settings, console: Console) -> None:
     for what, assets in (("corpus", CORPUS), ("base corpus", BASE_CORPUS)):
         demo.run_all(
             [
-                Step(f"{what} of {quarter_heading(first, language)}", assets, f"{language}|{first}")
+                Step(f"{what} of {quarter_heading(first, language)}", assets, partition_of(first, language))
                 for language in languages
             ]
         )
@@ -355,7 +352,7 @@ def _demonstrate(settings: Settings, console: Console) -> None:
             Step(
                 f"model of {quarter_heading(quarter, language)}",
                 CANDIDATE if quarter == first else CORPUS + CANDIDATE,
-                f"{language}|{quarter}",
+                partition_of(quarter, language),
             )
             for quarter, language in partitions
         ]
@@ -365,6 +362,6 @@ def _demonstrate(settings: Settings, console: Console) -> None:
     demo.approve(language)
     digest = demo.wait_for_release(language)
     console.print(f"the server reports bundle {digest[:12]}")
-    demo.transcribe_unheard(language, first)
+    demo.transcribe_unheard(first, language)
     console.print()
     console.print(demo.summary(partitions))

@@ -319,7 +319,7 @@ def _drift(
 
 
 def _about_utterances(
-    language: str, quarter: str, settings: CorpusSettings, judged: Mapping[str, Judgement]
+    quarter: str, language: str, settings: CorpusSettings, judged: Mapping[str, Judgement]
 ) -> list[Expectation]:
     def every(name: str, kind: str, limit: str, explanation: str, observed: str = "", **arguments: Any) -> Expectation:
         return Expectation(name, "utterances", kind, arguments, limit, explanation, observed or "unexpected_count")
@@ -503,11 +503,11 @@ def _about_partition(settings: CorpusSettings, judged: Mapping[str, Judgement]) 
 
 
 def _expectations(
-    language: str, quarter: str, settings: CorpusSettings, judged: Mapping[str, Judgement]
+    quarter: str, language: str, settings: CorpusSettings, judged: Mapping[str, Judgement]
 ) -> list[Expectation]:
     """All expectations, with the limits of this partition; those of figures say how often they err."""
     alarms = f"Fails at most one good partition in {len(CHANCE) / settings.false_alarm_rate:,.0f}, whatever its size"
-    expectations = [*_about_utterances(language, quarter, settings, judged), *_about_partition(settings, judged)]
+    expectations = [*_about_utterances(quarter, language, settings, judged), *_about_partition(settings, judged)]
     for place, each in enumerate(expectations):
         if each.name in CHANCE:
             judgement = judged.get(each.name, Judgement(math.nan, 0.0, ""))
@@ -519,7 +519,7 @@ def _expectations(
 
 def catalogue(settings: CorpusSettings) -> tuple[tuple[str, bool, str], ...]:
     """Name, whether it blocks, and explanation of every expectation, in the order of the outcomes."""
-    return tuple((each.name, each.blocking, each.explanation) for each in _expectations("any", "2000-01", settings, {}))
+    return tuple((each.name, each.blocking, each.explanation) for each in _expectations("2000-01", "any", settings, {}))
 
 
 def validate(
@@ -554,7 +554,7 @@ def validate(
         "speakers_in_several_splits": float(sum(len(found) > 1 for found in splits.values())),
         **{name: judgement.value for name, judgement in judged.items()},
     }
-    expectations = _expectations(language, quarter, settings, judged)
+    expectations = _expectations(quarter, language, settings, judged)
     untold = {name: judgement.untold for name, judgement in judged.items() if judgement.untold}
     title = f"{language} {quarter_title(quarter)}"
     told = [expectation for expectation in expectations if expectation.name not in untold]

@@ -1,8 +1,8 @@
-"""A source read once: its rows by language and quarter, kept in the data store until its manifest changes.
+"""A source read once: its rows by quarter and language, kept in the data store until its manifest changes.
 
-Every partition of a corpus asks its sources for the rows of its own language and quarter. Read anew each time, a
+Every partition of a corpus asks its sources for the rows of its own quarter and language. Read anew each time, a
 manifest of a million rows would be read as often as there are quarters. The first partition that asks reads the source
-to its end and files each row under its language and quarter; the others read only their file.
+to its end and files each row under its quarter and language; the others read only their file.
 
 A source has changed when a file of its manifest has another size or was written since. Where recordings are missing is
 no part of the index: they may arrive without a word in the manifest, so whoever reads a partition looks again.
@@ -28,7 +28,7 @@ from speech.corpus.manifest import RejectedRow, Utterance, quarter_of, read_mani
 from speech.corpus.rows import ManifestError, is_uri, numbered_objects
 from speech.store.outputs import DataStore, StoreError, write_json
 
-EDITION = 1  # counted up when an importer reads rows otherwise
+EDITION = 2  # counted up when an importer reads rows otherwise, or the index keeps them otherwise
 ASSET = "source_index"
 SUMMARY = "index.json"
 REJECTED = "rejected.jsonl"
@@ -37,10 +37,10 @@ BATCH_CHARACTERS = 8 << 20  # of rows waiting to be written
 
 @dataclass(frozen=True)
 class SourceIndex:
-    """A source's rows by language and quarter."""
+    """A source's rows by quarter and language."""
 
     folder: Path
-    counts: Mapping[tuple[str, str], int]  # rows by language and quarter
+    counts: Mapping[tuple[str, str], int]  # rows by quarter and language
     rejected: int  # rows that no importer could read, so that nobody knows whose they are
 
     @property
@@ -48,10 +48,10 @@ class SourceIndex:
         """How many rows the source has, whatever became of them."""
         return sum(self.counts.values()) + self.rejected
 
-    def rows(self, language: str, quarter: str) -> Iterator[Utterance]:
+    def rows(self, quarter: str, language: str) -> Iterator[Utterance]:
         """The rows of a partition, in the order of the source."""
-        if (language, quarter) in self.counts:
-            yield from read_manifest(self.folder / _file_of(language, quarter))
+        if (quarter, language) in self.counts:
+            yield from read_manifest(self.folder / _file_of(quarter, language))
 
     def rejections(self) -> Iterator[RejectedRow]:
         """The rows that no importer could read."""
@@ -117,7 +117,7 @@ def _current(store: DataStore, name: str, state: str) -> SourceIndex | None:
 
 
 def _opened(folder: Path, summary: Mapping[str, Any]) -> SourceIndex:
-    counts = {(language, quarter): rows for language, quarter, rows in summary["counts"]}
+    counts = {(quarter, language): rows for quarter, language, rows in summary["counts"]}
     return SourceIndex(folder, counts, summary["rejected"])
 
 
@@ -131,7 +131,7 @@ def _build(folder: Path, kind: str, path: str, defaults: Defaults) -> dict[str, 
             file, line = REJECTED, json.dumps(row.to_json())
             rejected += 1
         else:
-            partition = row.language, quarter_of(row.recorded_at)
+            partition = quarter_of(row.recorded_at), row.language
             file, line = _file_of(*partition), row_line(row)
             counts[partition] += 1
         waiting[file].append(line)
@@ -150,8 +150,8 @@ def _append(folder: Path, waiting: dict[str, list[str]]) -> None:
     waiting.clear()
 
 
-def _file_of(language: str, quarter: str) -> str:
-    return f"{language}-{quarter}.jsonl"
+def _file_of(quarter: str, language: str) -> str:
+    return f"{quarter}-{language}.jsonl"
 
 
 @contextmanager

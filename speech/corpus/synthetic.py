@@ -120,8 +120,8 @@ class SyntheticQuarter:
     """What :func:`write_quarter` left in a folder."""
 
     folder: Path
-    language: str
     quarter: str
+    language: str
     rows: int  # of the table, broken files included
     audio_s: float  # of the files that are sound
     speakers: tuple[str, ...]
@@ -168,8 +168,8 @@ def quarter_index(quarter: str) -> int:
 
 def write_quarter(
     folder: Path,
-    language: str,
     quarter: str,
+    language: str,
     *,
     minutes: float,
     seed: int = 0,
@@ -190,7 +190,7 @@ def write_quarter(
         raise ValueError(f"{minutes} minutes of audio cannot be written; ask for more than 0")
     grammar = _grammar(language, vocabulary)
     change = drift(quarter_index(quarter))
-    cast = roster(language, quarter, speakers=speakers, seed=seed, vocabulary=vocabulary)
+    cast = roster(quarter, language, speakers=speakers, seed=seed, vocabulary=vocabulary)
     order = {
         "version": VERSION,
         "vocabulary": hashlib.sha256((vocabulary / f"{language}.yaml").read_bytes()).hexdigest(),
@@ -223,7 +223,7 @@ def write_quarter(
 
 
 def roster(
-    language: str, quarter: str, *, speakers: int = 24, seed: int = 0, vocabulary: Path = VOCABULARY
+    quarter: str, language: str, *, speakers: int = 24, seed: int = 0, vocabulary: Path = VOCABULARY
 ) -> tuple[Speaker, ...]:
     """Who speaks in a quarter. Each quarter about an eighth leave and as many join; nobody comes back.
 

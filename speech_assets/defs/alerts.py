@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass
 import dagster as dg
 
 from deployment.settings import AlertsSettings
-from speech_assets.defs.partitions import PARTITION_TAG, Grid
+from speech_assets.defs.partitions import Grid
 from speech_assets.defs.resources import Workspace
+from speech_assets.partition_keys import PARTITION_TAG
 from speech_assets.slack import link, post
 
 SENSOR_INTERVAL_S = 10

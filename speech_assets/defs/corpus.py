@@ -47,6 +47,7 @@ from speech_assets.defs.metadata import counts_table, markdown_table, place_of, 
 from speech_assets.defs.partitions import CPU_POOL, Grid, quarter_and_language, same_language, same_quarter_and_language
 from speech_assets.defs.resources import Workspace, version_of
 from speech_assets.defs.retries import retried_when_unreachable
+from speech_assets.partition_keys import partition_of
 
 UTTERANCES, TRAINING_DATA = dg.AssetKey("utterances"), dg.AssetKey("training_data")
 COUNTS = "counts.json"
@@ -145,12 +146,12 @@ def source_index(source: Source, workspace: Workspace, quarter: str, language: s
         path = str(synthesised(workspace, language) / quarter)
         write_quarter(
             Path(path),
-            language,
             quarter,
+            language,
             minutes=synthetic.minutes,
             seed=synthetic.seed,
             speakers=synthetic.speakers,
-            corrupt=f"{language}|{quarter}" in synthetic.corrupt,
+            corrupt=partition_of(quarter, language) in synthetic.corrupt,
         )
         kind = "table"
     assert path is not None  # the settings refuse a source without one
@@ -185,9 +186,9 @@ def recordings(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
             for partition, count in index.counts.items():
                 if why := _outside(*partition, workspace):
                     nowhere[why] += count
-                elif partition != (language, quarter):
+                elif partition != (quarter, language):
                     elsewhere += count
-            for row in with_audio(index.rows(language, quarter)):
+            for row in with_audio(index.rows(quarter, language)):
                 if isinstance(row, RejectedRow):
                     unusable.append(row)
                 elif row.id in found:
@@ -427,13 +428,12 @@ def validated_utterances(workspace: Workspace, quarter: str, language: str) -> P
     return utterances
 
 
-def corpus_refused(workspace: Workspace, partition: str) -> bool:
-    """Whether the utterances of a partition (`language|quarter`) are there and did not pass their checks."""
-    language, quarter = partition.split("|")
+def refused_by(workspace: Workspace, quarter: str, language: str) -> tuple[str, ...]:
+    """The checks that a partition's utterances did not pass; none where they did, or are not there yet."""
     try:
-        return bool(failed_checks(workspace.store.current("utterances", quarter, language)))
+        return failed_checks(workspace.store.current("utterances", quarter, language))
     except (StoreError, ValidationUnknown):
-        return False
+        return ()
 
 
 def synthesised(workspace: Workspace, language: str) -> Path:
@@ -457,8 +457,8 @@ def _synthetic_rows(workspace: Workspace, language: str, rows: Sequence[Utteranc
     return sum(row.attributes.get(SOURCE_DIGEST) in digests for row in rows)
 
 
-def _outside(language: str, quarter: str, workspace: Workspace) -> str | None:
-    """Why no partition of this deployment takes rows of a language and quarter; None where one does."""
+def _outside(quarter: str, language: str, workspace: Workspace) -> str | None:
+    """Why no partition of this deployment takes rows of a quarter and language; None where one does."""
     if language not in workspace.settings.languages:
         return f"language '{language}' is not in `languages`"
     if quarter < workspace.settings.first_quarter:

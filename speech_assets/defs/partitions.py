@@ -16,7 +16,6 @@ import dagster as dg
 from deployment.settings import Settings
 
 CPU_POOL = "cpu"  # whatever keeps a core busy and is no training
-PARTITION_TAG = "dagster/partition"
 
 same_language = dg.MultiToSingleDimensionPartitionMapping("language")
 same_quarter_and_language = dg.MultiPartitionMapping(
@@ -101,11 +100,6 @@ class Grid:
         """Key of the newest quarter that has ended by `now` (UTC; the present by default); None before the first."""
         keys = self.quarters.get_partition_keys(current_time=now or datetime.now(UTC))
         return keys[-2] if len(keys) > 1 else None  # the last is the running quarter
-
-
-def partition_of(quarter: str, language: str) -> str:
-    """Key of a partition as Dagster writes it: 'en|2024-04'."""
-    return str(dg.MultiPartitionKey({"quarter": quarter, "language": language}))
 
 
 def quarter_and_language(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -> tuple[str, str]:

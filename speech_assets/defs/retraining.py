@@ -1,10 +1,10 @@
 """Retraining that nobody has to launch: why it happens, and why it happens once.
 
 Reasons only ask. The schedule `quarter_closed` asks for the quarter that has just ended, `late_recordings` for another
-look at it, the sensor `falling_quality` when production does worse than its limit; each leaves a request in the data
+look at it, the sensor `falling_quality` when production does worse than its limit; each leaves a wish in the data
 store under a name of its own, so that a tick which is repeated asks for nothing new. One sensor, `retraining`, starts
 runs, and it also asks when it sees that the recipe or the base model is another than the one a model was made with. A
-request is served by any run of its partition that was created after the moment it speaks of, whoever launched that, so
+wish is served by any run of its partition that was created after the moment it speaks of, whoever launched that, so
 reasons that come together end in one run; while a run is under way nothing is started; and the run key names the run
 before it, so that Dagster itself drops a second start from the same state. (Declarative automation decides asset by
 asset and knows neither schedules nor readings, and a changed recipe would set off every quarter at once: it is used for
@@ -33,8 +33,9 @@ from speech.store.records import Document
 from speech_assets.chain import CORPUS, JUDGEMENT, MODELS
 from speech_assets.defs.metadata import quarter_heading
 from speech_assets.defs.models import BASE_MODEL, FINETUNED_MODEL, recipe_version
-from speech_assets.defs.partitions import PARTITION_TAG, Grid, partition_of
+from speech_assets.defs.partitions import Grid
 from speech_assets.defs.resources import Workspace
+from speech_assets.partition_keys import PARTITION_TAG, partition_of
 from training.settings import TrainingSettings
 
 log = logging.getLogger(__name__)
@@ -101,7 +102,7 @@ class QualityReading(BaseModel):
     measured_at: AwareDatetime = Field(description="End of the period that was measured, with its time zone.")
 
 
-class Request(BaseModel):
+class Wish(BaseModel):
     """A wish for a new model of a partition, from a moment on."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -119,40 +120,38 @@ class Change:
     model_made_at: datetime
 
 
-class Requests:
+class Wishes:
     """Wishes in the data store, one object each."""
 
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
 
-    def ask(
-        self, quarter: str, language: str, name: str, request: Request, *, anew_after: datetime | None = None
-    ) -> bool:
+    def ask(self, quarter: str, language: str, name: str, wish: Wish, *, anew_after: datetime | None = None) -> bool:
         """Note a wish under a name; False when it was noted before, unless that was before `anew_after`."""
-        wish = Document(self._objects, f"{_place(quarter, language)}/{name}.json")
-        before = wish.read()
+        document = Document(self._objects, f"{_place(quarter, language)}/{name}.json")
+        before = document.read()
         if before is not None:
-            noted = self._parsed(wish.key, before.data)
+            noted = self._parsed(document.key, before.data)
             if noted is None or anew_after is None or noted.asked_at >= anew_after:
                 return False
         try:
-            wish.replace(to_json(request.model_dump(mode="json")), before)
+            document.replace(to_json(wish.model_dump(mode="json")), before)
         except LostRace:
             return False
         return True
 
-    def of(self, quarter: str, language: str) -> Iterator[Request]:
-        """The wishes for a partition, by their names; an object that is no request asks for nothing."""
+    def of(self, quarter: str, language: str) -> Iterator[Wish]:
+        """The wishes for a partition, by their names; an object that is no wish asks for nothing."""
         for item in self._objects.list(_place(quarter, language)):
             if noted := self._parsed(item.key, self._objects.read(item.key).data):
                 yield noted
 
     @staticmethod
-    def _parsed(key: str, data: bytes) -> Request | None:
+    def _parsed(key: str, data: bytes) -> Wish | None:
         try:
-            return Request.model_validate_json(data)
+            return Wish.model_validate_json(data)
         except ValidationError as error:
-            log.error("%s is no request for retraining and asks for nothing: %s", key, error)
+            log.error("%s is no wish for retraining and asks for nothing: %s", key, error)
             return None
 
 
@@ -166,9 +165,7 @@ def _ask_for_all(context: dg.ScheduleEvaluationContext, workspace: Workspace, na
     if quarter is None:
         return dg.SkipReason("no quarter has ended yet")
     for language in workspace.settings.languages:
-        Requests(workspace.objects).ask(
-            quarter, language, f"{name}-{now:%Y-%m-%d}", Request(reason=reason, asked_at=now)
-        )
+        Wishes(workspace.objects).ask(quarter, language, f"{name}-{now:%Y-%m-%d}", Wish(reason=reason, asked_at=now))
     return dg.SkipReason(f"asked for {quarter}: {', '.join(workspace.settings.languages)} ({reason})")
 
 
@@ -200,8 +197,8 @@ def falling_quality(context: dg.SensorEvaluationContext, workspace: dg.ResourceP
         measured = reading.measured_at.astimezone(UTC)
         reason = f"production WER {reading.wer:.1%} is above its limit of {reading.limit:.1%}"
         # A time that lies ahead would ask for one model after the other until it is over.
-        request = Request(reason=reason, asked_at=min(measured, datetime.now(UTC)))
-        if Requests(workspace.objects).ask(quarter, language, f"quality-{measured:%Y%m%dT%H%M%S}", request):
+        wish = Wish(reason=reason, asked_at=min(measured, datetime.now(UTC)))
+        if Wishes(workspace.objects).ask(quarter, language, f"quality-{measured:%Y%m%dT%H%M%S}", wish):
             said.append(f"{language}: {reason}")
     return dg.SkipReason("; ".join(said) or "no new reading is worse than its limit")
 
@@ -222,12 +219,12 @@ def retraining(
             continue
         last = max(runs, key=lambda record: record.create_timestamp, default=None)
         since = last.create_timestamp.astimezone(UTC) if last else datetime.min.replace(tzinfo=UTC)
-        requests = Requests(workspace.objects)
+        wishes = Wishes(workspace.objects)
         if workspace.settings.retraining.on_change:
             for change in changes(context.instance, workspace.settings.training, quarter, language):
-                request = Request(reason=change.reason, asked_at=datetime.now(UTC))
-                requests.ask(quarter, language, change.name, request, anew_after=change.model_made_at)
-        if reasons := [request.reason for request in requests.of(quarter, language) if request.asked_at > since]:
+                wish = Wish(reason=change.reason, asked_at=datetime.now(UTC))
+                wishes.ask(quarter, language, change.name, wish, anew_after=change.model_made_at)
+        if reasons := [wish.reason for wish in wishes.of(quarter, language) if wish.asked_at > since]:
             why = "; ".join(dict.fromkeys(reasons))
             after = last.dagster_run.run_id if last else "none"
             wanted.append(

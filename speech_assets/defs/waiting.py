@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import dagster as dg
 
 from speech_assets.defs.corpus import UTTERANCES
-from speech_assets.defs.partitions import PARTITION_TAG, partition_of
+from speech_assets.partition_keys import PARTITION_TAG, partition_of
 
 ENDED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
 WITHOUT_PROCESS = (*ENDED, dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.QUEUED)

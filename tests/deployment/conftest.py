@@ -39,7 +39,7 @@ def make_verdict(bundle: ModelBundle, *, champion: str | None = None, wer: float
         bundle_digest=bundle.digest,
         model_name=MODEL,
         language=bundle.language,
-        partition="2024-04|en",
+        partition="en|2024-04",
         passed=all(gate.passed for gate in gates),
         gates=gates,
         dataset_digests={"quarter": "a" * 64},
@@ -97,7 +97,7 @@ class House:
         )
 
     def register(
-        self, number: int, champion: str | None = None, launched_by: str = "", partition: str = "2024-04|en"
+        self, number: int, champion: str | None = None, launched_by: str = "", partition: str = "en|2024-04"
     ) -> ModelVersion:
         """Judge, save the verdict and register."""
         bundle = self.bundle(number)

@@ -32,7 +32,7 @@ def test_version_carries_its_whole_lineage(house):
     bundle = house.bundle(1)
     assert (version.name, version.version, version.digest) == (MODEL, "1", bundle.digest)
     assert version.aliases == ("challenger",)
-    assert version.partition == "2024-04|en"
+    assert version.partition == "en|2024-04"
     assert version.metrics == {"wer": 0.05, "cer": 0.02}
     assert version.tags["verdict"] == "passed"
     assert version.tags["git_revision"] == "0123abc"
@@ -100,7 +100,7 @@ def test_an_older_quarter_waits_where_nobody_newer_does(house):
 def test_registers_nothing_without_a_passing_verdict(house, verdict_of, change, reason):
     bundle = house.bundle(1)
     with pytest.raises(GateRefused, match=reason):
-        house.registry.register(MODEL, bundle.path, None, change(verdict_of(bundle)), None, partition="2024-04|en")
+        house.registry.register(MODEL, bundle.path, None, change(verdict_of(bundle)), None, partition="en|2024-04")
     assert house.registry.versions(MODEL) == ()
 
 
@@ -257,7 +257,7 @@ def test_race_between_machines_keeps_the_lower_version(house, verdict_of):
     house.register(1)
     bundle = house.bundle(1)
     late = _LateLook(house.registry.tracking_uri, open_objects(house.home))
-    kept = late.register(MODEL, bundle.path, None, verdict_of(bundle), None, partition="2024-04|en")
+    kept = late.register(MODEL, bundle.path, None, verdict_of(bundle), None, partition="en|2024-04")
     assert kept.version == "1"
     assert [v.version for v in house.registry.versions(MODEL)] == ["1"]
 

@@ -68,7 +68,7 @@ def make_evaluation() -> Callable[..., Evaluation]:
             "bundle_digest": BUNDLE,
             "model_name": "en-2024-Q2",
             "language": "en",
-            "partition": "2024-04|en",
+            "partition": "en|2024-04",
             "dataset_digests": {"quarter": "1" * 64, "benchmark": "2" * 64},
             "sets": {
                 "quarter": result_of(quarter or rows_with(0)),

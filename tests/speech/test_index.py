@@ -57,12 +57,12 @@ def opened(store: Path, manifest: Path, defaults: Defaults = DEFAULTS) -> Source
 def test_every_row_is_in_exactly_one_place(manifest: Path, tmp_path: Path) -> None:
     found = opened(tmp_path / "store", manifest)
     assert found.read == 7
-    assert found.counts == {("en", "2024-01"): 2, ("en", "2024-04"): 1, ("de", "2024-01"): 1, ("fr", "1999-01"): 1}
+    assert found.counts == {("2024-01", "en"): 2, ("2024-04", "en"): 1, ("2024-01", "de"): 1, ("1999-01", "fr"): 1}
     filed = [row for partition in found.counts for row in found.rows(*partition)]
     direct = list(IMPORTERS["nemo"](manifest, DEFAULTS))
     assert sorted(filed, key=lambda row: row.id) == [row for row in direct if isinstance(row, Utterance)]
     assert list(found.rejections()) == [row for row in direct if isinstance(row, RejectedRow)]
-    assert list(found.rows("en", "2030-01")) == []
+    assert list(found.rows("2030-01", "en")) == []
 
 
 def test_a_source_is_read_once_and_again_when_it_changed(manifest: Path, tmp_path: Path, readings: list[str]) -> None:
@@ -72,12 +72,12 @@ def test_a_source_is_read_once_and_again_when_it_changed(manifest: Path, tmp_pat
     assert len(readings) == 1
     with manifest.open("a") as file:
         file.write('{"audio_filepath": "9.wav", "text": "late", "date": "2024-03-01"}\n')
-    assert opened(store, manifest).counts["en", "2024-01"] == 3
+    assert opened(store, manifest).counts["2024-01", "en"] == 3
     same_length = manifest.read_bytes().replace(b"late", b"LATE")
     times = manifest.stat()
     manifest.write_bytes(same_length)
     os.utime(manifest, ns=(times.st_atime_ns, times.st_mtime_ns))  # as a copy that keeps times leaves it
-    assert [row.text for row in opened(store, manifest).rows("en", "2024-01")][-1] == "LATE"
+    assert [row.text for row in opened(store, manifest).rows("2024-01", "en")][-1] == "LATE"
     opened(store, manifest, Defaults(language="en", speaker="another"))
     assert len(readings) == 4
 
@@ -122,13 +122,13 @@ def test_a_damaged_index_is_built_anew(manifest: Path, tmp_path: Path, readings:
 
 def test_whether_audio_is_there_is_asked_when_its_partition_is_read(manifest: Path, tmp_path: Path) -> None:
     found = opened(tmp_path / "store", manifest)
-    (missing,) = with_audio(found.rows("de", "2024-01"))
+    (missing,) = with_audio(found.rows("2024-01", "de"))
     assert isinstance(missing, RejectedRow)
     assert f"there is no audio file {tmp_path}/3.wav: if paths are relative to another folder, set audio_root" == (
         missing.reason
     )
     (tmp_path / "3.wav").touch()
-    assert list(with_audio(found.rows("de", "2024-01"))) == list(found.rows("de", "2024-01"))
+    assert list(with_audio(found.rows("2024-01", "de"))) == list(found.rows("2024-01", "de"))
 
 
 def test_each_file_that_an_importer_opens_is_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

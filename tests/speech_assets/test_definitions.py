@@ -152,3 +152,15 @@ def test_what_dagster_does_not_take_is_an_error_of_the_settings(changes: dict[st
     with pytest.raises(SettingsError, match="soundstage.toml") as refused:
         build(Settings(**changes))
     assert said in str(refused.value)
+
+
+def test_keys_of_partitions_are_those_that_dagster_writes() -> None:
+    """They are made and read without Dagster too, by the command line and the demo."""
+    from deployment.settings import Settings
+    from speech_assets.defs.partitions import Grid
+    from speech_assets.partition_keys import partition_of, quarter_and_language_of
+
+    keys = Grid(Settings()).quarter_language.get_partition_keys()
+    assert [partition_of(*quarter_and_language_of(key)) for key in keys] == keys
+    assert quarter_and_language_of("en|2024-04") == ("2024-04", "en")
+    assert quarter_and_language_of("en") == ("", "en")

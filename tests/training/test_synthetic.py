@@ -59,12 +59,12 @@ def fit_of_text_and_audio(quarter: SyntheticQuarter) -> float:
 
 @pytest.fixture(scope="module")
 def english(tmp_path_factory: pytest.TempPathFactory) -> SyntheticQuarter:
-    return write_quarter(tmp_path_factory.mktemp("en") / "q", "en", "2024-04", minutes=MINUTES)
+    return write_quarter(tmp_path_factory.mktemp("en") / "q", "2024-04", "en", minutes=MINUTES)
 
 
 @pytest.fixture(scope="module")
 def german(tmp_path_factory: pytest.TempPathFactory) -> SyntheticQuarter:
-    return write_quarter(tmp_path_factory.mktemp("de") / "q", "de", "2025-10", minutes=MINUTES)
+    return write_quarter(tmp_path_factory.mktemp("de") / "q", "2025-10", "de", minutes=MINUTES)
 
 
 @pytest.fixture(params=["english", "german"])
@@ -75,7 +75,7 @@ def quarter(request: pytest.FixtureRequest) -> SyntheticQuarter:
 
 def test_another_process_writes_the_same_bytes(english: SyntheticQuarter, tmp_path: Path) -> None:
     """Data versions are digests: a corpus that differs between runs would retrain every model."""
-    arguments = [str(tmp_path / "q"), "en", "2024-04", "--minutes", str(MINUTES)]
+    arguments = [str(tmp_path / "q"), "2024-04", "en", "--minutes", str(MINUTES)]
     subprocess.run(
         [sys.executable, "-m", "speech_assets.cli", "corpus", *arguments], check=True, capture_output=True, cwd=ROOT
     )
@@ -86,7 +86,7 @@ def test_what_was_said_before_changes_nothing(english: SyntheticQuarter, tmp_pat
     """espeak-ng remembers; partitions are written in any order and by one process or many."""
     with Voicebox() as box:
         box.say("something else before", speaker_of("spk-en-0001", "en"))
-        again = write_quarter(tmp_path / "q", "en", "2024-04", minutes=MINUTES)
+        again = write_quarter(tmp_path / "q", "2024-04", "en", minutes=MINUTES)
     assert digests(again.folder) == digests(english.folder)
     assert dataclasses.replace(again, folder=english.folder) == english
 
@@ -135,7 +135,7 @@ def test_text_fits_its_audio(quarter: SyntheticQuarter) -> None:
 
 def test_corrupt_export_pairs_text_with_other_audio(english: SyntheticQuarter, tmp_path: Path) -> None:
     """Each file is sound and each text is real; only together they are wrong, and only statistics can see it."""
-    corrupt = write_quarter(tmp_path / "q", "en", "2024-04", minutes=MINUTES, corrupt=True)
+    corrupt = write_quarter(tmp_path / "q", "2024-04", "en", minutes=MINUTES, corrupt=True)
     assert fit_of_text_and_audio(corrupt) < 0.4
     before, after = imported(english), imported(corrupt)
     assert [row.text for row in before[:5]] == [row.text for row in after[:5]]
@@ -146,7 +146,7 @@ def test_corrupt_export_pairs_text_with_other_audio(english: SyntheticQuarter, t
 def test_every_quarter_has_speakers_to_hold_out() -> None:
     """A quarter without test speakers cannot be judged, and hashing a few names promises nothing."""
     for language, name, speakers in itertools.product(languages(), QUARTERS, (6, 10, 24, 60)):
-        cast = roster(language, name, speakers=speakers)
+        cast = roster(name, language, speakers=speakers)
         rows = [Utterance(s.name, "x", None, "x", s.name, language, "x", None) for s in cast]  # type: ignore[arg-type]
         counts = Counter(row.split for row in assign_splits(rows))
         assert len(cast) == speakers
@@ -155,7 +155,7 @@ def test_every_quarter_has_speakers_to_hold_out() -> None:
 
 def test_speakers_come_and_go_and_never_come_back() -> None:
     """Neighbouring quarters overlap, so that drift is gradual; the voice of a name never changes."""
-    casts = [{speaker.name: speaker for speaker in roster("en", name)} for name in QUARTERS[:DRIFT_QUARTERS]]
+    casts = [{speaker.name: speaker for speaker in roster(name, "en")} for name in QUARTERS[:DRIFT_QUARTERS]]
     gone: set[str] = set()
     for earlier, later in itertools.pairwise(casts):
         assert 0.6 <= len(earlier.keys() & later.keys()) / len(later) < 1
@@ -206,7 +206,7 @@ def test_writing_and_speech_are_one_sentence(language: str) -> None:
 def test_same_order_is_not_written_twice(english: SyntheticQuarter) -> None:
     """Re-running a partition costs nothing when nothing changed."""
     before = english.table.stat().st_mtime_ns
-    assert write_quarter(english.folder, "en", "2024-04", minutes=MINUTES) == english
+    assert write_quarter(english.folder, "2024-04", "en", minutes=MINUTES) == english
     assert english.table.stat().st_mtime_ns == before
 
 
@@ -214,7 +214,7 @@ def test_foreign_folder_is_left_alone(tmp_path: Path) -> None:
     """A mistyped folder must not cost somebody's recordings."""
     (tmp_path / "mine.wav").write_bytes(b"precious")
     with pytest.raises(FileExistsError, match="not a synthetic quarter"):
-        write_quarter(tmp_path, "en", "2024-04", minutes=0.1)
+        write_quarter(tmp_path, "2024-04", "en", minutes=0.1)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.wav"]
 
 
@@ -234,6 +234,6 @@ def test_unknown_voice_and_language_are_said() -> None:
     with Voicebox() as box, pytest.raises(SynthesisError, match="no voice nobody"):
         box.say("hello", dataclasses.replace(speaker_of("a", "en"), voice="nobody"))
     with pytest.raises(ValueError, match="no synthetic vocabulary for 'xx'"):
-        roster("xx", "2024-01")
+        roster("2024-01", "xx")
     with pytest.raises(ValueError, match="ask for 6"):
-        roster("en", "2024-01", speakers=3)
+        roster("2024-01", "en", speakers=3)

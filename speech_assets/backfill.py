@@ -217,7 +217,12 @@ def progress(status: BackfillStatus) -> str:
 
 def missing(dagster: DagsterClient, backfill_id: str, status: BackfillStatus) -> list[str]:
     """Why a backfill did not make everything, a sentence for each run that failed for good; empty when all is there."""
-    if all(asset.materialized >= asset.targeted for asset in status.assets.values()):
+    short = [
+        f"{asset}: {asked.targeted - asked.materialized} of {asked.targeted} partitions were not made"
+        for asset, asked in status.assets.items()
+        if asked.materialized < asked.targeted
+    ]
+    if not short:
         return [status.error] if status.error else []
     runs = dagster.runs({"dagster/backfill": backfill_id})
     replaced = {run["tags"].get("dagster/parent_run_id") for run in runs}
@@ -226,11 +231,4 @@ def missing(dagster: DagsterClient, backfill_id: str, status: BackfillStatus) ->
         f"{run['tags'].get('dagster/partition', '')}: {'; '.join(dagster.why_failed(run['runId']))}"
         for run in reversed(failed)
     ]
-    if reasons:
-        return reasons
-    found = [
-        f"{asset}: {asked.targeted - asked.materialized} of {asked.targeted} partitions were not made"
-        for asset, asked in status.assets.items()
-        if asked.materialized < asked.targeted
-    ]
-    return found or ([status.error] if status.error else [])
+    return reasons or short

@@ -267,13 +267,6 @@ def serve(
     from deployment.serving.replica import ServeError
     from deployment.serving.replica import serve as run
 
-    for option, value in (
-        ("--max-duration-s", max_duration_s),
-        ("--upload-idle-s", upload_idle_s),
-        ("--drain-s", drain_s),
-    ):
-        if value is not None and value != value:
-            raise typer.BadParameter("must be a number", param_hint=option)
     with _refusing(ServeError):
         run(
             _settings(home),

@@ -13,6 +13,7 @@ ASSET_JOB = "__ASSET_JOB"
 LAUNCHED_BY = "soundstage/launched_by"  # run tag: who launched it; `user`, which proxies set, is taken too
 HOME_METADATA = "soundstage/home"  # of each asset: the data store that the code location works on
 POLL_S = 0.5
+RUNS_A_PAGE = 100
 RETRIED_TAG, AGAIN_TAG = "dagster/will_retry", "dagster/auto_retry_run_id"  # of a run that another takes the place of
 RESTARTING = frozenset({502, 503, 504})  # what a proxy says while the server behind it is away
 ENDED = frozenset({"SUCCESS", "FAILURE", "CANCELED"})
@@ -24,10 +25,8 @@ mutation Launch($params: ExecutionParams!) {
   launchPipelineExecution(executionParams: $params) {
     __typename
     ... on LaunchRunSuccess { run { runId } }
-    ... on PythonError { message }
     ... on RunConfigValidationInvalid { errors { message } }
-    ... on PipelineNotFoundError { message }
-    ... on InvalidSubsetError { message }
+    ... on Error { message }
   }
 }
 """
@@ -49,7 +48,8 @@ RUN = """
 query Run($id: ID!) {
   runOrError(runId: $id) {
     __typename
-    ... on Run { status startTime endTime stepStats { stepKey status } tags { key value } }
+    ... on Run { status stepStats { stepKey status } tags { key value } }
+    ... on Error { message }
   }
 }
 """
@@ -74,11 +74,7 @@ mutation Backfill($params: LaunchBackfillParams!) {
   launchPartitionBackfill(backfillParams: $params) {
     __typename
     ... on LaunchBackfillSuccess { backfillId }
-    ... on PythonError { message }
-    ... on UnauthorizedError { message }
-    ... on PartitionKeysNotFoundError { message }
-    ... on InvalidSubsetError { message }
-    ... on PipelineNotFoundError { message }
+    ... on Error { message }
   }
 }
 """
@@ -86,7 +82,7 @@ BACKFILL_STATUS = """
 query Status($id: String!) {
   partitionBackfillOrError(backfillId: $id) {
     __typename
-    ... on PythonError { message }
+    ... on Error { message }
     ... on PartitionBackfill {
       status
       error { message }
@@ -94,7 +90,7 @@ query Status($id: String!) {
         assetBackfillStatuses {
           ... on AssetPartitionsStatusCounts {
             assetKey { path }
-            numPartitionsTargeted numPartitionsMaterialized numPartitionsFailed numPartitionsInProgress
+            numPartitionsTargeted numPartitionsMaterialized numPartitionsFailed
           }
         }
       }
@@ -103,10 +99,10 @@ query Status($id: String!) {
 }
 """
 RUNS = """
-query Runs($filter: RunsFilter!, $cursor: String) {
-  runsOrError(filter: $filter, cursor: $cursor, limit: 100) {
+query Runs($filter: RunsFilter!, $cursor: String, $limit: Int!) {
+  runsOrError(filter: $filter, cursor: $cursor, limit: $limit) {
     __typename
-    ... on PythonError { message }
+    ... on Error { message }
     ... on Runs {
       results {
         runId status creationTime startTime endTime tags { key value } assetSelection { path }
@@ -116,18 +112,11 @@ query Runs($filter: RunsFilter!, $cursor: String) {
   }
 }
 """
-START_SENSOR = """
-mutation Start($selector: SensorSelector!) {
-  startSensor(sensorSelector: $selector) { __typename ... on PythonError { message } }
-}
-"""
 STALE = """
 query Stale($keys: [AssetKeyInput!]!, $partition: String) {
   assetNodes(assetKeys: $keys) { assetKey { path } staleStatus(partition: $partition) }
 }
 """
-
-
 DEPLOYMENT = """
 query Deployment($keys: [AssetKeyInput!]!) {
   assetNodes(assetKeys: $keys) {
@@ -161,7 +150,6 @@ class AssetProgress:
 
     targeted: int
     materialized: int
-    in_progress: int
     failed: int
 
 
@@ -218,6 +206,18 @@ class DagsterClient:
         data: dict[str, Any] = content["data"]
         return data
 
+    def ask(self, text: str, field: str, wanted: str, failed: str, **variables: Any) -> dict[str, Any]:
+        """The answer in a field of one GraphQL request, of the type that is wanted.
+
+        Raises:
+            DagsterError: as for `query`, or the answer is of another type: the sentence `failed`, and why.
+        """
+        found: dict[str, Any] = self.query(text, **variables)[field]
+        if found["__typename"] != wanted:
+            said = [found["message"]] if "message" in found else [each["message"] for each in found.get("errors", ())]
+            raise DagsterError(f"{failed}: {'; '.join(said) or found['__typename']}")
+        return found
+
     def wait_until_loaded(self, timeout_s: float) -> str | None:
         """Wait until Dagster has loaded the graph; returns what it could not do instead, None when all is well.
 
@@ -254,21 +254,14 @@ class DagsterClient:
 
     def materialize(self, assets: Sequence[str], partition: str, tags: Mapping[str, str] | None = None) -> str:
         """Launch a run of some assets' partition; returns the run's id."""
-        return self._launch(
-            ASSET_JOB,
-            {**partition_tags(partition), **(tags or {})},
-            assets=assets,
-        )
+        return self._launch(ASSET_JOB, {**partition_tags(partition), **(tags or {})}, assets=assets)
 
-    def launch_job(self, job: str, config: Mapping[str, Any], tags: Mapping[str, str] | None = None) -> str:
+    def launch_job(self, job: str, config: Mapping[str, Any]) -> str:
         """Launch a job as from its launchpad; returns the run's id."""
-        return self._launch(job, tags or {}, config=config)
+        return self._launch(job, {}, config=config)
 
     def backfill(
-        self,
-        partitions: Mapping[str, Sequence[str]],
-        title: str,
-        tags: Mapping[str, str] | None = None,
+        self, partitions: Mapping[str, Sequence[str]], title: str, tags: Mapping[str, str] | None = None
     ) -> str:
         """Launch a backfill of partitions, by asset; returns its id."""
         selected = [
@@ -278,16 +271,10 @@ class DagsterClient:
             }
             for asset, wanted in partitions.items()
         ]
-        params = {
-            "partitionsByAssets": selected,
-            "title": title,
-            "tags": [{"key": key, "value": value} for key, value in (tags or {}).items()],
-        }
-        result = self.query(BACKFILL, params=params)["launchPartitionBackfill"]
-        if result["__typename"] != "LaunchBackfillSuccess":
-            raise DagsterError(f"the backfill was not launched: {result.get('message') or result['__typename']}")
-        backfill_id: str = result["backfillId"]
-        return backfill_id
+        params = {"partitionsByAssets": selected, "title": title, "tags": _pairs(tags)}
+        failed = "the backfill was not launched"
+        launched = self.ask(BACKFILL, "launchPartitionBackfill", "LaunchBackfillSuccess", failed, params=params)
+        return str(launched["backfillId"])
 
     def backfill_status(self, backfill_id: str) -> BackfillStatus:
         """How far a backfill is.
@@ -295,24 +282,16 @@ class DagsterClient:
         Raises:
             DagsterError: there is no such backfill.
         """
-        found = self.query(BACKFILL_STATUS, id=backfill_id)["partitionBackfillOrError"]
-        if found["__typename"] != "PartitionBackfill":
-            raise DagsterError(f"backfill {backfill_id} cannot be read: {found.get('message') or found['__typename']}")
-        counts = (found["assetBackfillData"] or {}).get("assetBackfillStatuses") or []
-        return BackfillStatus(
-            found["status"],
-            (found["error"] or {}).get("message"),
-            {
-                "/".join(one["assetKey"]["path"]): AssetProgress(
-                    one["numPartitionsTargeted"],
-                    one["numPartitionsMaterialized"],
-                    one["numPartitionsInProgress"],
-                    one["numPartitionsFailed"],
-                )
-                for one in counts
-                if one
-            },
-        )
+        failed = f"backfill {backfill_id} cannot be read"
+        found = self.ask(BACKFILL_STATUS, "partitionBackfillOrError", "PartitionBackfill", failed, id=backfill_id)
+        assets = {
+            "/".join(one["assetKey"]["path"]): AssetProgress(
+                one["numPartitionsTargeted"], one["numPartitionsMaterialized"], one["numPartitionsFailed"]
+            )
+            for one in (found["assetBackfillData"] or {}).get("assetBackfillStatuses") or ()
+            if one
+        }
+        return BackfillStatus(found["status"], (found["error"] or {}).get("message"), assets)
 
     def wait_for_backfill(
         self,
@@ -339,18 +318,14 @@ class DagsterClient:
 
     def runs(self, tags: Mapping[str, str], statuses: Sequence[str] = ()) -> list[dict[str, Any]]:
         """The runs that carry all of `tags`, newest first; `tags` of each are a mapping."""
-        wanted: dict[str, Any] = {"tags": [{"key": key, "value": value} for key, value in tags.items()]}
-        if statuses:
-            wanted["statuses"] = list(statuses)
+        wanted: dict[str, Any] = {"tags": _pairs(tags), **({"statuses": list(statuses)} if statuses else {})}
         found: list[dict[str, Any]] = []
         while True:
             cursor = found[-1]["runId"] if found else None
-            answer = self.query(RUNS, filter=wanted, cursor=cursor)["runsOrError"]
-            if answer["__typename"] != "Runs":
-                raise DagsterError(f"runs cannot be read: {answer.get('message') or answer['__typename']}")
-            page = answer["results"]
-            found += [{**run, "tags": {tag["key"]: tag["value"] for tag in run["tags"]}} for run in page]
-            if len(page) < 100:
+            page = {"filter": wanted, "cursor": cursor, "limit": RUNS_A_PAGE}
+            answer = self.ask(RUNS, "runsOrError", "Runs", "runs cannot be read", **page)
+            found += [{**run, "tags": _tags(run)} for run in answer["results"]]
+            if len(answer["results"]) < RUNS_A_PAGE:
                 return found
 
     def _launch(
@@ -372,14 +347,11 @@ class DagsterClient:
             "selector": selector,
             "runConfigData": dict(config or {}),
             "mode": "default",
-            "executionMetadata": {"tags": [{"key": key, "value": value} for key, value in tags.items()]},
+            "executionMetadata": {"tags": _pairs(tags)},
         }
-        result = self.query(LAUNCH, params=params)["launchPipelineExecution"]
-        if result["__typename"] != "LaunchRunSuccess":
-            why = result.get("message") or "; ".join(error["message"] for error in result.get("errors", []))
-            raise DagsterError(f"'{job}' was not launched: {why or result['__typename']}")
-        run_id: str = result["run"]["runId"]
-        return run_id
+        failed = f"'{job}' was not launched"
+        launched = self.ask(LAUNCH, "launchPipelineExecution", "LaunchRunSuccess", failed, params=params)
+        return str(launched["run"]["runId"])
 
     def run(self, run_id: str) -> dict[str, Any]:
         """Status and steps of a run.
@@ -387,10 +359,7 @@ class DagsterClient:
         Raises:
             DagsterError: there is no such run.
         """
-        found: dict[str, Any] = self.query(RUN, id=run_id)["runOrError"]
-        if found["__typename"] != "Run":
-            raise DagsterError(f"run {run_id} cannot be read: {found.get('message') or found['__typename']}")
-        return found
+        return self.ask(RUN, "runOrError", "Run", f"run {run_id} cannot be read", id=run_id)
 
     def wait(self, run_id: str, timeout_s: float = 600.0) -> str:
         """Wait until a run, and whatever Dagster starts in its place, has ended; returns the status of the last.
@@ -431,21 +400,18 @@ class DagsterClient:
                 steps.append(f"{event['stepKey']}: {described or cause or event['error']['message']}".strip())
         return checks or steps or ["the run failed without a step's error: open it in Dagster"]
 
-    def start_sensor(self, name: str) -> None:
-        """Switch a sensor on, as its switch in the UI does."""
-        selector = {"repositoryLocationName": LOCATION, "repositoryName": REPOSITORY, "sensorName": name}
-        result = self.query(START_SENSOR, selector=selector)["startSensor"]
-        if result["__typename"] != "Sensor":
-            raise DagsterError(f"sensor '{name}' was not started: {result.get('message') or result['__typename']}")
-
     def stale(self, assets: Sequence[str], partition: str) -> dict[str, str]:
         """Per asset: FRESH, STALE (an input or the code changed) or MISSING."""
         nodes = self.query(STALE, keys=[{"path": [asset]} for asset in assets], partition=partition)["assetNodes"]
         return {node["assetKey"]["path"][-1]: node["staleStatus"] for node in nodes}
 
 
+def _pairs(tags: Mapping[str, str] | None) -> list[dict[str, str]]:
+    return [{"key": key, "value": value} for key, value in (tags or {}).items()]
+
+
 def _tags(run: Mapping[str, Any]) -> dict[str, str]:
-    return {tag["key"]: tag["value"] for tag in run.get("tags") or ()}
+    return {tag["key"]: tag["value"] for tag in run["tags"]}
 
 
 def _will_retry(run: Mapping[str, Any]) -> bool:

@@ -6,22 +6,33 @@ launched in a real Dagster through its API, as a person would from the UI. What 
 not done again.
 """
 
+import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from deployment.settings import Settings, SettingsError
+from evaluation.gates import load_verdict
+from speech.corpus.manifest import Utterance
+from speech.corpus.normalize import rows_of
+from speech.store.outputs import StoreError
+from speech_assets.backfill import UP_TO_DATE
 from speech_assets.chain import BASE_CORPUS, CORPUS, JUDGEMENT, LANGUAGE_BASE, MODELS
 from speech_assets.dagster_client import ENDED, LAUNCHED_BY, DagsterClient, DagsterError
+from speech_assets.defs.corpus import refused_by
+from speech_assets.defs.evaluation import load_evaluation
 from speech_assets.defs.metadata import quarter_heading
+from speech_assets.defs.partitions import Grid
+from speech_assets.defs.resources import Workspace
 from speech_assets.local import services
 from speech_assets.partition_keys import partition_of, quarter_and_language_of
 
@@ -62,11 +73,10 @@ class Demo:
     """Launches the steps in a running Dagster, shows them, and sums up."""
 
     def __init__(self, settings: Settings, console: Console) -> None:
-        from speech.store.outputs import DataStore
-
         self.settings = settings
         self.console = console
-        self.store = DataStore(settings.objects)
+        self.workspace = Workspace(settings)
+        self.store = self.workspace.store
         self.dagster = DagsterClient(settings.dagster_listens)
         self.refusals: dict[str, str] = {}
 
@@ -117,50 +127,34 @@ class Demo:
             progress.console.print(f"  [yellow]{step.title}[/yellow]: {escape(reason)}", highlight=False)
 
     def _to_do(self, step: Step) -> list[str]:
-        """The assets of a step that are missing or no longer up to date, unless the partition was refused already."""
+        """The assets of a step from the first that is missing or stale on, unless the partition was refused already."""
         stale = self.dagster.stale(step.assets, step.partition)
-        todo = [asset for asset in step.assets if stale[asset] != "FRESH"]
-        if todo and (refusal := self._standing_refusal(step, stale)):
+        fresh = [stale[asset] == UP_TO_DATE for asset in step.assets]
+        if all(fresh):
+            return []
+        if refusal := self._standing_refusal(step, stale):
             self.refusals[step.partition] = refusal
             return []
-        first = min((step.assets.index(asset) for asset in todo), default=len(step.assets))
-        return list(step.assets[first:])
+        return list(step.assets[fresh.index(False) :])
 
     def _standing_refusal(self, step: Step, stale: Mapping[str, str]) -> str | None:
         """Why a partition stands refused though what was judged is up to date; None when it does not."""
-        from speech_assets.defs.corpus import refused_by
-        from speech_assets.defs.resources import Workspace
-
         quarter, language = quarter_and_language_of(step.partition)
-        if not quarter or any(stale.get(asset, "FRESH") != "FRESH" for asset in CORPUS):
+        if not quarter or any(stale.get(asset, UP_TO_DATE) != UP_TO_DATE for asset in CORPUS):
             return None
-        if failed := refused_by(Workspace(self.settings), quarter, language):
+        if failed := refused_by(self.workspace, quarter, language):
             return f"utterances: {', '.join(failed)} failed"
-        if stale.get("verdict") == "FRESH" and (gates := self._failed_gates(quarter, language)):
-            return f"verdict: {', '.join(gates)} failed"
-        return None
-
-    def _failed_gates(self, quarter: str, language: str) -> list[str]:
-        """The gates that a partition's judged model failed."""
-        from evaluation.gates import load_verdict
-        from speech_assets.defs.resources import Workspace
-
-        bundle = Workspace(self.settings).bundle(quarter, language)
-        failures = load_verdict(Workspace(self.settings).objects, bundle.digest).failures
-        return list(dict.fromkeys(gate.name for gate in failures))
+        if stale.get("verdict") != UP_TO_DATE:
+            return None
+        bundle = self.workspace.bundle(quarter, language)
+        gates = dict.fromkeys(gate.name for gate in load_verdict(self.workspace.objects, bundle.digest).failures)
+        return f"verdict: {', '.join(gates)} failed" if gates else None
 
     def _training_progress(self, step: Step, now: Sequence[str]) -> str | None:
         """What a running training says about itself."""
-        import json
-
-        places: dict[str, tuple[str, ...]] = {"base_model": ("base_model", step.partition)}
-        quarter, language = quarter_and_language_of(step.partition)
-        if quarter:
-            places["finetuned_model"] = ("finetuned_model", quarter, language)
-        for asset in now:
-            if asset not in places:
-                continue
-            for path in self.settings.local.joinpath("training", *places[asset]).glob("*/progress.json"):
+        partition = tuple(filter(None, quarter_and_language_of(step.partition)))
+        for asset in {"base_model", "finetuned_model"}.intersection(now):
+            for path in self.settings.local.joinpath("training", asset, *partition).glob("*/progress.json"):
                 try:
                     said = json.loads(path.read_text())
                     wer = f", dev WER {said['wer']:.1%}" if said.get("wer") is not None else ""
@@ -173,45 +167,30 @@ class Demo:
 
     def approve(self, language: str) -> None:
         """Approve the newest version of a language, as a person would in the launchpad of `promote`."""
-        from speech_assets.defs.resources import Workspace
-
-        workspace = Workspace(self.settings)
-        model = workspace.registered_name(language)
-        versions = workspace.registry().versions(model)
+        model = self.workspace.registered_name(language)
+        versions = self.workspace.registry().versions(model)
         if not versions:
             raise DagsterError(f"no version of {model} passed its gates, so there is nothing to approve")
         version = versions[0]
-        decision = workspace.promotions().current(language)
+        decision = self.workspace.promotions().current(language)
         if decision is not None and decision.digest == version.digest:
             self.console.print(f"{model} version {version.version} is the champion already", markup=False)
             return
         self.console.print(f"approving {escape(model)} version {version.version} through the job [bold]promote[/bold]")
-        run_id = self.dagster.launch_job(
-            "promote",
-            {
-                "ops": {
-                    "decide_promotion": {
-                        "config": {
-                            "model": model,
-                            "version": version.version,
-                            "decision": "approve",
-                            "approver": self.settings.promotion.approvers[0],
-                            "reason": "Demonstration: all gates passed on unseen speakers.",
-                        }
-                    }
-                }
-            },
-        )
+        decided = {
+            "model": model,
+            "version": version.version,
+            "decision": "approve",
+            "approver": self.settings.promotion.approvers[0],
+            "reason": "Demonstration: all gates passed on unseen speakers.",
+        }
+        run_id = self.dagster.launch_job("promote", {"ops": {"decide_promotion": {"config": decided}}})
         if self.dagster.wait(run_id) != "SUCCESS":
             raise DagsterError("; ".join(self.dagster.why_failed(run_id)))
 
     def wait_for_release(self, language: str) -> str:
         """Wait until the server itself reports the champion; returns its digest."""
-        import httpx
-
-        from speech_assets.defs.resources import Workspace
-
-        decision = Workspace(self.settings).promotions().current(language)
+        decision = self.workspace.promotions().current(language)
         assert decision is not None
         url = f"{self.settings.serving.url}/v1/release"
         with self.console.status("waiting for the release: verify, load, warm, probe, switch"):
@@ -227,14 +206,9 @@ class Demo:
 
     def transcribe_unheard(self, quarter: str, language: str) -> None:
         """Send the server a recording of a test speaker, in the format it was delivered in."""
-        import httpx
-
-        from speech.corpus.normalize import rows_of
-
-        tested = rows_of(self.store.current("utterances", quarter, language))
-        row = max((r for r in tested if r.split == "test"), key=lambda r: (r.duration_s or 0, r.id))
-        delivered = rows_of(self.store.current("recordings", quarter, language))
-        audio = next(Path(r.audio) for r in delivered if r.id == row.id)
+        tested = (row for row in self._rows("utterances", quarter, language) if row.split == "test")
+        row = max(tested, key=lambda row: (row.duration_s or 0, row.id))
+        audio = next(Path(r.audio) for r in self._rows("recordings", quarter, language) if r.id == row.id)
         url = f"{self.settings.serving.url}/v1/transcribe"
         started = time.monotonic()
         answer = httpx.post(
@@ -255,56 +229,35 @@ class Demo:
 
     def summary(self, partitions: Sequence[tuple[str, str]]) -> Table:
         """One row a partition, from what is stored."""
-        from evaluation.gates import load_verdict
-        from speech.store.outputs import StoreError
-        from speech_assets.defs.corpus import refused_by
-        from speech_assets.defs.evaluation import load_evaluation
-        from speech_assets.defs.resources import Workspace
-
-        workspace = Workspace(self.settings)
         table = Table(title="Quarters")
         for column in ("partition", "hours", "WER", "CER", "verdict", "version", "alias"):
             table.add_column(column)
         for quarter, language in partitions:
-            name = quarter_heading(quarter, language)
-            hours = self._hours(quarter, language)
-            try:
-                result = load_evaluation(workspace, quarter, language)
-                bundle = workspace.bundle(quarter, language)
-                verdict = load_verdict(workspace.objects, bundle.digest)
-            except StoreError:
-                why = ", ".join(refused_by(workspace, quarter, language)) or self.refusals.get(
-                    partition_of(quarter, language), ""
-                )
-                table.add_row(name, hours, "-", "-", f"[yellow]refused: {escape(why)}[/yellow]", "-", "-")
-                continue
-            score = result.sets["quarter"].score
-            version = next(
-                (
-                    v
-                    for v in workspace.registry().versions(workspace.registered_name(language))
-                    if v.digest == bundle.digest
-                ),
-                None,
-            )
-            table.add_row(
-                name,
-                hours,
-                f"{score.wer:.2%}",
-                f"{score.cer:.2%}",
-                "[green]passed[/green]" if verdict.passed else f"[yellow]refused: {verdict.failures[0].name}[/yellow]",
-                version.version if version else "-",
-                ", ".join(version.aliases) if version else "-",
-            )
+            table.add_row(quarter_heading(quarter, language), *self._outcome(quarter, language))
         return table
 
-    def _hours(self, quarter: str, language: str) -> str:
-        from speech.corpus.normalize import rows_of
+    def _outcome(self, quarter: str, language: str) -> tuple[str, ...]:
+        """What became of a partition: hours, WER, CER, verdict, version, alias."""
+        workspace, hours = self.workspace, "-"
+        if self.store.exists("utterances", quarter, language):
+            seconds = sum(row.duration_s or 0 for row in self._rows("utterances", quarter, language))
+            hours = f"{seconds / 3600:.2f}"
+        try:
+            score = load_evaluation(workspace, quarter, language).sets["quarter"].score
+            bundle = workspace.bundle(quarter, language)
+        except StoreError:
+            refused = ", ".join(refused_by(workspace, quarter, language))
+            why = refused or self.refusals.get(partition_of(quarter, language), "")
+            return hours, "-", "-", f"[yellow]refused: {escape(why)}[/yellow]", "-", "-"
+        failed = load_verdict(workspace.objects, bundle.digest).failures
+        said = f"[yellow]refused: {failed[0].name}[/yellow]" if failed else "[green]passed[/green]"
+        versions = workspace.registry().versions(workspace.registered_name(language))
+        version = next((version for version in versions if version.digest == bundle.digest), None)
+        alias = ", ".join(version.aliases) if version else "-"
+        return hours, f"{score.wer:.2%}", f"{score.cer:.2%}", said, version.version if version else "-", alias
 
-        if not self.store.exists("utterances", quarter, language):
-            return "-"
-        rows = rows_of(self.store.current("utterances", quarter, language))
-        return f"{sum(row.duration_s or 0 for row in rows) / 3600:.2f}"
+    def _rows(self, asset: str, quarter: str, language: str) -> Iterator[Utterance]:
+        return rows_of(self.store.current(asset, quarter, language))
 
 
 def run(settings: Settings, console: Console) -> None:
@@ -323,18 +276,16 @@ def run(settings: Settings, console: Console) -> None:
 
 
 def _demonstrate(settings: Settings, console: Console) -> None:
-    from speech_assets.defs.partitions import Grid
-
     if not settings.promotion.approvers:
         raise SettingsError("nobody may approve: name someone in `approvers` of [promotion] in soundstage.toml")
-    languages = settings.languages
+    languages, grid = settings.languages, Grid(settings)
     partitions = [
         (quarter, language)
         for place, language in enumerate(languages)
-        for quarter in Grid(settings).first_quarters(OTHERS if place else QUARTERS)
+        for quarter in grid.first_quarters(OTHERS if place else QUARTERS)
     ]
     demo = Demo(settings, console)
-    first = Grid(settings).first_quarters(1)[0]
+    first = grid.first_quarters(1)[0]
 
     console.rule("1. the first quarter of each language: ingest, normalise, validate")
     for what, assets in (("corpus", CORPUS), ("base corpus", BASE_CORPUS)):

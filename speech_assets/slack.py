@@ -1,6 +1,7 @@
 """Short notices to a Slack channel, where a token is set."""
 
 import logging
+from collections.abc import Mapping
 
 from deployment.settings import AlertsSettings
 
@@ -35,6 +36,6 @@ def announce(text: str, settings: AlertsSettings, log: logging.Logger) -> bool:
     return True
 
 
-def link(url: str, label: str) -> str:
-    """A link in Slack's markup."""
-    return f"<{url}|{label}>"
+def links(urls: Mapping[str, str]) -> str:
+    """Addresses, by what people read for them, in Slack's markup."""
+    return " | ".join(f"<{url}|{label}>" for label, url in urls.items())

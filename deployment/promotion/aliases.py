@@ -23,16 +23,6 @@ _HEAD = re.compile(r"[0-9]{1,9}:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
-class AliasState:
-    """How the registry's alias stands to the ledger; `explanation` is one sentence for people."""
-
-    agrees: bool
-    ledger_version: str | None
-    alias_version: str | None
-    explanation: str
-
-
-@dataclass(frozen=True)
 class Aliases:
     """What the registry shows of a ledger, and whether it still does.
 
@@ -47,67 +37,64 @@ class Aliases:
     def follow(self, ledger: Ledger, model: str | None = None) -> None:
         """Move the aliases to where the ledger says; repeating it changes nothing.
 
-        Somebody may decide meanwhile, and be overtaken by this older word: so the ledger is read again at the end.
+        Somebody may decide meanwhile, and be overtaken by this older word: so the ledger is read again at the end. The
+        last entry's model is noted last, because that note says that all is done.
         """
         entries: Sequence[Decision] | None = None
         while entries != (now := ledger.entries()):
             entries = now
-            self._move(entries, ledger.language, model)
-
-    def _move(self, entries: Sequence[Decision], language: str, model: str | None) -> None:
-        """The last entry's model is noted last, because that note says that all is done."""
-        now = champion_in_force(entries)
-        models = {entry.model for entry in entries} | ({model} if model else set())
-        for name in sorted(models, key=lambda name: (bool(entries) and name == entries[-1].model, name)):
-            self._set_champion(name, now.version if now and now.model == name else None)
-            challenger = self.registry.challenger(name)
-            if challenger is not None and (
-                self.rules.closed(entries, challenger)
-                or any(entry.action in PRODUCTION and about(entry, challenger) for entry in entries)
-            ):
-                self.registry.remove_alias(name, CHALLENGER)
             if entries:
-                self._show(entries[-1], name)
-                try:
-                    self.registry.set_model_tag(name, f"{HEAD_TAG}.{language}", entries[-1].head)
-                except RegistryError:
-                    if name == entries[-1].model:  # an earlier model of the language may be gone
-                        raise
+                self._show(entries[-1])
+            for name in _models(entries, model):
+                self._move(entries, name)
+                if entries:
+                    self._note(entries[-1], name)
 
-    def check(self, ledger: Ledger, model: str) -> AliasState:
-        """Whether a model's alias and its note of the ledger's head agree with the ledger."""
-        entries, language = ledger.entries(), ledger.language
+    def _move(self, entries: Sequence[Decision], model: str) -> None:
         now = champion_in_force(entries)
+        self._set_champion(model, now.version if now and now.model == model else None)
+        challenger = self.registry.challenger(model)
+        if challenger is not None and (
+            self.rules.closed(entries, challenger)
+            or any(entry.action in PRODUCTION and about(entry, challenger) for entry in entries)
+        ):
+            self.registry.remove_alias(model, CHALLENGER)
+
+    def _note(self, last: Decision, model: str) -> None:
+        try:
+            self.registry.set_model_tag(model, f"{HEAD_TAG}.{last.language}", last.head)
+        except RegistryError:
+            if model == last.model:  # an earlier model of the language may be gone
+                raise
+
+    def check(self, ledger: Ledger, model: str) -> str | None:
+        """What the registry shows otherwise than the ledger says, in a sentence; None where they agree.
+
+        Raises:
+            LedgerError: the ledger is broken, or entries are missing at its end.
+        """
+        self.require_whole(ledger, model)
+        entries = ledger.entries()
+        if entries and self.interrupted(last := entries[-1]):
+            return (
+                f"decision {last.sequence} of '{ledger.language}' ({last.action} by {last.approver}) was interrupted "
+                "before the registry followed it: launch it again, or the job `reconcile`"
+            )
+        now, alias = champion_in_force(entries), self.registry.champion(model)
         if now and now.model != model:
             now = None
-        alias = self.registry.champion(model)
-        expected, found = (now.version if now else None), (alias.version if alias else None)
-
-        def differs(why: str) -> AliasState:
-            return AliasState(False, expected, found, why)
-
-        if wrong := self.why_cut_off(ledger, model):
-            return differs(wrong)
-        if entries and self.interrupted(last := entries[-1]):
-            return differs(
-                f"decision {last.sequence} of '{language}' ({last.action} by {last.approver}) was interrupted before "
-                "the registry followed it: launch it again, or the job `reconcile`"
-            )
+        expected, found = (f"version {each.version}" if each else "no version" for each in (now, alias))
         if expected != found:
-            aside = f"the alias '{CHAMPION}' of {model} points to {_named(found)}, but the ledger says "
-            if expected and self.registry.deleted(model, expected):
-                return differs(
-                    f"{aside}version {expected}, which was deleted in MLflow: the decision stands, and its verified "
-                    "copy is served while one is kept; approve another version, or roll back to an earlier champion"
+            aside = f"the alias '{CHAMPION}' of {model} points to {found}, but the ledger says {expected}"
+            if now and self.registry.deleted(model, now.version):
+                return (
+                    f"{aside}, which was deleted in MLflow: the decision stands, and its verified copy is served while "
+                    "one is kept; approve another version, or roll back to an earlier champion"
                 )
-            return differs(
-                f"{aside}{_named(expected)}: it was moved by hand; the job `reconcile` sets it to the ledger"
-            )
+            return f"{aside}: it was moved by hand; the job `reconcile` sets it to the ledger"
         if now and alias and now.digest != alias.digest:
-            return differs(
-                f"{model} version {found} is tagged as bundle {alias.digest[:12]}, but {now.digest[:12]} was approved"
-            )
-        return AliasState(True, expected, found, f"the alias '{CHAMPION}' of {model} is {_named(found)}, as decided")
+            return f"{model} {found} is tagged as bundle {alias.digest[:12]}, but {now.digest[:12]} was approved"
+        return None
 
     def finish(self, ledger: Ledger, model: str | None = None) -> None:
         """Have the registry follow a ledger that is whole; a process may have died before it did.
@@ -115,25 +102,20 @@ class Aliases:
         Raises:
             LedgerError: entries are missing at its end.
         """
-        for name in {entry.model for entry in ledger.entries()} | ({model} if model else set()):
+        for name in _models(ledger.entries(), model):
             self.require_whole(ledger, name)
         self.follow(ledger, model)
 
     def require_whole(self, ledger: Ledger, model: str) -> None:
-        """Nothing rests on a ledger whose end is missing.
+        """Nothing rests on a ledger that lacks a decision which the registry remembers.
 
         Raises:
-            LedgerError: the sentence of `why_cut_off`.
+            LedgerError: entries are missing at its end, or the note was edited.
         """
-        if wrong := self.why_cut_off(ledger, model):
-            raise LedgerError(wrong)
-
-    def why_cut_off(self, ledger: Ledger, model: str) -> str | None:
-        """A sentence when the registry remembers a decision that the ledger no longer has."""
         noted = self._noted(model, ledger.language)  # before the ledger is read: what is noted was stored before
         if noted is None or not _HEAD.fullmatch(noted) or noted in {entry.head for entry in ledger.entries()}:
-            return None
-        return (
+            return
+        raise LedgerError(
             f"the registry notes decision {noted.partition(':')[0]} about {model}, which the ledger of "
             f"'{ledger.language}' does not have: entries were removed from its end; restore the ledger from its "
             f"backup. If it is whole, the note was edited in MLflow: remove the tag '{HEAD_TAG}.{ledger.language}' of "
@@ -153,32 +135,31 @@ class Aliases:
                 self.registry.set_version_tag(version.name, version.version, STATUS_TAG, said)
 
     def _set_champion(self, model: str, wanted: str | None) -> None:
-        champion = self.registry.champion(model)
-        if wanted and (champion is None or champion.version != wanted):
-            try:
+        with suppress(RegistryError):  # someone deleted the version: the decision stands, and `check` tells of it
+            if wanted:
                 self.registry.set_alias(model, CHAMPION, wanted)
-            except RegistryError:  # someone deleted the version: the decision stands, and `check` tells of it
-                self.registry.remove_alias(model, CHAMPION)
-        elif wanted is None and champion is not None:
-            self.registry.remove_alias(model, CHAMPION)
+                return
+        self.registry.remove_alias(model, CHAMPION)
 
-    def _show(self, last: Decision, model: str) -> None:
+    def _show(self, last: Decision) -> None:
         """Say at the versions that a decision was about what it made of them."""
+        day, by = last.time[:10], f"by {last.approver}"
         now = "champion, " if last.action in PRODUCTION else ""
-        said = {last.version: f"{now}{DONE[last.action]} by {last.approver} on {last.time[:10]}: {last.reason}"}
-        before, _, number = last.previous_champion.rpartition("/")
-        if last.action in PRODUCTION and before == model and number != last.version:
-            said[number] = (
-                f"champion until {last.time[:10]}: {last.action} of version {last.version} by {last.approver}"
-            )
-        for version, status in said.items():
-            if version and (last.model == model or version == number):
-                with suppress(RegistryError):  # someone deleted the version, which changes nothing decided
-                    self.registry.set_version_tag(model, version, STATUS_TAG, status)
+        self._say(last.model, last.version, f"{now}{DONE[last.action]} {by} on {day}: {last.reason}")
+        model, _, version = last.previous_champion.rpartition("/")
+        if last.action in PRODUCTION and (model, version) != (last.model, last.version):
+            self._say(model, version, f"champion until {day}: {last.action} of version {last.version} {by}")
+
+    def _say(self, model: str, version: str, status: str) -> None:
+        if version:
+            with suppress(RegistryError):  # someone deleted the version, which changes nothing decided
+                self.registry.set_version_tag(model, version, STATUS_TAG, status)
 
     def _noted(self, model: str, language: str) -> str | None:
         return self.registry.model_tag(model, f"{HEAD_TAG}.{language}")
 
 
-def _named(version: str | None) -> str:
-    return f"version {version}" if version else "no version"
+def _models(entries: Sequence[Decision], model: str | None) -> list[str]:
+    """The models that a ledger is about and one that asks, that of its last entry at the end."""
+    names = [entry.model for entry in reversed(entries)]
+    return list(dict.fromkeys([*names, model] if model else names))[::-1]

@@ -2,7 +2,6 @@
 
 from deployment.promotion.decisions import Promotions
 from deployment.promotion.rules import Rules
-from deployment.promotion.signatures import Launchers
 from deployment.registry.models import Registry
 from deployment.settings import Settings
 
@@ -14,15 +13,14 @@ def registry_of(settings: Settings) -> Registry:
 
 def promotions_of(settings: Settings) -> Promotions:
     """Decisions about champions, with the approvers, rules and thresholds of the settings."""
-    asked, objects = settings.promotion, settings.objects
+    asked = settings.promotion
     rules = Rules(
-        verdicts=objects,
+        objects=settings.objects,
         approvers=asked.approvers,
-        launchers=Launchers(objects),
         gates=settings.gates,
         require_better=asked.require_better,
         two_person=asked.two_person,
         expires_days=asked.challenger_expires_days,
         allow_override=asked.allow_override,
     )
-    return Promotions(registry_of(settings), objects, rules, asked.signing_key)
+    return Promotions(registry_of(settings), rules, asked.signing_key)

@@ -19,20 +19,20 @@ challenger or a bundle whose bytes differ cannot be overridden.
 """
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, Literal, ParamSpec, TypeVar
 
 from deployment.promotion.actions import CLOSING, PRODUCTION, Action
-from deployment.promotion.aliases import STATUS_TAG, Aliases, AliasState
+from deployment.promotion.aliases import STATUS_TAG, Aliases
 from deployment.promotion.ledger import (
     GENESIS,
     Decision,
     Ledger,
+    LedgerError,
     champion_in_force,
-    every_champion,
     line_of_champions,
 )
 from deployment.promotion.rules import (
@@ -40,17 +40,16 @@ from deployment.promotion.rules import (
     Rules,
     about,
     closed_sentence,
-    instant,
     labels,
     points,
     require_language,
     require_still_passed,
 )
 from deployment.registry.models import ModelVersion, Registry
-from evaluation.gates import GateRefused, load_verdict
-from evaluation.results import BENCHMARK, Interval
+from evaluation.gates import GateRefused, Verdict, load_verdict
+from evaluation.results import BENCHMARK
 from speech.bundle import ModelBundle
-from speech.store.objects import LostRace, Objects
+from speech.store.objects import LostRace
 from speech.store.records import TRIES, pause
 
 P = ParamSpec("P")
@@ -63,23 +62,21 @@ class Waiting:
     """A version that waits for a decision, with what the person who decides needs to know.
 
     Attributes:
-        benchmark: WER on the frozen benchmark with its 95 % interval, as judged.
-        difference: WER minus the champion's on the benchmark, paired, with its 95 % interval.
+        verdict: the judgement of its bundle; None where there is none that can be read.
         champion: `model/version` in force, or empty.
         approvers: who may approve; None: anyone with a name.
+        launchers: who launched the training, as far as anybody signed for it.
         expires_at: when it is closed if nobody decides.
         obstacle: why an approval would be refused as things stand, or None.
-        launchers: who launched the training, by the version's tag or by what was noted beside the ledger.
     """
 
     version: ModelVersion
-    benchmark: Interval | None
-    difference: Interval | None
+    verdict: Verdict | None
     champion: str
     approvers: tuple[str, ...] | None
+    launchers: tuple[str, ...]
     expires_at: datetime | None
     obstacle: str | None
-    launchers: tuple[str, ...] = ()
 
     @property
     def sentence(self) -> str:
@@ -88,14 +85,19 @@ class Waiting:
         if self.obstacle:
             return f"{name} waits but cannot be approved: {self.obstacle}"
         who = "anyone" if self.approvers is None else " or ".join(self.approvers) or "nobody yet (name an approver)"
-        wer = f"; WER {_span(self.benchmark)} on the benchmark" if self.benchmark else ""
-        against = ""
+        until = f" until {self.expires_at:%Y-%m-%d}" if self.expires_at else ""
+        said = [f"{name} waits for {who} to approve, reject or ask for changes{until}"]
+        gates = self.verdict.gates if self.verdict else ()
+        wer = next((gate for gate in gates if (gate.name, gate.test_set) == ("wer", BENCHMARK)), None)
+        if wer and wer.interval:
+            interval = f"95 % interval {_percent(wer.interval.low)} to {_percent(wer.interval.high)}"
+            said.append(f"WER {_percent(wer.value)} ({interval}) on the benchmark")
         if self.champion:
             theirs = self.version.metrics.get("champion_benchmark_wer")
-            against = f"; champion {self.champion}" + (f" has {_percent(theirs)}" if theirs is not None else "")
-            against += f", the difference is {points(self.difference)} points" if self.difference else ""
-        until = f" until {self.expires_at:%Y-%m-%d}" if self.expires_at else ""
-        return f"{name} waits for {who} to approve, reject or ask for changes{until}{wer}{against}"
+            has = "" if theirs is None else f" has {_percent(theirs)}"
+            difference = points(self.verdict.comparison if self.verdict else None)
+            said.append(f"champion {self.champion}{has}" + (difference and f", the difference is {difference} points"))
+        return "; ".join(said)
 
 
 def _again(
@@ -115,21 +117,33 @@ def _again(
     return decided
 
 
+@dataclass(frozen=True)
+class _Turn:
+    """Somebody's turn to decide, on a ledger as it was read."""
+
+    ledger: Ledger
+    entries: tuple[Decision, ...]
+    approver: str
+    reason: str
+
+    @property
+    def now(self) -> Decision | None:
+        return champion_in_force(self.entries)
+
+
 class Promotions:
     """Decisions about champions.
 
     Args:
         registry: where versions and aliases are.
-        objects: the data store, which has the ledgers.
-        rules: what a decision needs.
+        rules: what a decision needs, and the data store, which has the ledgers.
         key: with which entries are signed; None: they are not.
     """
 
-    def __init__(self, registry: Registry, objects: Objects, rules: Rules, key: bytes | None = None) -> None:
+    def __init__(self, registry: Registry, rules: Rules, key: bytes | None = None) -> None:
         self._key = key
         self.registry = registry
         self.rules = rules
-        self._objects = objects
         self._aliases = Aliases(registry, rules)
 
     @_again
@@ -149,54 +163,53 @@ class Promotions:
             BundleError: the registry's bytes are not those that were registered.
             RegistryError, LedgerError: no such version; the ledger is broken.
         """
-        approver, reason = self.rules.require_person(approver, reason)
+        turn = self._turn(language, approver, reason)
         if override_gates:
             self.rules.require_override_allowed()
-        ledger = self.ledger(language)
-        entries = ledger.entries()
-        now = champion_in_force(entries)
         candidate = require_language(self.registry.verify(model, version), language)
-        if now and (now.model, now.version, now.digest) == (candidate.name, candidate.version, candidate.digest):
-            same = (now.action, now.approver, now.reason) == ("approve", approver, reason)
-            self._aliases.finish(ledger)
-            if same:
-                return now  # the process that took this decision died after recording it
+        if made := self._repeated(turn, ("approve", "voice"), candidate):
+            return made
+        name = f"{model} version {candidate.version}"
+        if turn.now and about(turn.now, candidate) and turn.now.digest == candidate.digest:
             raise PromotionRefused(
-                f"{model} version {candidate.version} is the champion of '{language}' since {now.time}, decided by "
-                f"{now.approver}: there is nothing to approve"
+                f"{name} is the champion of '{language}' since {turn.now.time}, decided by {turn.now.approver}: there "
+                "is nothing to approve"
             )
-        verdict, overridden = self.rules.require_eligible(entries, candidate, override_gates)
+        verdict, overridden = self.rules.require_eligible(turn.entries, candidate, override_gates)
         sha = verdict.file_sha256
-        action: Action = "approve"
-        if not self.rules.suffices(entries, candidate, sha, approver):
-            action = "voice"
-            before = self.rules.voices(entries, candidate, sha).get(approver)
-            if before and before.reason == reason:
-                self._aliases.finish(ledger)
-                return before
-            if before:
-                raise PromotionRefused(
-                    f"'{approver}' has approved {model} version {candidate.version} on {before.time[:10]}: two "
-                    f"people are asked for, so another approver has to decide ({self.rules.allowed})"
-                )
-        return self._decide(ledger, entries, action, candidate, sha, approver, reason, overridden)
+        if self.rules.suffices(turn.entries, candidate, sha, turn.approver):
+            return self._decide(turn, "approve", candidate, sha, overridden)
+        if before := self.rules.voices(turn.entries, candidate, sha).get(turn.approver):
+            raise PromotionRefused(
+                f"'{turn.approver}' has approved {name} on {before.time[:10]}: two people are asked for, so another "
+                f"approver has to decide ({self.rules.allowed})"
+            )
+        return self._decide(turn, "voice", candidate, sha, overridden)
 
-    def reject(self, language: str, model: str, version: str, approver: str, reason: str) -> Decision:
-        """Record that a version shall not go to production, for good; it stops being the challenger.
+    @_again
+    def close(
+        self,
+        language: str,
+        action: Literal["reject", "request_changes"],
+        model: str,
+        version: str,
+        approver: str,
+        reason: str,
+    ) -> Decision:
+        """Record that a version waits no longer: for good, or until it was judged and offered again.
 
         Raises:
             PromotionRefused: the approver may not decide, there is no reason, or the version is the champion.
             RegistryError, LedgerError: no such version; the ledger is broken.
         """
-        return self._close(language, "reject", model, version, approver, reason)
-
-    def request_changes(self, language: str, model: str, version: str, approver: str, reason: str) -> Decision:
-        """Record what is to be changed first: the version waits no longer, until it was judged and offered again.
-
-        Raises:
-            PromotionRefused, RegistryError, LedgerError: as for `reject`.
-        """
-        return self._close(language, "request_changes", model, version, approver, reason)
+        turn = self._turn(language, approver, reason)
+        candidate = require_language(self.registry.version(model, version), language)
+        if turn.now and about(turn.now, candidate):
+            raise PromotionRefused(
+                f"{model} version {candidate.version} is the champion of '{language}': roll back instead"
+            )
+        made = self._repeated(turn, (action,), candidate)
+        return made or self._decide(turn, action, candidate, self.rules.verdict_sha256(candidate.digest))
 
     @_again
     def expire(self, language: str, model: str) -> Decision | None:
@@ -217,7 +230,7 @@ class Promotions:
             self._aliases.finish(ledger)  # the process that closed it died before it moved the alias
             return closed
         reason = f"waited longer than {self.rules.expires_days} days for a decision: evaluate and judge it again"
-        return self._decide(ledger, entries, "expire", candidate, sha, SYSTEM, reason)
+        return self._decide(_Turn(ledger, entries, SYSTEM, reason), "expire", candidate, sha)
 
     def overdue(self, model: str) -> ModelVersion | None:
         """The challenger, if it waited too long."""
@@ -235,20 +248,15 @@ class Promotions:
             BundleError: the bundle is not the one of that digest.
             LedgerError: the ledger is broken.
         """
-        approver, reason = self.rules.require_person(approver, reason)
+        turn = self._turn(language, approver, reason)
         self.rules.require_override_allowed()
         ModelBundle.load(bundle, digest)
-        ledger = self.ledger(language)
-        entries = ledger.entries()
-        verdict = self.rules.require_overridable(entries, digest, language)
-        sha = verdict.file_sha256
-        last = entries[-1] if entries else None
-        if last and (last.action, last.digest) == ("override", digest) and _repeats(last, sha, approver, reason):
-            self._aliases.finish(ledger)
-            return last
-        self.registry.ensure_model(model, language)
+        verdict = self.rules.require_overridable(turn.entries, digest, language)
         unregistered = ModelVersion(model, "", digest)
-        return self._decide(ledger, entries, "override", unregistered, sha, approver, reason, labels(verdict))
+        if made := self._repeated(turn, ("override",), unregistered):
+            return made
+        self.registry.ensure_model(model, language)
+        return self._decide(turn, "override", unregistered, verdict.file_sha256, labels(verdict))
 
     def overridden(self, language: str, digest: str) -> tuple[str, ...]:
         """Labels of the gates that people accepted for exactly this bundle and its present verdict.
@@ -259,7 +267,7 @@ class Promotions:
         if not self.rules.allow_override:
             return ()
         sha = self.rules.verdict_sha256(digest)
-        return self.rules.overridden(self.ledger(language).entries(), digest, sha)
+        return self.rules.overridden(self.history(language), digest, sha)
 
     def offer(self, language: str, version: ModelVersion) -> Waiting | None:
         """Note in the registry what a registered version waits for; one judged anew after it was closed waits again.
@@ -269,8 +277,7 @@ class Promotions:
         Raises:
             LedgerError: the ledger is broken.
         """
-        ledger = self.ledger(language)
-        entries = ledger.entries()
+        entries = self.history(language)
         decided = {entry.action for entry in entries if about(entry, version)}
         if self.rules.closed(entries, version) or not decided.isdisjoint(PRODUCTION):
             return None
@@ -294,26 +301,20 @@ class Promotions:
         challenger = self.registry.challenger(model)
         if challenger is None:
             return None
-        entries = self.ledger(language).entries()
+        entries = self.history(language)
         now = champion_in_force(entries)
-        obstacle = benchmark = difference = None
         try:
-            verdict = load_verdict(self.rules.verdicts, challenger.digest)
-            wer = next((gate for gate in verdict.gates if (gate.name, gate.test_set) == ("wer", BENCHMARK)), None)
-            benchmark = replace(wer.interval, estimate=wer.value) if wer and wer.interval else None
-            difference = verdict.comparison
-            obstacle = self.rules.obstacle(entries, challenger)
-        except GateRefused as refused:
-            obstacle = str(refused)
+            verdict = load_verdict(self.rules.objects, challenger.digest)
+        except GateRefused:
+            verdict = None
         return Waiting(
             challenger,
-            benchmark,
-            difference,
+            verdict,
             f"{now.model}/{now.version}" if now else "",
             self.rules.who_may_approve(challenger),
+            self.rules.launchers.of(challenger.digest),
             self.rules.expires_at(challenger),
-            obstacle,
-            self.rules.launchers.of(challenger),
+            self.rules.obstacle(entries, challenger),
         )
 
     @_again
@@ -335,23 +336,21 @@ class Promotions:
             PromotionRefused: the approver may not decide, there is no reason, or no such earlier champion.
             GateRefused, BundleError, RegistryError, LedgerError: as for `approve`.
         """
-        approver, reason = self.rules.require_person(approver, reason)
-        ledger = self.ledger(language)
-        entries = ledger.entries()
-        line = line_of_champions(entries)
+        turn = self._turn(language, approver, reason)
+        line = line_of_champions(turn.entries)
         if not line:
             raise PromotionRefused(f"'{language}' has no champion yet: there is nothing to roll back")
-        now, last = line[-1], entries[-1]
-        if (last.action, last.approver, last.reason) == ("rollback", approver, reason) and (
-            self._aliases.interrupted(last) or last.version == str(version) or _made_since(last, since)
-        ):
-            self._aliases.finish(ledger)  # the process that took this decision died after recording it
+        now, last = line[-1], turn.entries[-1]
+        same = (last.action, last.approver, last.reason) == ("rollback", turn.approver, turn.reason)
+        if same and (self._aliases.interrupted(last) or (since and datetime.fromisoformat(last.time) >= since)):
+            self._aliases.finish(turn.ledger)  # the process that took this decision died after recording it
             return last
         earlier = [
             entry
-            for entry in (line[:-1] if version is None else every_champion(entries))
-            if (entry.model, entry.version) != (now.model, now.version)
-            and (version is None or entry.version == str(version))
+            for entry in (line[:-1] if version is None else turn.entries)
+            if entry.action in PRODUCTION
+            and (entry.model, entry.version) != (now.model, now.version)
+            and (version is None or entry.version == version)
             and (model is None or entry.model == model)
         ]
         if not earlier:
@@ -364,14 +363,14 @@ class Promotions:
                 f"{back.model} version {back.version} is now bundle {target.digest[:12]}, but {back.digest[:12]} "
                 "was approved: someone replaced it; approve a version instead"
             )
-        closed = self.rules.closed(entries, target)
+        closed = self.rules.closed(turn.entries, target)
         if closed and closed.action == "reject":
             raise PromotionRefused(closed_sentence(closed))
-        sha = require_still_passed(self.rules.verdicts, back).file_sha256
+        sha = require_still_passed(self.rules.objects, back).file_sha256
         try:
-            return self._decide(ledger, entries, "rollback", target, sha, approver, reason, back.overridden)
+            return self._decide(turn, "rollback", target, sha, back.overridden)
         except LostRace:
-            meanwhile = champion_in_force(ledger.entries())
+            meanwhile = self.current(language)
             if meanwhile and meanwhile.sequence > now.sequence:
                 raise PromotionRefused(
                     f"{meanwhile.approver} made {meanwhile.model} version {meanwhile.version} the champion of "
@@ -394,12 +393,12 @@ class Promotions:
         if now is None:
             raise PromotionRefused(f"'{language}' has no champion yet: approve a version with the job `promote`")
         self._aliases.require_whole(ledger, now.model)
-        require_still_passed(self.rules.verdicts, now)
+        require_still_passed(self.rules.objects, now)
         return now
 
     def current(self, language: str) -> Decision | None:
         """The decision that put the present champion into production, from the ledger; None without a champion."""
-        return champion_in_force(self.ledger(language).entries())
+        return champion_in_force(self.history(language))
 
     def history(self, language: str) -> tuple[Decision, ...]:
         """All decisions of a language, oldest first, verified."""
@@ -411,103 +410,83 @@ class Promotions:
         With `model`, the ledger's end is compared with what the registry notes of it: entries may be missing there.
         """
         ledger = self.ledger(language)
-        if broken := ledger.verify():
-            return broken
-        return self._aliases.why_cut_off(ledger, model) if model else None
+        try:
+            ledger.entries()
+            if model:
+                self._aliases.require_whole(ledger, model)
+        except LedgerError as broken:
+            return str(broken)
+        return None
 
-    def check_alias(self, language: str, model: str) -> AliasState:
-        """Whether the registry's alias and its note of the ledger's head agree with the ledger.
+    def check_alias(self, language: str, model: str) -> str | None:
+        """What the registry shows otherwise than the ledger says, in a sentence; None where they agree.
 
         Raises:
-            LedgerError: the ledger is broken.
+            LedgerError: the ledger is broken or was cut off.
         """
         return self._aliases.check(self.ledger(language), model)
 
-    def reconcile(self, language: str, model: str, approver: str, reason: str) -> AliasState:
-        """Set the aliases and the registry's note to what the ledger says; returns what was found before.
+    def reconcile(self, language: str, model: str, approver: str, reason: str) -> str | None:
+        """Set the aliases and the registry's note to what the ledger says; returns what `check_alias` said before.
 
         Raises:
             PromotionRefused: the approver may not decide, or there is no reason.
             LedgerError: the ledger is broken or was cut off: the alias is then left as it is.
         """
-        self.rules.require_person(approver, reason)
-        ledger = self.ledger(language)
+        ledger = self._turn(language, approver, reason).ledger
         before = self._aliases.check(ledger, model)
         self._aliases.finish(ledger, model)
         return before
 
     def ledger(self, language: str) -> Ledger:
         """The ledger of a language."""
-        return Ledger(self._objects, language, self._key)
+        return Ledger(self.rules.objects, language, self._key)
+
+    def _turn(self, language: str, approver: str, reason: str) -> _Turn:
+        approver, reason = self.rules.require_person(approver, reason)
+        ledger = self.ledger(language)
+        return _Turn(ledger, ledger.entries(), approver, reason)
 
     def _decide(
-        self,
-        ledger: Ledger,
-        entries: tuple[Decision, ...],
-        action: Action,
-        target: ModelVersion,
-        verdict_sha256: str,
-        approver: str,
-        reason: str,
-        overridden: tuple[str, ...] = (),
+        self, turn: _Turn, action: Action, target: ModelVersion, verdict_sha256: str, overridden: tuple[str, ...] = ()
     ) -> Decision:
         """Record a decision that the rules allow on that verdict, then have the registry follow it."""
-        self._aliases.require_whole(ledger, target.name)
-        now = champion_in_force(entries)
-        recorded = ledger.append(
+        self._aliases.require_whole(turn.ledger, target.name)
+        recorded = turn.ledger.append(
             Decision(
-                sequence=len(entries) + 1,
+                sequence=len(turn.entries) + 1,
                 time=datetime.now(UTC).isoformat(timespec="milliseconds"),
                 action=action,
-                language=ledger.language,
+                language=turn.ledger.language,
                 model=target.name,
                 version=target.version,
                 digest=target.digest,
                 verdict_sha256=verdict_sha256,
-                approver=approver,
-                reason=reason,
-                previous_champion=f"{now.model}/{now.version}" if now else "",
-                previous_digest=now.digest if now else "",
-                previous_hash=entries[-1].hash if entries else GENESIS,
+                approver=turn.approver,
+                reason=turn.reason,
+                previous_champion=f"{turn.now.model}/{turn.now.version}" if turn.now else "",
+                previous_digest=turn.now.digest if turn.now else "",
+                previous_hash=turn.entries[-1].hash if turn.entries else GENESIS,
                 overridden=overridden,
-                launched_by=", ".join(self.rules.launchers.of(target)),
+                launched_by=", ".join(self.rules.launchers.of(target.digest)),
             )
         )
-        self._aliases.follow(ledger)
+        self._aliases.follow(turn.ledger)
         return recorded
 
-    @_again
-    def _close(self, language: str, action: Action, model: str, version: str, approver: str, reason: str) -> Decision:
-        approver, reason = self.rules.require_person(approver, reason)
-        ledger = self.ledger(language)
-        entries = ledger.entries()
-        now = champion_in_force(entries)
-        candidate = require_language(self.registry.version(model, version), language)
-        sha = self.rules.verdict_sha256(candidate.digest)
-        if now and about(now, candidate):
-            raise PromotionRefused(
-                f"{model} version {candidate.version} is the champion of '{language}': roll back instead"
-            )
-        last = next((entry for entry in reversed(entries) if about(entry, candidate)), None)
-        if last and last.action == action and _repeats(last, sha, approver, reason):
-            self._aliases.finish(ledger)
-            return last
-        return self._decide(ledger, entries, action, candidate, sha, approver, reason)
-
-
-def _repeats(last: Decision, verdict_sha256: str, approver: str, reason: str) -> bool:
-    """Whether a decision of one kind is the same again: its process died after recording it."""
-    return (last.verdict_sha256, last.approver, last.reason) == (verdict_sha256, approver, reason)
-
-
-def _made_since(entry: Decision, since: datetime | None) -> bool:
-    made = instant(entry.time)
-    return since is not None and made is not None and made >= since
+    def _repeated(self, turn: _Turn, actions: Sequence[Action], target: ModelVersion) -> Decision | None:
+        """The same decision again, where it is the last about its target and holds: its process died after it."""
+        last = next((e for e in reversed(turn.entries) if about(e, target) and e.digest == target.digest), None)
+        if last is None or last.action not in actions or (last.approver, last.reason) != (turn.approver, turn.reason):
+            return None
+        if last.action in PRODUCTION:
+            holds = last == turn.now
+        else:
+            holds = last.verdict_sha256 == self.rules.verdict_sha256(target.digest)
+        if holds:
+            self._aliases.finish(turn.ledger)
+        return last if holds else None
 
 
 def _percent(share: float) -> str:
     return f"{share:.2%}".replace("%", " %")
-
-
-def _span(interval: Interval) -> str:
-    return f"{_percent(interval.estimate)} (95 % interval {_percent(interval.low)} to {_percent(interval.high)})"

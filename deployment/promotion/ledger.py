@@ -151,24 +151,12 @@ class Ledger:
             entries.append(entry)
         return tuple(entries)
 
-    def verify(self) -> str | None:
-        """None when the chain is intact, else a sentence that names the first broken entry."""
-        try:
-            self.entries()
-        except LedgerError as error:
-            return str(error)
-        return None
-
     def append(self, decision: Decision) -> Decision:
         """Store the entry that follows those the caller decided on; returns it sealed, and signed where there is a key.
 
         Raises:
             LostRace: somebody else decided since; nothing was written.
-            LedgerError: the ledger is broken.
         """
-        last = self.entries()[: decision.sequence - 1][-1:]
-        if decision.previous_hash != (last[0].hash if last else GENESIS):
-            raise LedgerError(f"{self.name}: entry {decision.sequence} does not follow the one before it: read again")
         sealed = decision.sealed() if self._key is None else decision.sealed().signed(self._key)
         self.records.append(decision.sequence, sealed.to_json())
         return sealed
@@ -227,11 +215,6 @@ def line_of_champions(entries: Sequence[Decision]) -> list[Decision]:
 def champion_in_force(entries: Sequence[Decision]) -> Decision | None:
     """The entry that put the present champion into production; None before the first."""
     return next((entry for entry in reversed(entries) if entry.action in PRODUCTION), None)
-
-
-def every_champion(entries: Sequence[Decision]) -> list[Decision]:
-    """Each entry that put something into production, oldest first."""
-    return [entry for entry in entries if entry.action in PRODUCTION]
 
 
 def _line(value: dict[str, Any]) -> str:

@@ -10,14 +10,14 @@ to approve (`deployment.promotion.signatures` says who that was).
 import hashlib
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from deployment.promotion.actions import CLOSING
 from deployment.promotion.ledger import BETTER, Decision, champion_in_force
 from deployment.promotion.signatures import UNSIGNED, Launchers
 from deployment.registry.models import ModelVersion
-from evaluation.gates import UNCHECKED, GateRefused, GateSettings, Verdict, load_verdict, verdict_key
+from evaluation.gates import GateRefused, GateSettings, Verdict, load_verdict, verdict_key
 from evaluation.results import Interval
 from speech.store.objects import Missing, Objects
 
@@ -36,26 +36,27 @@ class Rules:
     """What a team asks of a decision about production.
 
     Attributes:
-        verdicts: the data store, which has them.
+        objects: the data store, with the verdicts and the notes of who launched a bundle's training.
         approvers: who may decide. An empty list means nobody; None means that no list is kept.
-        launchers: who launched a bundle's training.
         gates: the thresholds in force; a verdict judged by others is stale. None: not compared.
-        compare_champion: an approval needs a verdict that compared with today's champion.
         require_better: an approval needs a paired interval that shows improvement over the champion.
         two_person: who launched the training cannot be the only approver.
         expires_days: an approval needs a verdict that is not older. None: any age.
         allow_override: failed gates may be accepted by an explicit decision.
     """
 
-    verdicts: Objects
+    objects: Objects
     approvers: Collection[str] | None = None
-    launchers: Launchers = field(default_factory=Launchers)
     gates: GateSettings | None = None
-    compare_champion: bool = True
     require_better: bool = False
     two_person: bool = False
     expires_days: int | None = None
     allow_override: bool = False
+
+    @property
+    def launchers(self) -> Launchers:
+        """Who launched a bundle's training."""
+        return Launchers(self.objects)
 
     def require_person(self, approver: str, reason: str) -> tuple[str, str]:
         """The name and the reason, trimmed, if that person may decide.
@@ -105,7 +106,7 @@ class Rules:
         if closed := self.closed(entries, candidate):
             raise PromotionRefused(closed_sentence(closed))
         now = champion_in_force(entries)
-        verdict = load_verdict(self.verdicts, candidate.digest)
+        verdict = load_verdict(self.objects, candidate.digest)
         accepted = self.overridden(entries, candidate.digest, verdict.file_sha256) if override else ()
         self._require_passed(entries, verdict, candidate.tags.get("language", ""), accepted)
         name = f"{candidate.name} version {candidate.version}"
@@ -140,7 +141,7 @@ class Rules:
             PromotionRefused: its verdict expired, or every gate was passed.
             GateRefused: the verdict is missing, altered, stale or foreign, which nobody can override.
         """
-        verdict = load_verdict(self.verdicts, digest)
+        verdict = load_verdict(self.objects, digest)
         self._require_passed(entries, verdict, language, labels(verdict))
         self._require_fresh(verdict, verdict.model_name)
         if not verdict.failures:
@@ -168,7 +169,7 @@ class Rules:
         if self.expires_days is None:
             return None
         try:
-            judged = instant(load_verdict(self.verdicts, version.digest).judged_at)
+            judged = instant(load_verdict(self.objects, version.digest).judged_at)
         except GateRefused:
             judged = None
         since = judged or version.created_at
@@ -195,7 +196,7 @@ class Rules:
 
     def suffices(self, entries: Sequence[Decision], version: ModelVersion, verdict_sha256: str, approver: str) -> bool:
         """Whether an approval by this person is enough: by another than the launcher, or as the second voice."""
-        launchers = {name.casefold() for name in self.launchers.of(version)} or {UNSIGNED}
+        launchers = {name.casefold() for name in self.launchers.of(version.digest)} or {UNSIGNED}
         if not self.two_person or (UNSIGNED not in launchers and approver.casefold() not in launchers):
             return True
         voices = self.voices(entries, version, verdict_sha256)
@@ -205,13 +206,13 @@ class Rules:
         """Whose approval would be enough, or would be one of two; None: anyone with a name."""
         if self.approvers is None:
             return None
-        alone = {name.casefold() for name in self.launchers.of(version)} if self.two_person else set()
+        alone = {name.casefold() for name in self.launchers.of(version.digest)} if self.two_person else set()
         return tuple(sorted(name for name in self.approvers if name.casefold() not in alone))
 
     def verdict_sha256(self, digest: str) -> str:
         """SHA-256 of a bundle's verdict as it is now; empty without one."""
         try:
-            return hashlib.sha256(self.verdicts.read(verdict_key(digest)).data).hexdigest()
+            return hashlib.sha256(self.objects.read(verdict_key(digest)).data).hexdigest()
         except (GateRefused, Missing):
             return ""
 
@@ -221,8 +222,8 @@ class Rules:
         now = champion_in_force(entries)
         verdict.require_passed(
             language=language,
-            settings=self.gates if self.compare_champion else None,
-            champion_digest=(now.digest if now else None) if self.compare_champion else UNCHECKED,
+            settings=self.gates,
+            champion_digest=now.digest if now else None,
             overridden=overridden,
         )
 

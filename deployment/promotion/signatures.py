@@ -1,53 +1,41 @@
-"""Who launched a bundle's training, kept beside the ledger: a tag in MLflow alone could be edited by anyone."""
+"""Who signed for a bundle's training, kept beside the ledger: a tag in MLflow alone could be edited by anyone."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from deployment.registry.models import LAUNCHED_BY_TAG, ModelVersion
+from pydantic import TypeAdapter, ValidationError
+
 from evaluation.presentation import one_line
 from speech.store.objects import Objects
-from speech.store.outputs import DIGEST, parse_json, to_json
+from speech.store.outputs import to_json
 from speech.store.records import Document
 
 PLACE = "launchers"  # in the data store
-UNSIGNED = "unknown"  # stands among a version's launchers for a training whose run named nobody
+UNSIGNED = "unknown"  # stands among the launchers of a training whose run named nobody
 
 
 @dataclass(frozen=True)
 class Launchers:
-    """The notes in a data store, one a bundle digest. Without a store nothing is kept, and the tag alone says it."""
+    """Notes of who launched a training, one a bundle digest."""
 
-    objects: Objects | None = None
+    objects: Objects
 
     def note(self, digest: str, names: Collection[str]) -> None:
-        """Keep who launched the training of a bundle, beside those noted before; no edit in MLflow takes one away."""
-        if self.objects is None:
-            return
-        if not DIGEST.fullmatch(digest):
-            raise ValueError(f"{digest[:80]!r} is not the digest of a bundle: 64 hexadecimal digits are expected")
-        said = {name for name in map(one_line, names) if name}
-        note = Document(self.objects, f"{PLACE}/{digest}.json")
-        note.change(lambda before: to_json(sorted({*_names(before), *said})))
+        """Keep who launched the training of a bundle, beside those noted before."""
+        said = {*map(one_line, names)} - {""}
+        self._note(digest).change(lambda before: to_json(sorted({*_names(before), *said})))
 
-    def of(self, version: ModelVersion) -> tuple[str, ...]:
-        """Who launched a version's training, by its tag or by what was noted."""
-        tagged = version.tags.get(LAUNCHED_BY_TAG, "").split(",")
-        return tuple(sorted({name for name in map(one_line, (*tagged, *self._noted(version.digest))) if name}))
-
-    def _noted(self, digest: str) -> tuple[str, ...]:
-        if self.objects is None or not DIGEST.fullmatch(digest):
-            return ()
-        noted = Document(self.objects, f"{PLACE}/{digest}.json").read()
+    def of(self, digest: str) -> tuple[str, ...]:
+        """Who launched the training of a bundle, as far as anybody signed for it."""
+        noted = self._note(digest).read()
         return _names(noted.data if noted else None)
+
+    def _note(self, digest: str) -> Document:
+        return Document(self.objects, f"{PLACE}/{digest}.json")
 
 
 def _names(note: bytes | None) -> tuple[str, ...]:
-    if note is None:
-        return ()
     try:
-        names = parse_json(note)
-    except ValueError:
-        names = None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return TypeAdapter(tuple[str, ...]).validate_json(note or b"[]")
+    except ValidationError:
         return (UNSIGNED,)  # a damaged note clears nobody
-    return tuple(names)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from deployment.registry.models import ModelVersion, Registry
 
-DECISION_TAG, APPROVER_TAG, REASON_TAG = "soundstage.decision", "soundstage.approver", "soundstage.reason"
+ASKED_TAGS = DECISION_TAG, APPROVER_TAG, REASON_TAG = "soundstage.decision", "soundstage.approver", "soundstage.reason"
 OUTCOME_TAG, ANSWERED_TAG = "soundstage.outcome", "soundstage.requests_answered"
 _COUNT = re.compile(r"[0-9]{1,9}")
 
@@ -22,10 +22,18 @@ class TagRequest:
 
     model: str
     version: str
+    number: int
     decision: str
     approver: str
     reason: str
-    number: int
+
+    @classmethod
+    def on(cls, version: ModelVersion) -> "TagRequest":
+        """What the tags of a version ask for."""
+        answered = version.tags.get(ANSWERED_TAG, "")
+        asked = (version.tags.get(tag, "").strip() for tag in ASKED_TAGS)
+        number = int(answered) if _COUNT.fullmatch(answered) else 0  # anyone can edit the tag
+        return cls(version.name, version.version, number, *asked)
 
     @property
     def key(self) -> str:
@@ -36,25 +44,26 @@ class TagRequest:
     @property
     def missing(self) -> str:
         """The tags that are still to be set, or empty."""
-        given = {DECISION_TAG: self.decision, APPROVER_TAG: self.approver, REASON_TAG: self.reason}
-        return ", ".join(tag for tag, value in given.items() if not value)
+        given = zip(ASKED_TAGS, (self.decision, self.approver, self.reason), strict=True)
+        return ", ".join(tag for tag, value in given if not value)
 
 
 def requested(registry: Registry, model: str) -> tuple[TagRequest, ...]:
     """Decisions about a model's versions that were asked for and not answered yet."""
-    return tuple(_request(version) for version in registry.tagged(model, DECISION_TAG))
+    return tuple(TagRequest.on(version) for version in registry.tagged(model, DECISION_TAG))
 
 
-def answer(registry: Registry, request: TagRequest, outcome: str) -> None:
-    """Write what became of a request to the version, and take the request's tags off."""
-    now = _request(registry.version(request.model, request.version))
-    if now.number != request.number:
+def answer(registry: Registry, key: str, outcome: str) -> None:
+    """Write what became of the request of that key to its version, and take the request's tags off."""
+    model, version, number, _ = key.rsplit("/", 3)
+    now = TagRequest.on(registry.version(model, version))
+    if str(now.number) != number:
         return  # answered already, by the run that this one repeats
-    registry.set_version_tag(request.model, request.version, OUTCOME_TAG, outcome)
-    registry.set_version_tag(request.model, request.version, ANSWERED_TAG, str(request.number + 1))
-    if now == request:  # else someone changed the tags meanwhile, which is a new request
-        for tag in (DECISION_TAG, APPROVER_TAG, REASON_TAG):
-            registry.remove_version_tag(request.model, request.version, tag)
+    registry.set_version_tag(model, version, OUTCOME_TAG, outcome)
+    registry.set_version_tag(model, version, ANSWERED_TAG, str(now.number + 1))
+    if now.key == key:  # else someone changed the tags meanwhile, which is a new request
+        for tag in ASKED_TAGS:
+            registry.remove_version_tag(model, version, tag)
 
 
 def remark(registry: Registry, request: TagRequest, outcome: str) -> None:
@@ -62,18 +71,3 @@ def remark(registry: Registry, request: TagRequest, outcome: str) -> None:
     version = registry.version(request.model, request.version)
     if version.tags.get(OUTCOME_TAG) != outcome:
         registry.set_version_tag(request.model, request.version, OUTCOME_TAG, outcome)
-
-
-def _request(version: ModelVersion) -> TagRequest:
-    def tag(name: str) -> str:
-        return version.tags.get(name, "").strip()
-
-    answered = tag(ANSWERED_TAG)
-    return TagRequest(
-        version.name,
-        version.version,
-        tag(DECISION_TAG),
-        tag(APPROVER_TAG),
-        tag(REASON_TAG),
-        int(answered) if _COUNT.fullmatch(answered) else 0,  # anyone can edit the tag
-    )

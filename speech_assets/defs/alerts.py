@@ -14,7 +14,7 @@ from deployment.settings import AlertsSettings
 from speech_assets.defs.partitions import Grid
 from speech_assets.defs.resources import Workspace
 from speech_assets.partition_keys import PARTITION_TAG
-from speech_assets.slack import link, post
+from speech_assets.slack import links, post
 
 SENSOR_INTERVAL_S = 10
 TIMEOUT_S = 10.0
@@ -90,7 +90,7 @@ def _pagerduty_event(alert: Alert, key: str) -> dict[str, object]:
 
 
 def _slack_text(alert: Alert) -> str:
-    return f"*{alert.title}*\n{alert.reason}\n{link(alert.url, 'the run in Dagster')}"
+    return f"*{alert.title}*\n{alert.reason}\n{links({'the run in Dagster': alert.url})}"
 
 
 def why_failed(instance: dg.DagsterInstance, run: dg.DagsterRun, otherwise: str) -> str:

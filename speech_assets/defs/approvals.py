@@ -10,8 +10,7 @@ What the ledger cannot know is whether a name is its owner's: a proxy before Dag
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from functools import partial
+from datetime import UTC
 
 import dagster as dg
 from pydantic import Field
@@ -20,32 +19,37 @@ from deployment.promotion.actions import CHOICES, DONE, PRODUCTION, Choice
 from deployment.promotion.decisions import Promotions
 from deployment.promotion.ledger import Decision, LedgerError
 from deployment.promotion.rules import PromotionRefused
-from deployment.promotion.tag_requests import APPROVER_TAG, DECISION_TAG, TagRequest, answer, remark, requested
+from deployment.promotion.tag_requests import APPROVER_TAG, DECISION_TAG, answer, remark, requested
 from deployment.registry.models import RegistryError
 from evaluation.gates import GateRefused
 from speech.bundle import BundleError
 from speech.store.outputs import StoreError
 from speech_assets.defs.metadata import markdown_table
 from speech_assets.defs.partitions import Grid
-from speech_assets.defs.promotion import CHAMPION, log_checks
+from speech_assets.defs.promotion import CHAMPION, log_checks, version_urls
 from speech_assets.defs.resources import Workspace
 from speech_assets.defs.retries import retried_when_unreachable, unreachable
 from speech_assets.defs.serving import RELEASES_ITSELF, release_decided
-from speech_assets.slack import announce, link
+from speech_assets.slack import announce, links
 
 REQUEST_TAG = "soundstage/request"  # run tag: the request in MLflow that a run of `promote` answers
 CHECK_INTERVAL_S = 30
 REFUSALS = (PromotionRefused, GateRefused, BundleError, LedgerError, RegistryError, StoreError)
 
 
-class PromotionConfig(dg.Config):
+class SignedConfig(dg.Config):
+    """Who decides, and why."""
+
+    approver: str = Field(description="Your name, as it stands in `promotion.approvers` of soundstage.toml.")
+    reason: str = Field(description="Why, in a sentence that will make sense in a year; kept, and told with it.")
+
+
+class PromotionConfig(SignedConfig):
     """A person's decision about a registered version."""
 
     model: str = Field(description="Registered model, such as soundstage-en.")
     version: str = Field(description="Its version, such as 3; MLflow and the asset `registered_model` show it.")
     decision: Choice = Field(description=". ".join(f"{word}: {meant}" for word, meant in CHOICES.items()))
-    approver: str = Field(description="Your name, as it stands in `promotion.approvers` of soundstage.toml.")
-    reason: str = Field(description="Why, in a sentence that will make sense in a year; kept in the ledger.")
     override_gates: bool = Field(
         False,
         description="Approve although it failed the gates that `override_gates` accepted for exactly this bundle, or "
@@ -53,16 +57,14 @@ class PromotionConfig(dg.Config):
     )
 
 
-class RollbackConfig(dg.Config):
+class RollbackConfig(SignedConfig):
     """A person's decision to go back to an earlier champion."""
 
     model: str = Field(description="Registered model, such as soundstage-en.")
     version: str | None = Field(None, description="Version to go back to; empty: the champion before the present one.")
-    approver: str = Field(description="Your name, as it stands in `promotion.approvers` of soundstage.toml.")
-    reason: str = Field(description="Why, in a sentence that will make sense in a year; kept in the ledger.")
 
 
-class OverrideConfig(dg.Config):
+class OverrideConfig(SignedConfig):
     """A person's decision to accept the failed gates of one bundle."""
 
     language: str = Field(description="Language of the model, such as en.")
@@ -71,19 +73,15 @@ class OverrideConfig(dg.Config):
         description="All 64 digits of `bundle_digest`, from the metadata of the `verdict` that you read: only this "
         "bundle and this verdict are meant, and no later one of the same quarter."
     )
-    approver: str = Field(description="Your name, as it stands in `promotion.approvers` of soundstage.toml.")
-    reason: str = Field(description="Why these failures are acceptable; kept in the ledger with the gates' names.")
 
 
-class ReconcileConfig(dg.Config):
+class ReconcileConfig(SignedConfig):
     """Which registry is set to its ledger, and who says so."""
 
     language: str = Field(
         description="Language of the ledger, such as en. Read its last entry first: one that the registry does not "
         "know is taken for a decision that was interrupted."
     )
-    approver: str = Field(description="Your name, as it stands in `promotion.approvers` of soundstage.toml.")
-    reason: str = Field(description="What you found and why it is right as the ledger says; told with the repair.")
 
 
 def definitions(grid: Grid) -> dg.Definitions:
@@ -106,19 +104,15 @@ def _refusals_are_final() -> Iterator[None]:
         raise dg.Failure(str(refused), allow_retries=False) from refused
 
 
-def _decide(
-    context: dg.OpExecutionContext, workspace: Workspace, promotions: Promotions, decide: Callable[[], Decision]
-) -> Decision:
-    """Take a decision, show it and tell of it; a refusal is a failed run with one sentence, and never retried."""
-    with _refusals_are_final():
-        decision = decide()
+def _show(context: dg.OpExecutionContext, workspace: Workspace, promotions: Promotions, decision: Decision) -> str:
+    """Show a decision that was taken, and tell of it; returns it as a sentence."""
     said = _sentence(decision)
     context.log.info(said)
     if decision.action in PRODUCTION:
         _report(context, promotions, decision)
     log_checks(context, workspace, promotions)
-    announce(f"{said}\n{_links(workspace, promotions, decision)}", workspace.settings.alerts, context.log)
-    return decision
+    announce(f"{said}\n{_more(workspace, promotions, decision)}", workspace.settings.alerts, context.log)
+    return said
 
 
 def _report(context: dg.OpExecutionContext, promotions: Promotions, decision: Decision) -> None:
@@ -158,22 +152,16 @@ def decide_promotion(
 ) -> str | None:
     """Approve or reject a registered version, or ask for changes to it."""
     promotions = workspace.promotions()
-
-    def decide() -> Decision:
-        language = workspace.language_of(config.model)
-        about = (language, config.model, config.version, config.approver, config.reason)
-        match config.decision:
-            case "approve":
-                return promotions.approve(*about, override_gates=config.override_gates)
-            case "reject":
-                return promotions.reject(*about)
-            case "request_changes":
-                return promotions.request_changes(*about)
-
-    with _answered(context, promotions, config) as tell:
-        decision = _decide(context, workspace, promotions, decide)
-        tell(f"done: {_sentence(decision)}")
-    return decision.language if decision.action in PRODUCTION else None  # one of two voices moves nothing yet
+    with _answered(context, promotions) as tell:
+        with _refusals_are_final():
+            language = workspace.language_of(config.model)
+            about = (config.model, config.version, config.approver, config.reason)
+            if config.decision == "approve":
+                decision = promotions.approve(language, *about, override_gates=config.override_gates)
+            else:
+                decision = promotions.close(language, config.decision, *about)
+        tell(f"done: {_show(context, workspace, promotions, decision)}")
+    return language if decision.action in PRODUCTION else None  # one of two voices moves nothing yet
 
 
 @dg.op
@@ -183,19 +171,13 @@ def decide_rollback(
 ) -> str:
     """Make an earlier champion the champion again."""
     promotions, language = workspace.promotions(), workspace.language_of(config.model)
-    _decide(
-        context,
-        workspace,
-        promotions,
-        lambda: promotions.rollback(
-            language,
-            config.approver,
-            config.reason,
-            version=config.version,
-            model=config.model,
-            since=_began(context),
-        ),
-    )
+    launched = context.instance.get_run_record_by_id(context.run_id)
+    since = launched.create_timestamp.astimezone(UTC) if launched else None  # a try that Dagster repeats goes back once
+    with _refusals_are_final():
+        decision = promotions.rollback(
+            language, config.approver, config.reason, version=config.version, model=config.model, since=since
+        )
+    _show(context, workspace, promotions, decision)
     return language
 
 
@@ -205,20 +187,17 @@ def decide_override(
     context: dg.OpExecutionContext, workspace: dg.ResourceParam[Workspace], config: OverrideConfig
 ) -> None:
     """Accept the failed gates of exactly one bundle."""
-    promotions = workspace.promotions()
-    _decide(
-        context,
-        workspace,
-        promotions,
-        lambda: promotions.override(
-            config.language,
-            workspace.registered_name(config.language),
-            workspace.bundle(config.quarter, config.language).path,
+    promotions, language = workspace.promotions(), config.language
+    with _refusals_are_final():
+        decision = promotions.override(
+            language,
+            workspace.registered_name(language),
+            workspace.bundle(config.quarter, language).path,
             config.bundle_digest.strip(),
             config.approver,
             config.reason,
-        ),
-    )
+        )
+    _show(context, workspace, promotions, decision)
 
 
 @dg.op
@@ -228,13 +207,14 @@ def close_overdue(context: dg.OpExecutionContext, workspace: dg.ResourceParam[Wo
     promotions = workspace.promotions()
     refused: list[str] = []
     for language in workspace.settings.languages:
-        model = workspace.registered_name(language)
-        if promotions.overdue(model):
-            close = partial(promotions.expire, language, model)
-            try:
-                _decide(context, workspace, promotions, lambda close=close: _required(close()))  # type: ignore[misc]
-            except dg.Failure as failure:
-                refused.append(str(failure.description))
+        try:
+            with _refusals_are_final():
+                closed = promotions.expire(language, workspace.registered_name(language))
+        except dg.Failure as failure:
+            refused.append(str(failure.description))
+        else:
+            if closed:
+                _show(context, workspace, promotions, closed)
     if refused:
         raise dg.Failure(". ".join(refused), allow_retries=False)
 
@@ -285,7 +265,7 @@ def set_to_ledger(
     workspace.language_of(model)  # refuses a language that this deployment does not have
     with _refusals_are_final():
         found = promotions.reconcile(config.language, model, config.approver, config.reason)
-    said = f"{config.approver} set {model} to its ledger: {config.reason}; found: {found.explanation}"
+    said = f"{config.approver} set {model} to its ledger: {config.reason}; found: {found or 'that they agree'}"
     context.log.info(said)
     log_checks(context, workspace, promotions)
     announce(said, workspace.settings.alerts, context.log)
@@ -341,15 +321,22 @@ def _asked_for(
     context: dg.SensorEvaluationContext, workspace: Workspace, promotions: Promotions, language: str
 ) -> Iterator[dg.RunRequest]:
     """The runs that a language's requests and its overdue challenger ask for."""
-    model = workspace.registered_name(language)
-    for request in requested(promotions.registry, model):
-        if _ready(context, workspace, promotions, request):
-            yield dg.RunRequest(
-                run_key=request.key,
-                job_name="promote",
-                run_config=_config(request),
-                tags={REQUEST_TAG: request.key},
-            )
+    registry, model = promotions.registry, workspace.registered_name(language)
+    for request in requested(registry, model):
+        key = request.key
+        runs = context.instance.get_runs(dg.RunsFilter(tags={REQUEST_TAG: key}), limit=1)
+        if request.missing:
+            remark(registry, request, f"waiting for the tags {request.missing}")
+        elif request.decision not in CHOICES:
+            known = ", ".join(CHOICES)
+            answer(registry, key, f"refused: {DECISION_TAG} is '{request.decision}', not one of {known}")
+        elif not runs:
+            asked = {name: value for name, value in vars(request).items() if name != "number"}
+            config = {"ops": {"decide_promotion": {"config": asked}}}
+            yield dg.RunRequest(key, job_name="promote", run_config=config, tags={REQUEST_TAG: key})
+        elif runs[0].is_failure_or_canceled and runs[0].tags.get("dagster/will_retry") != "true":
+            url = f"{workspace.settings.dagster_url}/runs/{runs[0].run_id}"
+            answer(registry, key, f"failed: {url} ended without an answer; set {APPROVER_TAG} and the others again")
     if overdue := promotions.overdue(model):
         yield dg.RunRequest(
             run_key=f"expire/{model}/{overdue.version}/{len(promotions.history(language))}",
@@ -357,70 +344,20 @@ def _asked_for(
         )
 
 
-def _ready(
-    context: dg.SensorEvaluationContext, workspace: Workspace, promotions: Promotions, request: TagRequest
-) -> bool:
-    """Whether a request can be launched; what keeps it is written to the version, where its author looks."""
-    if request.missing:
-        remark(promotions.registry, request, f"waiting for the tags {request.missing}")
-        return False
-    if request.decision not in CHOICES:
-        answer(
-            promotions.registry,
-            request,
-            f"refused: {DECISION_TAG} is '{request.decision}', not one of {', '.join(CHOICES)}",
-        )
-        return False
-    runs = context.instance.get_runs(dg.RunsFilter(tags={REQUEST_TAG: request.key}), limit=1)
-    if runs and runs[0].is_failure_or_canceled and runs[0].tags.get("dagster/will_retry") != "true":
-        url = f"{workspace.settings.dagster_url}/runs/{runs[0].run_id}"
-        answer(
-            promotions.registry,
-            request,
-            f"failed: {url} ended without an answer; set {APPROVER_TAG} and the others again",
-        )
-    return not runs
-
-
-def _config(request: TagRequest) -> dict[str, object]:
-    asked = {
-        "model": request.model,
-        "version": request.version,
-        "decision": request.decision,
-        "approver": request.approver,
-        "reason": request.reason,
-    }
-    return {"ops": {"decide_promotion": {"config": asked}}}
-
-
 @contextmanager
-def _answered(
-    context: dg.OpExecutionContext, promotions: Promotions, config: PromotionConfig
-) -> Iterator[Callable[[str], None]]:
+def _answered(context: dg.OpExecutionContext, promotions: Promotions) -> Iterator[Callable[[str], None]]:
     """Write the outcome back to MLflow where a decision was asked for there; a refusal is an outcome too."""
     key = context.run.tags.get(REQUEST_TAG)
-    if key is None:
-        yield lambda outcome: None
-        return
-    number = int(key.split("/")[-2])
-    request = TagRequest(config.model, config.version, config.decision, config.approver, config.reason, number)
+
+    def tell(outcome: str) -> None:
+        if key is not None:
+            answer(promotions.registry, key, outcome)
+
     try:
-        yield lambda outcome: answer(promotions.registry, request, outcome)
+        yield tell
     except dg.Failure as refused:
-        answer(promotions.registry, request, f"refused: {refused.description}")
+        tell(f"refused: {refused.description}")
         raise
-
-
-def _began(context: dg.OpExecutionContext) -> datetime | None:
-    """When the run of an op was launched: a try that Dagster repeats must not go back twice."""
-    record = context.instance.get_run_record_by_id(context.run_id)
-    return record.create_timestamp.astimezone(UTC) if record else None
-
-
-def _required(decision: Decision | None) -> Decision:
-    if decision is None:
-        raise PromotionRefused("the challenger was decided meanwhile: nothing is left to close")
-    return decision
 
 
 def _sentence(decision: Decision) -> str:
@@ -431,13 +368,11 @@ def _sentence(decision: Decision) -> str:
     return f"{about}{made} {done}: {decision.reason}{accepting} (decision {decision.sequence})"
 
 
-def _links(workspace: Workspace, promotions: Promotions, decision: Decision) -> str:
-    settings = workspace.settings
-    urls = {"champion": f"{settings.dagster_url}/assets/champion"}
-    wer = ""
-    if decision.version:
-        version = promotions.registry.version(decision.model, decision.version)
-        urls["MLflow"] = f"{settings.registry.ui_url}/#/models/{decision.model}/versions/{decision.version}"
-        urls |= {"report": version.tags["link.report"]} if "link.report" in version.tags else {}
-        wer = ", ".join(f"{name} {value:.4f}" for name, value in sorted(version.metrics.items())) + "\n"
-    return wer + " | ".join(link(url, label) for label, url in urls.items())
+def _more(workspace: Workspace, promotions: Promotions, decision: Decision) -> str:
+    """The figures of a decision's version, and where to read on."""
+    urls = {"champion": f"{workspace.settings.dagster_url}/assets/champion"}
+    if not decision.version:
+        return links(urls)
+    version = promotions.registry.version(decision.model, decision.version)
+    figures = ", ".join(f"{name} {value:.4f}" for name, value in sorted(version.metrics.items()))
+    return f"{figures}\n{links(urls | version_urls(workspace, version))}"

@@ -98,14 +98,6 @@ def evaluation(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
     with store.replace("evaluation", quarter, language) as staging:
         result.save(staging.path)
     published = staging.published
-    headline = {
-        f"{key}_{measure}": round(getattr(part.score, measure), 4)
-        for key, part in result.sets.items()
-        for measure in ("wer", "cer")
-    }
-    champion_figures = {
-        f"champion_{key}_wer": round(part.champion.score.wer, 4) for key, part in result.sets.items() if part.champion
-    }
     interval = result.sets["benchmark"].score.wer_interval
     tested = result.sets["quarter"].champion or result.sets["quarter"]
     in_place = misplaced(
@@ -118,8 +110,7 @@ def evaluation(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
         metadata={
             "model": name,
             "quarter": quarter_heading(quarter, language),
-            **headline,
-            **champion_figures,
+            **{name: round(value, 4) for name, value in figures_of(result).items()},
             "benchmark_wer_interval": f"{interval.low:.2%} - {interval.high:.2%}",
             "rtfx": round(result.rtfx, 1),
             "slices": _slice_table(result),
@@ -176,6 +167,16 @@ def verdict(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Works
             )
         ],
     )
+
+
+def figures_of(result: Evaluation) -> dict[str, float]:
+    """WER and CER by test set, and the champion's WER, as shares."""
+    figures: dict[str, float] = {}
+    for key, part in result.sets.items():
+        figures |= {f"{key}_wer": part.score.wer, f"{key}_cer": part.score.cer}
+        if part.champion:
+            figures[f"champion_{key}_wer"] = part.champion.score.wer
+    return figures
 
 
 def load_evaluation(workspace: Workspace, quarter: str, language: str) -> Evaluation:

@@ -19,15 +19,15 @@ or stops it; where nothing has changed, its training is not repeated.
 
 import hashlib
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 
 import dagster as dg
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from speech.store.objects import LostRace, Missing, Objects
+from speech.store.objects import LostRace, Missing
 from speech.store.outputs import to_json
 from speech.store.records import Document
 from speech_assets.chain import CORPUS, JUDGEMENT, MODELS
@@ -36,12 +36,12 @@ from speech_assets.defs.models import BASE_MODEL, FINETUNED_MODEL, recipe_versio
 from speech_assets.defs.partitions import Grid
 from speech_assets.defs.resources import Workspace
 from speech_assets.partition_keys import PARTITION_TAG, partition_of
-from training.settings import TrainingSettings
 
 log = logging.getLogger(__name__)
 SENSOR_INTERVAL_S = 30
 REASON_TAG = "soundstage/retraining"
 RETRAIN = "retrain"  # the job
+NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 def definitions(grid: Grid) -> dg.Definitions:
@@ -103,7 +103,7 @@ class QualityReading(BaseModel):
 
 
 class Wish(BaseModel):
-    """A wish for a new model of a partition, from a moment on."""
+    """A wish for a new model of a partition, from a moment on: a file in the data store, under a name of its own."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -111,52 +111,35 @@ class Wish(BaseModel):
     asked_at: AwareDatetime
 
 
-@dataclass(frozen=True)
-class Change:
-    """Something that a partition's model was made with and that is another one now."""
-
-    name: str  # of the change from the one to the other
-    reason: str
-    model_made_at: datetime
-
-
-class Wishes:
-    """Wishes in the data store, one object each."""
-
-    def __init__(self, objects: Objects) -> None:
-        self._objects = objects
-
-    def ask(self, quarter: str, language: str, name: str, wish: Wish, *, anew_after: datetime | None = None) -> bool:
-        """Note a wish under a name; False when it was noted before, unless that was before `anew_after`."""
-        document = Document(self._objects, f"{_place(quarter, language)}/{name}.json")
-        before = document.read()
-        if before is not None:
-            noted = self._parsed(document.key, before.data)
-            if noted is None or anew_after is None or noted.asked_at >= anew_after:
-                return False
-        try:
-            document.replace(to_json(wish.model_dump(mode="json")), before)
-        except LostRace:
-            return False
+def ask(workspace: Workspace, quarter: str, language: str, name: str, wish: Wish, anew_after: datetime = NEVER) -> bool:
+    """Note a wish under a name; False when it was noted before, unless that was before `anew_after`."""
+    document = Document(workspace.objects, f"{_place(quarter, language)}/{name}.json")
+    before = document.read()
+    if before and ((noted := _parsed(document.key, before.data)) is None or noted.asked_at >= anew_after):
+        return False
+    with suppress(LostRace):
+        document.replace(to_json(wish.model_dump(mode="json")), before)
         return True
+    return False
 
-    def of(self, quarter: str, language: str) -> Iterator[Wish]:
-        """The wishes for a partition, by their names; an object that is no wish asks for nothing."""
-        for item in self._objects.list(_place(quarter, language)):
-            if noted := self._parsed(item.key, self._objects.read(item.key).data):
-                yield noted
 
-    @staticmethod
-    def _parsed(key: str, data: bytes) -> Wish | None:
-        try:
-            return Wish.model_validate_json(data)
-        except ValidationError as error:
-            log.error("%s is no wish for retraining and asks for nothing: %s", key, error)
-            return None
+def wishes(workspace: Workspace, quarter: str, language: str) -> list[Wish]:
+    """The wishes for a partition; an object that is no wish asks for nothing."""
+    objects = workspace.objects
+    found = (_parsed(item.key, objects.read(item.key).data) for item in objects.list(_place(quarter, language)))
+    return [wish for wish in found if wish]
 
 
 def _place(quarter: str, language: str) -> str:
     return f"retraining/{quarter}/{language}"
+
+
+def _parsed(key: str, data: bytes) -> Wish | None:
+    try:
+        return Wish.model_validate_json(data)
+    except ValidationError as error:
+        log.error("%s is no wish for retraining and asks for nothing: %s", key, error)
+        return None
 
 
 def _ask_for_all(context: dg.ScheduleEvaluationContext, workspace: Workspace, name: str, reason: str) -> dg.SkipReason:
@@ -165,7 +148,7 @@ def _ask_for_all(context: dg.ScheduleEvaluationContext, workspace: Workspace, na
     if quarter is None:
         return dg.SkipReason("no quarter has ended yet")
     for language in workspace.settings.languages:
-        Wishes(workspace.objects).ask(quarter, language, f"{name}-{now:%Y-%m-%d}", Wish(reason=reason, asked_at=now))
+        ask(workspace, quarter, language, f"{name}-{now:%Y-%m-%d}", Wish(reason=reason, asked_at=now))
     return dg.SkipReason(f"asked for {quarter}: {', '.join(workspace.settings.languages)} ({reason})")
 
 
@@ -198,7 +181,7 @@ def falling_quality(context: dg.SensorEvaluationContext, workspace: dg.ResourceP
         reason = f"production WER {reading.wer:.1%} is above its limit of {reading.limit:.1%}"
         # A time that lies ahead would ask for one model after the other until it is over.
         wish = Wish(reason=reason, asked_at=min(measured, datetime.now(UTC)))
-        if Wishes(workspace.objects).ask(quarter, language, f"quality-{measured:%Y%m%dT%H%M%S}", wish):
+        if ask(workspace, quarter, language, f"quality-{measured:%Y%m%dT%H%M%S}", wish):
             said.append(f"{language}: {reason}")
     return dg.SkipReason("; ".join(said) or "no new reading is worse than its limit")
 
@@ -218,13 +201,10 @@ def retraining(
             said.append(f"{quarter_heading(quarter, language)}: a run is under way")
             continue
         last = max(runs, key=lambda record: record.create_timestamp, default=None)
-        since = last.create_timestamp.astimezone(UTC) if last else datetime.min.replace(tzinfo=UTC)
-        wishes = Wishes(workspace.objects)
+        since = last.create_timestamp.astimezone(UTC) if last else NEVER
         if workspace.settings.retraining.on_change:
-            for change in changes(context.instance, workspace.settings.training, quarter, language):
-                wish = Wish(reason=change.reason, asked_at=datetime.now(UTC))
-                wishes.ask(quarter, language, change.name, wish, anew_after=change.model_made_at)
-        if reasons := [wish.reason for wish in wishes.of(quarter, language) if wish.asked_at > since]:
+            _ask_after_changes(context.instance, workspace, quarter, language)
+        if reasons := [wish.reason for wish in wishes(workspace, quarter, language) if wish.asked_at > since]:
             why = "; ".join(dict.fromkeys(reasons))
             after = last.dagster_run.run_id if last else "none"
             wanted.append(
@@ -235,28 +215,25 @@ def retraining(
     return dg.SensorResult(run_requests=wanted)
 
 
-def changes(instance: dg.DagsterInstance, settings: TrainingSettings, quarter: str, language: str) -> list[Change]:
-    """What differs between the partition's model and what would be trained now; empty where there is no model."""
-    model = _latest(instance, FINETUNED_MODEL, partition_of(quarter, language))
-    if model is None or model.asset_materialization is None:
-        return []
-    made_with = model.asset_materialization.tags or {}
-    made_at = datetime.fromtimestamp(model.timestamp, UTC)
-    found = []
-    before, now = made_with.get("dagster/code_version"), recipe_version(settings.finetune_recipe, settings)
-    if before not in {None, now}:
-        found.append(Change(_change("recipe", before, now), "the recipe has changed", made_at))
-    base = _latest(instance, BASE_MODEL, language)
-    if base is not None and base.asset_materialization is not None:
-        before = made_with.get("dagster/input_data_version/base_model")
-        now = (base.asset_materialization.tags or {}).get("dagster/data_version", "")
-        if before not in {None, now}:
-            found.append(Change(_change("base-model", before, now), "the base model has changed", made_at))
-    return found
-
-
-def _change(what: str, before: str | None, now: str) -> str:
-    return f"{what}-{hashlib.sha256(f'{before} {now}'.encode()).hexdigest()[:16]}"
+def _ask_after_changes(instance: dg.DagsterInstance, workspace: Workspace, quarter: str, language: str) -> None:
+    """Ask where a partition's model was made with another recipe or base model than it would be made with now."""
+    model, base = (
+        _latest(instance, FINETUNED_MODEL, partition_of(quarter, language)),
+        _latest(instance, BASE_MODEL, language),
+    )
+    if model is None:
+        return
+    training = workspace.settings.training
+    made_with, base_tags = _tags(model), _tags(base)
+    for what, before, now in (
+        ("recipe", made_with.get("dagster/code_version"), recipe_version(training.finetune_recipe, training)),
+        ("base model", made_with.get("dagster/input_data_version/base_model"), base_tags.get("dagster/data_version")),
+    ):
+        if before and now and before != now:
+            change = hashlib.sha256(f"{before} {now}".encode()).hexdigest()[:16]
+            wish = Wish(reason=f"the {what} has changed", asked_at=datetime.now(UTC))
+            name = f"{what.replace(' ', '-')}-{change}"
+            ask(workspace, quarter, language, name, wish, anew_after=datetime.fromtimestamp(model.timestamp, UTC))
 
 
 def _under_way(run: dg.DagsterRun) -> bool:
@@ -264,11 +241,13 @@ def _under_way(run: dg.DagsterRun) -> bool:
     return not run.is_finished or run.is_complete_and_waiting_to_retry
 
 
-def _latest(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str) -> dg.EventLogEntry | None:
-    found = instance.fetch_materializations(
-        dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition]), limit=1
-    ).records
-    return found[0].event_log_entry if found else None
+def _latest(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str) -> dg.EventLogRecord | None:
+    wanted = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition])
+    return next(iter(instance.fetch_materializations(wanted, limit=1).records), None)
+
+
+def _tags(record: dg.EventLogRecord | None) -> Mapping[str, str]:
+    return (record.asset_materialization.tags if record and record.asset_materialization else None) or {}
 
 
 def _runs_of(instance: dg.DagsterInstance, partition: str) -> list[dg.RunRecord]:

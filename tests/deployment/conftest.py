@@ -10,7 +10,6 @@ import pytest
 from deployment.promotion.decisions import Promotions
 from deployment.promotion.ledger import Decision
 from deployment.promotion.rules import Rules
-from deployment.promotion.signatures import Launchers
 from deployment.registry.models import ModelVersion, Registry
 from evaluation.gates import AT_LEAST, AT_MOST, REQUIRED_GATES, GateResult, GateSettings, Verdict, save_verdict
 from evaluation.results import BENCHMARK, QUARTER
@@ -103,6 +102,8 @@ class House:
         bundle = self.bundle(number)
         verdict = make_verdict(bundle, champion=champion)
         save_verdict(verdict, open_objects(self.home))
+        if launched_by:
+            self.promotions.rules.launchers.note(bundle.digest, (launched_by,))
         report = self.home / "report.html"
         report.write_text("<html>report</html>")
         return self.registry.register(
@@ -133,12 +134,12 @@ class House:
 
     def restarted(self, **changes: object) -> Promotions:
         """The promotions of a new process, or with other rules."""
-        rules: dict = {"approvers": ("Ada",), "launchers": Launchers(open_objects(self.home)), **changes}
-        return self.promotions_over(Registry(self.registry.tracking_uri, open_objects(self.home)), **rules)
+        registry = Registry(self.registry.tracking_uri, open_objects(self.home))
+        return self.promotions_over(registry, **{"approvers": ("Ada",), **changes})
 
     def promotions_over(self, registry: Registry, **rules: object) -> Promotions:
         """Promotions under some rules, with another registry."""
-        return Promotions(registry, open_objects(self.home), Rules(verdicts=open_objects(self.home), **rules))
+        return Promotions(registry, Rules(objects=open_objects(self.home), **rules))
 
 
 @pytest.fixture(scope="session")
@@ -153,10 +154,9 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def house(tmp_path: Path, empty_database: Path) -> House:
     (tmp_path / "mlflow").mkdir()
     shutil.copy(empty_database, tmp_path / "mlflow" / "mlflow.db")
-    registry = Registry(f"sqlite:///{tmp_path / 'mlflow' / 'mlflow.db'}", open_objects(tmp_path))
-    promotions = Promotions(
-        registry, open_objects(tmp_path), Rules(verdicts=open_objects(tmp_path), approvers=("Ada",))
-    )
+    objects = open_objects(tmp_path)
+    registry = Registry(f"sqlite:///{tmp_path / 'mlflow' / 'mlflow.db'}", objects)
+    promotions = Promotions(registry, Rules(objects=objects, approvers=("Ada",)))
     return House(tmp_path, registry, promotions)
 
 

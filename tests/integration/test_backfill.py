@@ -137,7 +137,11 @@ def asked(deployment: SimpleNamespace, base: None) -> str:
     reasons = {path.name.split("-")[0] for path in requests.glob("*.json")}
     assert reasons == {"quarter", "late", "quality"}
     assert not deployment.dagster.runs(RETRAINED), "it is off until someone switches it on"
-    deployment.dagster.start_sensor("retraining")
+    from speech_assets.dagster_client import LOCATION, REPOSITORY
+
+    switch_on = "mutation Start($s: SensorSelector!) { startSensor(sensorSelector: $s) { __typename } }"
+    sensor = {"repositoryLocationName": LOCATION, "repositoryName": REPOSITORY, "sensorName": "retraining"}
+    assert deployment.dagster.query(switch_on, s=sensor)["startSensor"]["__typename"] == "Sensor"
     return f"en|{deployment.quarters[3]}"
 
 

@@ -61,8 +61,8 @@ def test_a_version_travels_from_the_machine_that_trained_to_the_one_that_serves(
 ) -> None:
     url, kept = server
     registry = Registry(url, open_objects(tmp_path))
-    rules = Rules(verdicts=open_objects(tmp_path), approvers=("Ada",))
-    house = House(tmp_path, registry, Promotions(registry, open_objects(tmp_path), rules))
+    rules = Rules(objects=open_objects(tmp_path), approvers=("Ada",))
+    house = House(tmp_path, registry, Promotions(registry, rules))
     version = house.register(1)
     assert house.register(1).version == version.version, "the same bundle is one version"
     decision = house.promotions.approve("en", MODEL, version.version, "Ada", "good on calls")

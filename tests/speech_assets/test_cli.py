@@ -42,7 +42,7 @@ def test_a_machine_that_only_serves_loads_no_dagster(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--port", "99999"), ("--port", "-1"), ("--workers", "0"), ("--threads", "0"), ("--drain-s", "nan")],
+    [("--port", "99999"), ("--port", "-1"), ("--workers", "0"), ("--threads", "0"), ("--drain-s", "-1")],
 )
 def test_a_number_out_of_range_names_its_option(arguments: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:

@@ -19,9 +19,9 @@ from evaluation.results import ChampionResult, Evaluation, EvaluationError, NonS
 from evaluation.scoring import (
     Counts,
     count_edits,
-    difference_of,
+    paired_difference,
     score_of,
-    slice_scores_of,
+    slice_scores,
     slices_of,
     word_outcomes,
 )
@@ -154,14 +154,14 @@ def evaluate(
             theirs = count_edits(other.rows, language)
             rival = ChampionResult(
                 score=score_of(theirs, bootstrap, seed),
-                slices=slice_scores_of(other.rows, theirs, bootstrap, seed),
+                slices=slice_scores(other.rows, theirs, bootstrap, seed),
                 rows=tuple(other.rows),
-                difference=difference_of(*_both_heard(run.rows, counts, other.rows, theirs), bootstrap, seed),
+                difference=paired_difference(*_both_heard(run.rows, counts, other.rows, theirs), bootstrap, seed),
                 unreadable=tuple(other.unreadable),
             )
         results[set_name] = SetResult(
             score=score_of(counts, bootstrap, seed),
-            slices=slice_scores_of(run.rows, counts, bootstrap, seed),
+            slices=slice_scores(run.rows, counts, bootstrap, seed),
             rows=tuple(run.rows),
             reliability=reliability(
                 [confidence for confidence, _ in run.outcomes], [correct for _, correct in run.outcomes]

@@ -64,11 +64,17 @@ def reliability(confidences: Sequence[float], correct: Sequence[bool], bins: int
     words = np.bincount(index, minlength=bins)
     total_sure = np.bincount(index, weights=sure, minlength=bins)
     total_right = np.bincount(index, weights=right, minlength=bins)
-    with np.errstate(invalid="ignore"):  # an empty bin has no means: they are NaN
-        means = zip(words.tolist(), (total_sure / words).tolist(), (total_right / words).tolist(), strict=True)
-    groups = tuple(ReliabilityBin(place / bins, (place + 1) / bins, *found) for place, found in enumerate(means))
-    error = float(np.abs(total_sure - total_right).sum() / len(sure)) if len(sure) else math.nan
-    return Reliability(groups, error, len(sure))
+    groups = tuple(
+        ReliabilityBin(
+            place / bins, (place + 1) / bins, int(count), _mean(sure_of_it, count), _mean(right_of_it, count)
+        )
+        for place, (count, sure_of_it, right_of_it) in enumerate(zip(words, total_sure, total_right, strict=True))
+    )
+    return Reliability(groups, _mean(np.abs(total_sure - total_right).sum(), len(sure)), len(sure))
+
+
+def _mean(total: float, words: int) -> float:
+    return float(total / words) if words else math.nan
 
 
 def calibrate(confidences: Sequence[float], correct: Sequence[bool]) -> CalibrationFit:

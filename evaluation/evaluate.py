@@ -7,6 +7,7 @@ import json
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +20,9 @@ from evaluation.results import ChampionResult, Evaluation, EvaluationError, NonS
 from evaluation.scoring import (
     Counts,
     count_edits,
-    difference_of,
+    paired_difference,
     score_of,
-    slice_scores_of,
+    slice_scores,
     slices_of,
     word_outcomes,
 )
@@ -35,6 +36,8 @@ BATCH_AUDIO_S = 240.0  # padded seconds a batch may hold: bounds memory whatever
 BATCH_UTTERANCES = 32
 PROBE_S = 10.0
 PROBE_LEVELS_DBFS = (-60.0, -40.0, -20.0)
+
+Resolve = Callable[["Utterance"], str | os.PathLike[str] | bytes]  # to an utterance's audio
 
 
 def nonspeech_probes(seed: int = 0, sample_rate: int = 16_000) -> Iterator[tuple[str, np.ndarray]]:
@@ -124,7 +127,7 @@ class Progress:
 def evaluate(
     candidate: Contestant,
     sets: Mapping[str, Sequence["Utterance"]],
-    resolve_audio: Callable[["Utterance"], str | os.PathLike[str] | bytes],
+    resolve_audio: Resolve,
     *,
     language: str,
     partition: str,
@@ -154,18 +157,16 @@ def evaluate(
             theirs = count_edits(other.rows, language)
             rival = ChampionResult(
                 score=score_of(theirs, bootstrap, seed),
-                slices=slice_scores_of(other.rows, theirs, bootstrap, seed),
+                slices=slice_scores(other.rows, theirs, bootstrap, seed),
                 rows=tuple(other.rows),
-                difference=difference_of(*_both_heard(run.rows, counts, other.rows, theirs), bootstrap, seed),
+                difference=paired_difference(*_both_heard(run.rows, counts, other.rows, theirs), bootstrap, seed),
                 unreadable=tuple(other.unreadable),
             )
         results[set_name] = SetResult(
             score=score_of(counts, bootstrap, seed),
-            slices=slice_scores_of(run.rows, counts, bootstrap, seed),
+            slices=slice_scores(run.rows, counts, bootstrap, seed),
             rows=tuple(run.rows),
-            reliability=reliability(
-                [confidence for confidence, _ in run.outcomes], [correct for _, correct in run.outcomes]
-            ),
+            reliability=reliability([sure for sure, _ in run.outcomes], [correct for _, correct in run.outcomes]),
             champion=rival,
             unreadable=tuple(run.unreadable),
         )
@@ -209,7 +210,7 @@ def _transcribe(
     contestant: Contestant,
     set_name: str,
     utterances: Sequence["Utterance"],
-    resolve_audio: Callable[["Utterance"], str | os.PathLike[str] | bytes],
+    resolve_audio: Resolve,
     language: str,
     progress: Callable[[Progress], None] | None,
 ) -> _Run:
@@ -217,51 +218,49 @@ def _transcribe(
     if len(identities) != len(utterances):
         raise EvaluationError(f"Test set {set_name!r} holds an utterance id twice: rebuild its manifest.")
     run = _Run([], [], [])
-    rows: dict[str, Scored] = {}
-    outcomes: dict[str, list[tuple[float, bool]]] = {}
+    heard: dict[str, tuple[Scored, list[tuple[float, bool]]]] = {}
     started, done = time.monotonic(), 0
     for batch in _batches(utterances):
-        audio: list[tuple[Utterance, np.ndarray]] = []
-        for utterance, samples in _decoded(batch, resolve_audio):
-            if isinstance(samples, str):
-                run.unreadable.append(Unreadable(utterance.id, samples))
-            else:
-                audio.append((utterance, samples))
-        if audio:
-            before = time.perf_counter()
-            recognitions = _recognized(contestant.recognizer, [samples for _, samples in audio])
-            run.computing_s += time.perf_counter() - before
-            for (utterance, samples), recognition in zip(audio, recognitions, strict=True):
-                if isinstance(recognition, str):
-                    run.unreadable.append(Unreadable(utterance.id, recognition))
-                    continue
-                duration_s = len(samples) / 16_000
-                run.audio_s += duration_s
-                rows[utterance.id] = Scored(
-                    id=utterance.id,
-                    reference=utterance.text,
-                    hypothesis=recognition.text,
-                    confidence=float(recognition.confidence),
-                    duration_s=duration_s,
-                    speaker=utterance.speaker,
-                    domain=utterance.domain,
-                    slices=slices_of(utterance),
-                    snr_db=utterance.quality.snr_db if utterance.quality else math.nan,
-                )
-                outcomes[utterance.id] = word_outcomes(utterance.text, recognition.words, language)
+        decoded = list(_decoded(batch, resolve_audio))
+        before = time.perf_counter()
+        recognitions = iter(_recognized(contestant.recognizer, [s for _, s in decoded if not isinstance(s, str)]))
+        run.computing_s += time.perf_counter() - before
+        for utterance, samples in decoded:
+            found = samples if isinstance(samples, str) else next(recognitions)
+            if isinstance(found, str):
+                run.unreadable.append(Unreadable(utterance.id, found))
+                continue
+            duration_s = len(samples) / 16_000
+            run.audio_s += duration_s
+            row = Scored(
+                id=utterance.id,
+                reference=utterance.text,
+                hypothesis=found.text,
+                confidence=float(found.confidence),
+                duration_s=duration_s,
+                speaker=utterance.speaker,
+                domain=utterance.domain,
+                slices=slices_of(utterance),
+                snr_db=utterance.quality.snr_db if utterance.quality else math.nan,
+            )
+            heard[utterance.id] = row, word_outcomes(utterance.text, found.words, language)
         done += len(batch)
         if progress is not None:
             elapsed_s = time.monotonic() - started
             progress(Progress(set_name, contestant.name, done, len(utterances), run.audio_s, elapsed_s))
-    run.rows.extend(rows[utterance.id] for utterance in utterances if utterance.id in rows)
-    for row in run.rows:
-        run.outcomes.extend(outcomes[row.id])
+    for utterance in utterances:
+        if utterance.id in heard:
+            row, outcomes = heard[utterance.id]
+            run.rows.append(row)
+            run.outcomes += outcomes
     run.unreadable.sort(key=lambda unread: unread.id)
     return run
 
 
 def _recognized(recognizer: Transcriber, batch: list[np.ndarray]) -> Sequence["Recognition | str"]:
     """What a model made of each recording, or why it could not; one that it fails on costs no other."""
+    if not batch:
+        return []
     try:
         return recognizer.transcribe_batch(batch)
     except MemoryError:
@@ -275,17 +274,9 @@ def _recognized(recognizer: Transcriber, batch: list[np.ndarray]) -> Sequence["R
 
 def _batches(utterances: Iterable["Utterance"]) -> Iterator[list["Utterance"]]:
     """Utterances of like length together, so little is padded; segments of one file stay together."""
-    shared: dict[str, int] = {}
     rows = list(utterances)
-    for utterance in rows:
-        shared[utterance.audio] = shared.get(utterance.audio, 0) + 1
-    rows.sort(
-        key=lambda utterance: (
-            utterance.audio if shared[utterance.audio] > 1 else "",
-            utterance.duration_s or 0.0,
-            utterance.id,
-        )
-    )
+    segments = Counter(row.audio for row in rows)
+    rows.sort(key=lambda row: (row.audio if segments[row.audio] > 1 else "", row.duration_s or 0.0, row.id))
     batch: list[Utterance] = []
     longest = 0.0
     for utterance in rows:
@@ -298,9 +289,7 @@ def _batches(utterances: Iterable["Utterance"]) -> Iterator[list["Utterance"]]:
         yield batch
 
 
-def _decoded(
-    batch: Iterable["Utterance"], resolve_audio: Callable[["Utterance"], str | os.PathLike[str] | bytes]
-) -> Iterator[tuple["Utterance", np.ndarray | str]]:
+def _decoded(batch: Iterable["Utterance"], resolve_audio: Resolve) -> Iterator[tuple["Utterance", np.ndarray | str]]:
     """Each utterance with its own stretch of samples, or with the reason why there are none."""
     from speech.audio.decode import SAMPLE_RATE, AudioError, decode
 

@@ -4,31 +4,31 @@ An orchestrator's check can be skipped, run for another partition, or pass in an
 the verdict is a file of its own, named by the digest of the bundle it judged, and everything that moves a model forward
 reads it again (`require_passed`). Whatever is missing, not a number, stale, foreign or altered is a refusal.
 
-The checksum inside a verdict shows accidents and stray edits, and contradictions are looked for besides: a gate marked
-passed whose value misses its threshold, a gate that is absent. It is no signature: someone who may write to the store
-and recomputes everything consistently is kept out by the store's permissions, not by this module.
+The checksum inside a verdict shows accidents and stray edits, and a verdict of a time that asked for less lacks a gate.
+It is no signature: someone who may write to the store and recomputes it is kept out by the store's permissions, not by
+this module.
 
 A failed gate can be overridden by people, who do so in the promotion ledger; this module only takes the names of the
 gates that were (`overridden`). A verdict that is missing, altered, stale or foreign cannot be overridden by anyone.
 """
 
-import functools
 import hashlib
 import json
 import math
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field
 
-from evaluation.results import BENCHMARK, QUARTER, Evaluation, Interval, Number, SetResult
+from evaluation.results import BENCHMARK, QUARTER, Evaluation, Interval, SetResult
+from speech.record import Number, Record, RecordError
 from speech.settings import Section
 from speech.store.objects import Missing, Objects
 from speech.store.outputs import DIGEST, parse_json, to_json
 
-VERDICT_SCHEMA = 1
 VERDICTS = "verdicts"  # in the data store
 
 COMPARISON_GATE = "not_worse_than_champion"
@@ -101,10 +101,8 @@ class GateSettings(Section):
 
 
 @dataclass(frozen=True)
-class GateResult:
+class GateResult(Record):
     """One gate: what was measured, what was asked, and in words why it passed or not."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid", ser_json_inf_nan="null")
 
     name: str
     value: Number
@@ -133,14 +131,12 @@ UNCHECKED = _Unchecked()
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verdict(Record):
     """The judgement over one bundle on given test data with given thresholds.
 
     `judged_at` (UTC, ISO 8601) is the age of the evidence; empty in verdicts of times that did not note it.
     `file_sha256` is of the file that it was read from, and empty before that; it is no part of the verdict.
     """
-
-    __pydantic_config__ = ConfigDict(extra="forbid", ser_json_inf_nan="null")
 
     bundle_digest: str
     model_name: str
@@ -152,7 +148,7 @@ class Verdict:
     evaluation_digest: str
     champion_digest: str | None
     settings: Mapping[str, Any] = field(default_factory=dict)  # the thresholds used
-    schema_version: int = VERDICT_SCHEMA
+    schema_version: Literal[1] = 1
     judged_at: str = ""
     file_sha256: Annotated[str, Field(exclude=True)] = field(default="", compare=False)
 
@@ -188,11 +184,6 @@ class Verdict:
         compared = self.comparison
         return compared is not None and all(map(math.isfinite, (compared.low, compared.high))) and compared.high < 0
 
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values; NaN becomes null."""
-        content: dict[str, Any] = json.loads(_adapter().dump_json(self))
-        return content
-
     def require_passed(
         self,
         *,
@@ -223,11 +214,6 @@ class Verdict:
             raise GateRefused(f"{name} did not pass gate {refusal}")
 
 
-@functools.cache
-def _adapter() -> TypeAdapter[Verdict]:
-    return TypeAdapter(Verdict)  # building one takes longer than reading a verdict with it
-
-
 # ----------------------------------------------------------------------------------------------------------- judging
 
 
@@ -241,18 +227,8 @@ def judge(evaluation: Evaluation, settings: GateSettings | None = None, judged_a
     takes the champion's place is another question, which promotion answers from the same interval (`Verdict.improves`).
     """
     settings = settings or GateSettings()
-    gates = tuple(
-        gate
-        for judged in (
-            _evidence(evaluation, settings),
-            _error_rates(evaluation, settings),
-            _slices(evaluation, settings),
-            _champion(evaluation, settings),
-            _insertions(evaluation, settings),
-            _parity(evaluation, settings),
-        )
-        for gate in judged
-    )
+    judged = (_evidence, _error_rates, _slices, _champion, _insertions, _parity)
+    gates = tuple(gate for judge_one in judged for gate in judge_one(evaluation, settings))
     return Verdict(
         bundle_digest=evaluation.bundle_digest,
         model_name=evaluation.model_name,
@@ -299,127 +275,64 @@ def _sets(evaluation: Evaluation) -> Iterator[tuple[str, SetResult | None]]:
 
 def _evidence(evaluation: Evaluation, settings: GateSettings) -> Iterator[GateResult]:
     for name, result in _sets(evaluation):
+        gate = partial(_gate, "evidence", test_set=name)
         if result is None:
-            yield _gate(
-                "evidence",
-                math.nan,
-                settings.min_words,
-                f"The {name} set was not scored: evaluate the bundle on it.",
-                test_set=name,
-                sense=AT_LEAST,
-                unit="words",
-            )
+            missing = f"The {name} set was not scored: evaluate the bundle on it."
+            yield gate(math.nan, settings.min_words, missing, sense=AT_LEAST, unit="words")
             continue
         words, speakers = result.score.words, result.score.speakers
-        yield _gate(
-            "evidence",
-            words,
-            settings.min_words,
-            f"{words:,} reference words in the {name} set; {settings.min_words:,} are needed to prove a rate.",
-            test_set=name,
-            sense=AT_LEAST,
-            unit="words",
-        )
-        yield _gate(
-            "evidence",
-            speakers,
-            settings.min_speakers,
-            f"{speakers} speakers in the {name} set; {settings.min_speakers} are needed for an interval to hold.",
-            test_set=name,
-            sense=AT_LEAST,
-            unit="speakers",
-        )
-        attempted = result.score.utterances + len(result.unreadable)
-        share = len(result.unreadable) / attempted if attempted else math.nan
-        yield _gate(
-            "evidence",
-            share,
-            settings.max_unreadable_share,
-            f"{len(result.unreadable)} of {attempted} utterances of the {name} set could not be decoded or recognised.",
-            test_set=name,
-            unit="share undecoded",
-        )
+        told = f"{words:,} reference words in the {name} set; {settings.min_words:,} are needed to prove a rate."
+        yield gate(words, settings.min_words, told, sense=AT_LEAST, unit="words")
+        told = f"{speakers} speakers in the {name} set; {settings.min_speakers} are needed for an interval to hold."
+        yield gate(speakers, settings.min_speakers, told, sense=AT_LEAST, unit="speakers")
+        lost, attempted = len(result.unreadable), result.score.utterances + len(result.unreadable)
+        share = lost / attempted if attempted else math.nan
+        told = f"{lost} of {attempted} utterances of the {name} set could not be decoded or recognised."
+        yield gate(share, settings.max_unreadable_share, told, unit="share undecoded")
 
 
 def _error_rates(evaluation: Evaluation, settings: GateSettings) -> Iterator[GateResult]:
-    for measure, threshold in (("wer", settings.wer), ("cer", settings.cer)):
+    for measure in ("wer", "cer"):
+        threshold = getattr(settings, measure)
         for name, result in _sets(evaluation):
-            if result is None:
-                value, interval = math.nan, None
-            elif measure == "wer":
-                value, interval = result.score.wer, result.score.wer_interval
-            else:
-                value, interval = result.score.cer, result.score.cer_interval
+            value = getattr(result.score, measure) if result else math.nan
+            interval = getattr(result.score, f"{measure}_interval") if result else None
             known = math.isfinite(value)
             found = f"{measure.upper()} {_percent(value)}" if known else f"No {measure.upper()} was measured"
-            yield _gate(
-                measure,
-                value,
-                threshold,
-                f"{found} on the {name} set; at most {_percent(threshold)} is allowed.",
-                interval=interval,
-                test_set=name,
-                unit="share",
-            )
+            told = f"{found} on the {name} set; at most {_percent(threshold)} is allowed."
+            yield _gate(measure, value, threshold, told, interval=interval, test_set=name, unit="share")
 
 
 def _slices(evaluation: Evaluation, settings: GateSettings) -> Iterator[GateResult]:
     judged: set[str] = set()
+    gate = partial(_gate, "slice_wer", unit="share")
     for set_name, result in _sets(evaluation):
         for name, score in (result.slices if result else {}).items():
             if score.words < settings.slice_min_words:
                 continue
             judged.add(name)
             limit = settings.slice_limits.get(name, settings.slice_wer)
-            yield _gate(
-                "slice_wer",
-                score.wer,
-                limit,
+            told = (
                 f"WER {_percent(score.wer)} over {score.words:,} words of {name} in the {set_name} set; "
-                f"at most {_percent(limit)} is allowed.",
-                interval=score.wer_interval,
-                test_set=set_name,
-                slice=name,
-                unit="share",
+                f"at most {_percent(limit)} is allowed."
             )
+            yield gate(score.wer, limit, told, interval=score.wer_interval, test_set=set_name, slice=name)
     missing = [name for name in settings.required_slices if name not in judged]
-    if not judged and not missing:
-        missing = [""]
-    for name in missing:
-        what = f"Slice {name}" if name else "Not one slice"
-        verb = "has not" if name else "has"
-        yield _gate(
-            "slice_wer",
-            math.nan,
-            settings.slice_limits.get(name, settings.slice_wer),
-            f"{what} {verb} {settings.slice_min_words:,} words in any test set, so its rate is not known.",
-            slice=name,
-            unit="share",
-        )
+    for name in missing or ([] if judged else [""]):
+        told = f"Slice {name} has not" if name else "Not one slice has"
+        told += f" {settings.slice_min_words:,} words in any test set, so its rate is not known."
+        yield gate(math.nan, settings.slice_limits.get(name, settings.slice_wer), told, slice=name)
 
 
 def _champion(evaluation: Evaluation, settings: GateSettings) -> Iterator[GateResult]:
-    name = COMPARISON_GATE
+    gate = partial(_gate, COMPARISON_GATE, test_set=BENCHMARK, unit="WER difference")
+    margin, most = settings.champion_margin, settings.champion_max_regression
     if evaluation.champion_digest is None:
-        yield _gate(
-            name,
-            0.0,
-            settings.champion_margin,
-            f"{evaluation.language} has no champion yet: nothing to be worse than.",
-            test_set=BENCHMARK,
-            unit="WER difference",
-        )
+        yield gate(0.0, margin, f"{evaluation.language} has no champion yet: nothing to be worse than.")
         return
     benchmark = evaluation.sets.get(BENCHMARK)
     if benchmark is None or benchmark.champion is None:
-        yield _gate(
-            name,
-            math.nan,
-            settings.champion_margin,
-            "The champion was not scored on the frozen benchmark: evaluate both models on it.",
-            test_set=BENCHMARK,
-            unit="WER difference",
-        )
+        yield gate(math.nan, margin, "The champion was not scored on the frozen benchmark: evaluate both models on it.")
         return
     difference = benchmark.champion.difference
     interval = Interval(difference.low, difference.high, difference.estimate)
@@ -429,58 +342,40 @@ def _champion(evaluation: Evaluation, settings: GateSettings) -> Iterator[GateRe
     if failed:
         attempted = len(benchmark.rows) + len(benchmark.unreadable)
         against += f" ({attempted - len(failed)} of {attempted} utterances, which both heard)"
-    span = f"95 % interval {difference.low * 100:+.2f} to {difference.high * 100:+.2f}"
-    yield _gate(
-        name,
-        difference.low,
-        settings.champion_margin,
-        f"{against} ({span}): "
-        + (
-            "not significantly worse."
-            if _within(difference.low, settings.champion_margin, AT_MOST)
-            else f"the whole interval must not lie above {settings.champion_margin * 100:g} points."
-        ),
-        interval=interval,
-        test_set=BENCHMARK,
-        unit="WER difference, lower end",
-    )
-    yield _gate(
-        name,
-        difference.estimate,
-        settings.champion_max_regression,
-        f"{against}; never more than {settings.champion_max_regression * 100:g} points worse, whatever the interval.",
-        interval=interval,
-        test_set=BENCHMARK,
-        unit="WER difference",
-    )
+    told = f"{against} (95 % interval {difference.low * 100:+.2f} to {difference.high * 100:+.2f}): "
+    if _within(difference.low, margin, AT_MOST):
+        told += "not significantly worse."
+    else:
+        told += f"the whole interval must not lie above {margin * 100:g} points."
+    yield gate(difference.low, margin, told, interval=interval, unit="WER difference, lower end")
+    told = f"{against}; never more than {most * 100:g} points worse, whatever the interval."
+    yield gate(difference.estimate, most, told, interval=interval)
 
 
 def _insertions(evaluation: Evaluation, settings: GateSettings) -> Iterator[GateResult]:
-    measured = evaluation.nonspeech
-    if measured is None:
-        value, explanation = math.nan, "Silence and noise were not tried: evaluate again."
-    else:
+    measured, most = evaluation.nonspeech, settings.insertions_per_minute
+    value, told = math.nan, "Silence and noise were not tried: evaluate again."
+    if measured is not None:
         value = measured.words_per_minute
         worst = max(measured.by_probe, key=lambda probe: measured.by_probe[probe], default="none")
-        explanation = (
+        told = (
             f"{value:.2f} words per minute made up over {measured.minutes:.1f} minutes without speech, "
-            f"most on {worst}; at most {settings.insertions_per_minute:g} are allowed."
+            f"most on {worst}; at most {most:g} are allowed."
         )
-    yield _gate("insertions_per_minute", value, settings.insertions_per_minute, explanation, unit="words per minute")
+    yield _gate("insertions_per_minute", value, most, told, unit="words per minute")
 
 
 def _parity(evaluation: Evaluation, settings: GateSettings) -> Iterator[GateResult]:
     equal, compared = evaluation.parity.get("equal"), evaluation.parity.get("utterances")
     value = math.nan
+    told = "The bundle does not say how far its network agrees with the checkpoint: export it again."
     if isinstance(equal, int | float) and isinstance(compared, int) and compared > 0:
         value = float(equal)
-        explanation = (
+        told = (
             f"The exported network gives the checkpoint's text on {_percent(value)} of {compared} utterances; "
             f"at least {_percent(settings.parity)} is asked."
         )
-    else:
-        explanation = "The bundle does not say how far its network agrees with the checkpoint: export it again."
-    yield _gate("export_parity", value, settings.parity, explanation, sense=AT_LEAST, unit="share")
+    yield _gate("export_parity", value, settings.parity, told, sense=AT_LEAST, unit="share")
 
 
 # ----------------------------------------------------------------------------------------------------------- keeping
@@ -512,8 +407,8 @@ def save_verdict(verdict: Verdict, store: Objects) -> None:
 def load_verdict(store: Objects, bundle_digest: str) -> Verdict:
     """Read the verdict of exactly this bundle and verify it, passed or not.
 
-    Raises GateRefused when it is missing, unreadable, of another schema version, altered, incomplete, contradicts
-    itself, or judges another bundle.
+    Raises GateRefused when it is missing, unreadable, altered, of another schema version, incomplete, or judges another
+    bundle.
     """
     key = verdict_key(bundle_digest)
     try:
@@ -529,53 +424,26 @@ def load_verdict(store: Objects, bundle_digest: str) -> Verdict:
 
 def parse_verdict(data: bytes, bundle_digest: str) -> Verdict:
     """The verdict that was stored as `data`; raises GateRefused as `load_verdict` does."""
-    short = bundle_digest[:12]
+    name = f"The verdict of bundle {bundle_digest[:12]}"
     try:
-        content = parse_json(data)
-    except ValueError as error:
-        raise GateRefused(f"The verdict of bundle {short} is not readable ({type(error).__name__}).") from None
-    if not isinstance(content, dict):
-        raise GateRefused(f"The verdict of bundle {short} is not readable (no JSON object).")
-    if content.get("schema_version") != VERDICT_SCHEMA:
-        raise GateRefused(
-            f"The verdict of bundle {short} has the stale schema version {content.get('schema_version')!r}, "
-            f"not {VERDICT_SCHEMA}: judge again."
-        )
-    seal = content.pop("sha256", None)
-    try:
+        content = dict(parse_json(data))
+        seal = content.pop("sha256", None)
         intact = seal == _sealed(content)
-    except ValueError:  # NaN or Infinity, which a verdict never holds
-        intact = False
+    except (ValueError, TypeError) as error:
+        raise GateRefused(f"{name} is not readable ({type(error).__name__}).") from None
     if not intact:
-        raise GateRefused(f"The verdict of bundle {short} was altered after judging: its checksum does not match.")
+        raise GateRefused(f"{name} was altered after judging: its checksum does not match.")
     try:
-        verdict = _adapter().validate_python({**content, "file_sha256": hashlib.sha256(data).hexdigest()})
-    except ValidationError as error:
-        place = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise GateRefused(f"The verdict of bundle {short} is malformed at {place}: judge again.") from None
+        verdict = replace(Verdict.from_dict(content), file_sha256=hashlib.sha256(data).hexdigest())
+    except RecordError as error:
+        raise GateRefused(f"{name} is malformed ({error}): judge again.") from None
     if verdict.bundle_digest != bundle_digest:
-        raise GateRefused(
-            f"The verdict filed for bundle {short} is foreign: it judges bundle {verdict.bundle_digest[:12]}."
-        )
-    _require_consistent(verdict, short)
+        raise GateRefused(f"{name} is foreign: it judges bundle {verdict.bundle_digest[:12]}.")
+    judged = {each for gate in verdict.gates for each in (gate.name, f"{gate.name} on {gate.test_set}")}
+    on_each = (f"{gate} on {test_set}" for gate in ("wer", "cer", "evidence") for test_set in (QUARTER, BENCHMARK))
+    if absent := [gate for gate in (*REQUIRED_GATES, *on_each) if gate not in judged]:
+        raise GateRefused(f"{name} is incomplete: gate {absent[0]} was not judged.")
     return verdict
-
-
-def _require_consistent(verdict: Verdict, short: str) -> None:
-    """Refuse a verdict whose conclusions do not follow from its own figures."""
-    judged = {gate.name for gate in verdict.gates} | {f"{gate.name} on {gate.test_set}" for gate in verdict.gates}
-    wanted = [*REQUIRED_GATES]
-    wanted += [f"{name} on {test_set}" for name in ("wer", "cer", "evidence") for test_set in (QUARTER, BENCHMARK)]
-    if absent := [name for name in wanted if name not in judged]:
-        raise GateRefused(f"The verdict of bundle {short} is incomplete: gate {absent[0]} was not judged.")
-    for gate in verdict.gates:
-        if gate.passed and not _within(gate.value, gate.threshold, gate.sense):
-            raise GateRefused(
-                f"The verdict of bundle {short} contradicts itself: gate {gate.name} is marked passed "
-                f"with {gate.value:g}, not {gate.sense} {gate.threshold:g}."
-            )
-    if verdict.passed != all(gate.passed for gate in verdict.gates):
-        raise GateRefused(f"The verdict of bundle {short} contradicts itself: passed does not follow from its gates.")
 
 
 def require_passed(

@@ -1,8 +1,9 @@
 """Plots of an evaluation: functions that return PNG bytes, for use wherever an image is shown."""
 
+import contextlib
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,40 +22,45 @@ PLOTTED_SLICES = 40
 # Okabe & Ito's palette: told apart by colour-blind readers.
 CANDIDATE, CHAMPION, LIMIT = "#0072B2", "#E69F00", "#D55E00"
 CANDIDATE_ON_DARK = "#56B4E9"
+GREY = "#8793a1"
 
 
-def _figure(width_in: float, height_in: float, dark: bool) -> "Figure":
+_LOOK = {
+    "axes.axisbelow": True,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.labelsize": 9,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "figure.titlesize": 10.5,
+    "figure.titleweight": "bold",
+    "grid.linewidth": 0.6,
+    "legend.fontsize": 8.5,
+    "legend.framealpha": 0.0,
+    "text.parse_math": False,  # a domain may be called "$x$"
+    "xtick.labelsize": 8.5,
+    "xtick.major.size": 0,
+    "ytick.labelsize": 8.5,
+    "ytick.major.size": 0,
+}
+
+
+@contextlib.contextmanager
+def _figure(width_in: float, height_in: float, dark: bool) -> Iterator["Figure"]:
+    """An empty figure in our look: C0 is the candidate's colour, C1 the champion's, C2 a limit's."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
+    from matplotlib.rcsetup import cycler
 
-    figure = Figure(figsize=(width_in, height_in), layout="constrained")
-    figure.patch.set_alpha(0.0) if dark else figure.patch.set_facecolor("#ffffff")
-    return figure
-
-
-def _style(axes: "Axes", dark: bool, title: str) -> None:
-    ink = "#d7dde5" if dark else "#1f2933"
-    faint = "#3a4552" if dark else "#dde3ea"
-    if dark:
-        axes.patch.set_alpha(0.0)
-    axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color=ink, parse_math=False)
-    axes.tick_params(colors=ink, labelsize=8.5, length=0)
-    for label in (axes.xaxis.label, axes.yaxis.label):
-        label.set_color(ink)
-        label.set_fontsize(9)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(faint)
-    axes.grid(True, color=faint, linewidth=0.6)
-    axes.set_axisbelow(True)
-    for text in [*axes.get_xticklabels(), *axes.get_yticklabels()]:
-        text.set_parse_math(False)  # a domain may be called "$x$"
-    if (legend := axes.get_legend()) is not None:
-        legend.get_frame().set_alpha(0.0)
-        for text in legend.get_texts():
-            text.set_color(ink)
-            text.set_fontsize(8.5)
-            text.set_parse_math(False)
+    ink, faint = ("#d7dde5", "#3a4552") if dark else ("#1f2933", "#dde3ea")
+    look = _LOOK | dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), ink)
+    look |= {"axes.edgecolor": faint, "grid.color": faint, "figure.facecolor": "none" if dark else "#ffffff"}
+    look["axes.prop_cycle"] = cycler(color=[CANDIDATE_ON_DARK if dark else CANDIDATE, CHAMPION, LIMIT])
+    with rc_context(look):
+        yield Figure(figsize=(width_in, height_in), layout="constrained")
 
 
 def _png(figure: "Figure") -> bytes:
@@ -72,12 +78,14 @@ def _percent_axis(axes: "Axes", which: str) -> None:
     (axes.xaxis if which == "x" else axes.yaxis).set_major_formatter(PercentFormatter(xmax=1.0, decimals=0))
 
 
-def _empty(figure: "Figure", title: str, dark: bool) -> bytes:
+def _nothing(axes: "Axes", text: str) -> None:
+    axes.text(0.5, 0.5, text, ha="center", va="center", color=GREY, transform=axes.transAxes)
+
+
+def _empty(figure: "Figure", title: str) -> bytes:
     axes = figure.subplots()
-    axes.text(0.5, 0.5, "nothing was measured", ha="center", va="center", color="#8793a1", transform=axes.transAxes)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    _style(axes, dark, title)
+    _nothing(axes, "nothing was measured")
+    axes.set(title=title, xticks=[], yticks=[])
     return _png(figure)
 
 
@@ -108,162 +116,129 @@ def wer_by_slice_png(
     result = evaluation.sets.get(set_name)
     names = sorted((name for name, score in result.slices.items() if score.words), key=slice_order) if result else []
     names = names[:PLOTTED_SLICES]
-    figure = _figure(9.6, 1.3 + 0.27 * max(len(names), 3), dark)
-    if result is None or not names:
-        return _empty(figure, title, dark)
-    axes = figure.subplots()
-    places = np.arange(len(names) + 1)
-    labels = ["all utterances", *(one_line(name.replace("=", ": ", 1)) for name in names)]
-    shift = 0.14 if result.champion else 0.0
-    blue = CANDIDATE_ON_DARK if dark else CANDIDATE
-    ours: list[Score | None] = [result.score, *(result.slices[name] for name in names)]
-    _whiskers(axes, places - shift, ours, blue, "candidate", True)
-    if result.champion:
-        theirs = [result.champion.score, *(result.champion.slices.get(name) for name in names)]
-        _whiskers(axes, places + shift, theirs, CHAMPION, "champion", True)
-    if limit is not None:
-        axes.axvline(limit, color=LIMIT, linestyle="--", linewidth=1.2, label=f"slice limit {limit:.0%}")
-    axes.set_yticks(places, labels)
-    axes.set_ylim(len(names) + 0.6, -0.6)
-    axes.set_xlim(left=0)
-    _percent_axis(axes, "x")
-    axes.legend(loc="lower right", ncols=3, bbox_to_anchor=(1.0, 1.0), borderaxespad=0.1)
-    _style(axes, dark, "")
-    axes.grid(False, axis="y")
-    ink = "#d7dde5" if dark else "#1f2933"
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10.5, fontweight="bold", color=ink, parse_math=False)
-    return _png(figure)
+    with _figure(9.6, 1.3 + 0.27 * max(len(names), 3), dark) as figure:
+        if result is None or not names:
+            return _empty(figure, title)
+        axes = figure.subplots()
+        places = np.arange(len(names) + 1)
+        shift = 0.14 if result.champion else 0.0
+        ours: list[Score | None] = [result.score, *(result.slices[name] for name in names)]
+        _whiskers(axes, places - shift, ours, "C0", "candidate", True)
+        if result.champion:
+            theirs = [result.champion.score, *(result.champion.slices.get(name) for name in names)]
+            _whiskers(axes, places + shift, theirs, "C1", "champion", True)
+        if limit is not None:
+            axes.axvline(limit, color="C2", linestyle="--", linewidth=1.2, label=f"slice limit {limit:.0%}")
+        axes.set_yticks(places, ["all utterances", *(one_line(name.replace("=", ": ", 1)) for name in names)])
+        axes.set_ylim(len(names) + 0.6, -0.6)
+        axes.set_xlim(left=0)
+        _percent_axis(axes, "x")
+        axes.legend(loc="lower right", ncols=3, bbox_to_anchor=(1.0, 1.0), borderaxespad=0.1)
+        axes.grid(False, axis="y")
+        figure.suptitle(title, x=0.01, ha="left")
+        return _png(figure)
 
 
 def reliability_png(found: Reliability, *, dark: bool = False) -> bytes:
     """How often words of each confidence are right, and how many words there are."""
     title = f"Confidence against correctness (calibration error {percent(found.expected_calibration_error)})"
-    figure = _figure(5.6, 4.2, dark)
     bins = [group for group in found.bins if group.words]
-    if not bins:
-        return _empty(figure, title, dark)
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    blue = CANDIDATE_ON_DARK if dark else CANDIDATE
-    upper.plot([0, 1], [0, 1], color="#8793a1", linestyle="--", linewidth=1, label="perfect")
-    sure = [group.confidence for group in bins]
-    right = [group.accuracy for group in bins]
-    upper.plot(sure, right, color=blue, linewidth=1.4, label="measured")
-    most = max(group.words for group in bins)
-    upper.scatter(sure, right, s=[8 + 70 * group.words / most for group in bins], color=blue, linewidths=0, zorder=3)
-    upper.set_ylim(-0.02, 1.04)
-    upper.set_ylabel("share of words right")
-    upper.legend(loc="upper left")
-    width = found.bins[0].high - found.bins[0].low
-    lower.bar(
-        [(group.low + group.high) / 2 for group in found.bins],
-        [group.words for group in found.bins],
-        width=width * 0.9,
-        color=blue,
-        alpha=0.75,
-    )
-    lower.set_xlim(0, 1)
-    lower.set_xlabel("confidence")
-    lower.set_ylabel("words")
-    _percent_axis(upper, "y")
-    _style(upper, dark, title)
-    _style(lower, dark, "")
-    return _png(figure)
+    with _figure(5.6, 4.2, dark) as figure:
+        if not bins:
+            return _empty(figure, title)
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        upper.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="perfect")
+        sure = [group.confidence for group in bins]
+        right = [group.accuracy for group in bins]
+        upper.plot(sure, right, color="C0", linewidth=1.4, label="measured")
+        most = max(group.words for group in bins)
+        sizes = [8 + 70 * group.words / most for group in bins]
+        upper.scatter(sure, right, s=sizes, color="C0", linewidths=0, zorder=3)
+        upper.set(title=title, ylim=(-0.02, 1.04), ylabel="share of words right")
+        upper.legend(loc="upper left")
+        _percent_axis(upper, "y")
+        middles = [(group.low + group.high) / 2 for group in found.bins]
+        width = (found.bins[0].high - found.bins[0].low) * 0.9
+        lower.bar(middles, [group.words for group in found.bins], width=width, color="C0", alpha=0.75)
+        lower.set(xlim=(0, 1), xlabel="confidence", ylabel="words")
+        return _png(figure)
 
 
 def wer_by_condition_png(
     evaluation: Evaluation, set_name: str = QUARTER, *, groups: int = 5, dark: bool = False
 ) -> bytes:
     """WER against duration and against signal-to-noise ratio: utterances in groups of equal size."""
-    figure = _figure(5.6, 4.8, dark)
     result = evaluation.sets.get(set_name)
-    if result is None or not result.rows:
-        return _empty(figure, "WER by duration and signal quality", dark)
-    panels = figure.subplots(2, 1, sharey=True)
-    blue = CANDIDATE_ON_DARK if dark else CANDIDATE
     measures: tuple[tuple[str, str, Callable[[Scored], float]], ...] = (
         ("WER by duration", "seconds (groups of equal size, at their median)", lambda row: row.duration_s),
         ("WER by signal-to-noise ratio", "dB (groups of equal size, at their median)", lambda row: row.snr_db),
     )
-    for axes, (title, unit, measure) in zip(panels, measures, strict=True):
-        rivals = [(result.rows, blue, "candidate")]
+    with _figure(5.6, 4.8, dark) as figure:
+        if result is None or not result.rows:
+            return _empty(figure, "WER by duration and signal quality")
+        rivals = [(result.rows, "C0", "candidate")]
         if result.champion:
-            rivals.append((result.champion.rows, CHAMPION, "champion"))
-        drawn = False
-        for rows, colour, label in rivals:
-            known = sorted((row for row in rows if math.isfinite(measure(row))), key=measure)
-            parts = [part for part in np.array_split(np.arange(len(known)), groups) if len(part)]
-            medians = np.array([measure(known[part[len(part) // 2]]) for part in parts])
-            scores = [score([known[i] for i in part], evaluation.language, bootstrap=200) for part in parts]
-            _whiskers(axes, medians, scores, colour, label, False)
-            if parts:
-                drawn = True
+            rivals.append((result.champion.rows, "C1", "champion"))
+        for axes, (title, unit, measure) in zip(figure.subplots(2, 1, sharey=True), measures, strict=True):
+            for rows, colour, label in rivals:
+                known = sorted((row for row in rows if math.isfinite(measure(row))), key=measure)
+                parts = [part for part in np.array_split(np.arange(len(known)), groups) if len(part)]
+                medians = np.array([measure(known[part[len(part) // 2]]) for part in parts])
+                scores = [score([known[i] for i in part], evaluation.language, bootstrap=200) for part in parts]
+                _whiskers(axes, medians, scores, colour, label, False)
                 axes.plot(medians, [found.wer for found in scores], color=colour, linewidth=1, alpha=0.6)
-        axes.set_xlabel(unit)
-        axes.set_ylim(bottom=0)
-        _percent_axis(axes, "y")
-        if drawn:
-            axes.legend(loc="best")
-        else:
-            axes.text(0.5, 0.5, "not measured", ha="center", color="#8793a1", transform=axes.transAxes)
-        _style(axes, dark, title)
-    return _png(figure)
+            axes.set(title=title, xlabel=unit)
+            axes.set_ylim(bottom=0)
+            _percent_axis(axes, "y")
+            if axes.get_legend_handles_labels()[0]:
+                axes.legend(loc="best")
+            else:
+                _nothing(axes, "not measured")
+        return _png(figure)
 
 
 def wer_by_speaker_png(evaluation: Evaluation, set_name: str = QUARTER, *, dark: bool = False) -> bytes:
     """Every speaker's WER, sorted: does the model fail everyone a little or a few people badly."""
     title = f"WER by speaker, {set_name} set (area = words)"
-    figure = _figure(5.6, 3.2, dark)
     rows = evaluation.sets[set_name].rows if set_name in evaluation.sets else ()
     scores = [found for found in score_by_speaker(rows, evaluation.language).values() if found.words]
-    if not scores:
-        return _empty(figure, title, dark)
-    axes = figure.subplots()
     scores.sort(key=lambda found: found.wer)
-    words = np.array([found.words for found in scores], dtype=float)
-    axes.scatter(
-        np.arange(len(scores)) + 1,
-        [found.wer for found in scores],
-        s=12 + 120 * words / words.max(),
-        color=CANDIDATE_ON_DARK if dark else CANDIDATE,
-        alpha=0.7,
-        linewidths=0,
-    )
-    overall = evaluation.sets[set_name].score.wer
-    axes.axhline(overall, color="#8793a1", linestyle="--", linewidth=1, label=f"all speakers {percent(overall)}")
-    axes.set_xlabel("speakers, best first")
-    axes.set_ylim(bottom=0)
-    axes.set_xticks([])
-    _percent_axis(axes, "y")
-    axes.legend(loc="upper left")
-    _style(axes, dark, title)
-    return _png(figure)
+    with _figure(5.6, 3.2, dark) as figure:
+        if not scores:
+            return _empty(figure, title)
+        axes = figure.subplots()
+        words = np.array([found.words for found in scores], dtype=float)
+        places, rates = np.arange(len(scores)) + 1, [found.wer for found in scores]
+        axes.scatter(places, rates, s=12 + 120 * words / words.max(), color="C0", alpha=0.7, linewidths=0)
+        overall = evaluation.sets[set_name].score.wer
+        axes.axhline(overall, color=GREY, linestyle="--", linewidth=1, label=f"all speakers {percent(overall)}")
+        axes.set(title=title, xlabel="speakers, best first", xticks=[])
+        axes.set_ylim(bottom=0)
+        _percent_axis(axes, "y")
+        axes.legend(loc="upper left")
+        return _png(figure)
 
 
-def champion_png(evaluation: Evaluation, *, margin: float = 0.0, dark: bool = False) -> bytes:
+def champion_png(evaluation: Evaluation, *, dark: bool = False) -> bytes:
     """Candidate's WER minus champion's on each set with its paired interval: left of zero is better."""
     title = "Against the champion, same utterances (left is better)"
-    figure = _figure(5.6, 2.2, dark)
     found = [(name, result.champion.difference) for name, result in evaluation.sets.items() if result.champion]
-    if not found:
-        return _empty(figure, title, dark)
-    axes = figure.subplots()
-    for place, (_, difference) in enumerate(found):
-        worse = difference.low > margin
-        colour = LIMIT if worse else (CANDIDATE_ON_DARK if dark else CANDIDATE)
-        values = np.array([difference.low, difference.estimate, difference.high]) * 100
-        axes.plot([values[0], values[2]], [place, place], color=colour, linewidth=2.2, solid_capstyle="round")
-        axes.plot(values[1], place, marker="o", color=colour, markersize=7)
-        axes.annotate(
-            f"{values[1]:+.2f}", (values[1], place), textcoords="offset points", xytext=(0, 9), ha="center",
-            fontsize=9, color=colour,
-        )  # fmt: skip
-    axes.axvline(0, color="#8793a1", linewidth=1)
-    reach = max((abs(value) for _, item in found for value in (item.low, item.high) if math.isfinite(value)), default=0)
-    reach = max(reach * 115, 0.5)
-    axes.set_xlim(-reach, reach)
-    axes.set_yticks(np.arange(len(found)), [one_line(name) for name, _ in found])
-    axes.set_ylim(len(found) - 0.4, -0.7)
-    axes.set_xlabel("percentage points of WER")
-    _style(axes, dark, title)
-    axes.grid(False, axis="y")
-    return _png(figure)
+    with _figure(5.6, 2.2, dark) as figure:
+        if not found:
+            return _empty(figure, title)
+        axes = figure.subplots()
+        for place, (_, difference) in enumerate(found):
+            colour = "C2" if difference.low > 0 else "C0"
+            low, middle, high = (value * 100 for value in (difference.low, difference.estimate, difference.high))
+            axes.plot([low, high], [place, place], color=colour, linewidth=2.2, solid_capstyle="round")
+            axes.plot(middle, place, marker="o", color=colour, markersize=7)
+            above: dict[str, Any] = {"textcoords": "offset points", "xytext": (0, 9), "ha": "center"}
+            axes.annotate(f"{middle:+.2f}", (middle, place), **above, fontsize=9, color=colour)
+        axes.axvline(0, color=GREY, linewidth=1)
+        ends = (abs(value) for _, item in found for value in (item.low, item.high) if math.isfinite(value))
+        reach = max(max(ends, default=0) * 115, 0.5)
+        axes.set(title=title, xlim=(-reach, reach), xlabel="percentage points of WER")
+        axes.set_yticks(np.arange(len(found)), [one_line(name) for name, _ in found])
+        axes.set_ylim(len(found) - 0.4, -0.7)
+        axes.grid(False, axis="y")
+        return _png(figure)

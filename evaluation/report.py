@@ -41,15 +41,6 @@ FindAudio = Callable[[str, str], AudioSource | None]  # (name of the set, uttera
 
 
 @dataclass(frozen=True)
-class ErrorPair:
-    """A recurring error: `reference` was said, `hypothesis` was recognised, `count` times."""
-
-    reference: str
-    hypothesis: str
-    count: int
-
-
-@dataclass(frozen=True)
 class AlignedUtterance:
     """An utterance as the report shows it."""
 
@@ -62,20 +53,12 @@ class AlignedUtterance:
     no_sound: str  # why there is none
 
 
-def frequent_errors(rows: Iterable[Scored], language: str, most: int = FREQUENT_ERRORS) -> dict[str, list[ErrorPair]]:
-    """The commonest substitutions, deletions and insertions, most frequent first."""
-    counts: dict[str, Counter[tuple[str, str]]] = {kind: Counter() for kind in ("substitute", "delete", "insert")}
-    for row in rows:
-        for edit in align(row.reference, row.hypothesis, language):
-            if edit.kind != "equal":
-                counts[edit.kind][edit.reference, edit.hypothesis] += 1
-    return {
-        kind: [
-            ErrorPair(expected, heard, count)
-            for (expected, heard), count in sorted(found.items(), key=lambda item: (-item[1], item[0]))[:most]
-        ]
-        for kind, found in counts.items()
-    }
+def frequent_errors(edits: Iterable[Edit], most: int = FREQUENT_ERRORS) -> dict[str, list[tuple[Edit, int]]]:
+    """The commonest substitutions, deletions and insertions with their number, most frequent first."""
+    counts = Counter(edit for edit in edits if edit.kind != "equal")
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0].reference, item[0].hypothesis))
+    kinds = ("substitute", "delete", "insert")
+    return {kind: [(edit, count) for edit, count in ordered if edit.kind == kind][:most] for kind in kinds}
 
 
 # ------------------------------------------------------------------------------------------------------------- sound
@@ -125,21 +108,11 @@ def _mp3(samples: np.ndarray) -> bytes:
 
 
 def write_report(
-    folder: Path,
-    evaluation: Evaluation,
-    *,
-    verdict: Verdict | None = None,
-    audio: FindAudio | None = None,
-    audio_budget_bytes: int = AUDIO_BUDGET_BYTES,
-    worst: int = WORST_UTTERANCES,
+    folder: Path, evaluation: Evaluation, verdict: Verdict | None = None, audio: FindAudio | None = None
 ) -> Path:
-    """Write report.html into `folder` and return its path.
-
-    `audio(set name, utterance id)` gives an utterance's sound as a path, encoded bytes or float32 samples at 16 kHz,
-    or None. At most `audio_budget_bytes` of encoded sound go into the file.
-    """
+    """Write report.html into `folder` and return its path; see `render_report`."""
     path = folder / REPORT_NAME
-    write_atomically(path, render_report(evaluation, verdict, audio, audio_budget_bytes, worst))
+    write_atomically(path, render_report(evaluation, verdict, audio))
     return path
 
 
@@ -148,73 +121,61 @@ def render_report(
     verdict: Verdict | None = None,
     audio: FindAudio | None = None,
     audio_budget_bytes: int = AUDIO_BUDGET_BYTES,
-    worst: int = WORST_UTTERANCES,
 ) -> str:
-    """The report as text; see `write_report`."""
+    """The report as text.
+
+    `audio(set name, utterance id)` gives an utterance's sound as a path, encoded bytes or float32 samples at 16 kHz,
+    or None. At most `audio_budget_bytes` of encoded sound go into it.
+    """
     sounds = _Sounds(audio, audio_budget_bytes)
     order = [name for name in (QUARTER, BENCHMARK) if name in evaluation.sets]
     order += sorted(set(evaluation.sets) - set(order))
-    slice_limit = verdict.settings.get("slice_wer") if verdict else None
     return template("report.html.j2").render(
         csp=CSP,
         evaluation=evaluation,
         verdict=verdict,
         title=_title(evaluation),
         set_titles={QUARTER: "The quarter's test set", BENCHMARK: "Frozen benchmark"},
-        sets=[
-            _set_context(evaluation, name, verdict, sounds, slice_limit, worst if name == QUARTER else worst // 2)
-            for name in order
-        ],
+        sets=[_set_context(evaluation, name, verdict, sounds) for name in order],
         gate_title=gate_title,
-        overview={
-            "champion": _both(champion_png, evaluation) if evaluation.champion_digest else None,
-        },
+        champion=_both(champion_png, evaluation) if evaluation.champion_digest else None,
     )
 
 
-def _set_context(
-    evaluation: Evaluation,
-    name: str,
-    verdict: Verdict | None,
-    sounds: _Sounds,
-    slice_limit: float | None,
-    worst: int,
-) -> Mapping[str, Any]:
-    result = evaluation.sets[name]
+def _set_context(evaluation: Evaluation, name: str, verdict: Verdict | None, sounds: _Sounds) -> Mapping[str, Any]:
+    result, language = evaluation.sets[name], evaluation.language
     gates = {gate.slice: gate for gate in verdict.gates if gate.slice and gate.test_set == name} if verdict else {}
-    by_speaker = score_by_speaker(result.rows, evaluation.language)
-    hardest = sorted(
-        ((speaker, found) for speaker, found in by_speaker.items() if found.words),
-        key=lambda item: (-item[1].wer, item[0]),
-    )
+    speakers = [(speaker, found) for speaker, found in score_by_speaker(result.rows, language).items() if found.words]
+    edits = _aligned(result.rows, language)
     return {
         "name": name,
         "result": result,
         "slices": [(slice_name, result.slices[slice_name]) for slice_name in sorted(result.slices, key=slice_order)],
         "slice_gates": gates,
         "plots": {
-            "slices": _both(wer_by_slice_png, evaluation, name, limit=slice_limit),
+            "slices": _both(
+                wer_by_slice_png, evaluation, name, limit=verdict.settings.get("slice_wer") if verdict else None
+            ),
             "condition": _both(wer_by_condition_png, evaluation, name),
             "reliability": _both(reliability_png, result.reliability),
             "speakers": _both(wer_by_speaker_png, evaluation, name),
         },
-        "speakers": hardest[:SPEAKERS_SHOWN],
-        "errors": frequent_errors(result.rows, evaluation.language),
-        "lists": _utterance_lists(evaluation, name, result, sounds, worst),
+        "speakers": sorted(speakers, key=lambda item: (-item[1].wer, item[0]))[:SPEAKERS_SHOWN],
+        "errors": frequent_errors(edit for aligned in edits.values() for edit in aligned),
+        "lists": _utterance_lists(name, result, edits, language, sounds),
     }
 
 
+def _aligned(rows: Iterable[Scored], language: str) -> dict[str, tuple[Edit, ...]]:
+    return {row.id: tuple(align(row.reference, row.hypothesis, language)) for row in rows}
+
+
 def _utterance_lists(
-    evaluation: Evaluation, set_name: str, result: SetResult, sounds: _Sounds, worst: int
+    set_name: str, result: SetResult, edits: Mapping[str, tuple[Edit, ...]], language: str, sounds: _Sounds
 ) -> list[tuple[str, str, list[AlignedUtterance]]]:
     """Lists worth listening to; an utterance is in the first that it belongs to."""
-    edits = {row.id: tuple(align(row.reference, row.hypothesis, evaluation.language)) for row in result.rows}
     errors = {identity: _errors(found) for identity, found in edits.items()}
-    theirs = {}
-    if result.champion:
-        theirs = {
-            row.id: tuple(align(row.reference, row.hypothesis, evaluation.language)) for row in result.champion.rows
-        }
+    theirs = _aligned(result.champion.rows, language) if result.champion else {}
 
     def regression(row: Scored) -> int:
         return errors[row.id] - _errors(theirs[row.id]) if row.id in theirs else 0
@@ -223,44 +184,37 @@ def _utterance_lists(
         return errors[row.id] / max(1, sum(edit.kind != "insert" for edit in edits[row.id]))
 
     wrong = [row for row in result.rows if errors[row.id]]
-    plans = [
-        (
-            "Most errors",
-            "What costs the most words, and so the most WER.",
-            sorted(wrong, key=lambda row: (-errors[row.id], -rate(row), row.id)),
-            worst,
-        ),
+    most_errors = sorted(wrong, key=lambda row: (-errors[row.id], -rate(row), row.id))
+    lost = sorted((row for row in wrong if regression(row) > 0), key=lambda row: (-regression(row), row.id))
+    sure = sorted(
+        (row for row in wrong if row.confidence > 0.8), key=lambda row: (-row.confidence * min(rate(row), 1.0), row.id)
+    )
+    worst = WORST_UTTERANCES if set_name == QUARTER else WORST_UTTERANCES // 2
+    plans = (
+        ("Most errors", "What costs the most words, and so the most WER.", most_errors, worst),
         (
             "Worse than the champion",
             "What the candidate lost: errors that the champion does not make.",
-            sorted((row for row in wrong if regression(row) > 0), key=lambda row: (-regression(row), row.id)),
+            lost,
             OTHER_UTTERANCES,
         ),
         (
             "Confident and wrong",
             "What would be published without review. A wrong reference often shows here first.",
-            sorted(
-                (row for row in wrong if row.confidence > 0.8),
-                key=lambda row: (-row.confidence * min(rate(row), 1.0), row.id),
-            ),
+            sure,
             OTHER_UTTERANCES,
         ),
-    ]
+    )
     shown: set[str] = set()
     lists = []
     for title, reason, rows, most in plans:
-        chosen = [row for row in rows if row.id not in shown][:most]
-        shown.update(row.id for row in chosen)
         entries = []
-        for row in chosen:
-            sound, no_sound = sounds.uri(set_name, row.id)
+        for row in [row for row in rows if row.id not in shown][:most]:
+            shown.add(row.id)
             rival = theirs.get(row.id)
-            entries.append(
-                AlignedUtterance(
-                    row, edits[row.id], errors[row.id], rival, _errors(rival) if rival is not None else None, sound,
-                    no_sound,
-                )
-            )  # fmt: skip
+            rival_errors = None if rival is None else _errors(rival)
+            sound = sounds.uri(set_name, row.id)
+            entries.append(AlignedUtterance(row, edits[row.id], errors[row.id], rival, rival_errors, *sound))
         if entries:
             lists.append((title, reason, entries))
     return lists

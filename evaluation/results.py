@@ -9,20 +9,17 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from typing import Any, Literal, Self, TypeVar
 
 from evaluation.calibration import Reliability
+from speech.record import Number, Record
 from speech.store.outputs import parse_json, write_json
 
-EVALUATION_SCHEMA = 1
 EVALUATION_NAME = "evaluation.json"
 SUMMARY_NAME = "summary.json"
 QUARTER = "quarter"  # the name of the quarter's own test set
 BENCHMARK = "benchmark"  # the name of the language's frozen test set
-
-Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]  # JSON has no NaN
+Kept = TypeVar("Kept", bound=Record)
 
 
 class EvaluationError(Exception):
@@ -30,10 +27,8 @@ class EvaluationError(Exception):
 
 
 @dataclass(frozen=True)
-class Interval:
+class Interval(Record):
     """An estimate with its 95 % interval; all three are NaN where nothing was measured."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid", ser_json_inf_nan="null")
 
     low: Number
     high: Number
@@ -41,10 +36,8 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Difference:
+class Difference(Record):
     """Candidate's WER minus champion's on the same utterances: below zero, the candidate is better."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid", ser_json_inf_nan="null")
 
     estimate: Number
     low: Number
@@ -55,10 +48,8 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Scored:
+class Scored(Record):
     """One utterance with what a model made of it; texts as given, not normalised."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid", ser_json_inf_nan="null")
 
     id: str
     reference: str
@@ -72,10 +63,8 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Score:
+class Score(Record):
     """Error rates of one set of utterances. A rate is NaN when the references hold no word."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid", ser_json_inf_nan="null")
 
     wer: Number
     wer_interval: Interval
@@ -93,20 +82,16 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Unreadable:
+class Unreadable(Record):
     """A test utterance that could not be decoded, or that a model failed on, so it was not scored."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     id: str
     reason: str
 
 
 @dataclass(frozen=True)
-class ChampionResult:
+class ChampionResult(Record):
     """What the model in production does on the same utterances; the difference is over those that both heard."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid", ser_json_inf_nan="null")
 
     score: Score
     slices: Mapping[str, Score]
@@ -116,10 +101,8 @@ class ChampionResult:
 
 
 @dataclass(frozen=True)
-class SetResult:
+class SetResult(Record):
     """One test set: the candidate's score, slices and rows, and the champion's where there is one."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid", ser_json_inf_nan="null")
 
     score: Score
     slices: Mapping[str, Score]
@@ -130,10 +113,8 @@ class SetResult:
 
 
 @dataclass(frozen=True)
-class NonSpeech:
+class NonSpeech(Record):
     """Words a model makes up where nobody speaks."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid", ser_json_inf_nan="null")
 
     words_per_minute: Number
     minutes: Number
@@ -141,10 +122,8 @@ class NonSpeech:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Record):
     """Everything measured of one bundle for one partition: what gates judge and reports show."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid", ser_json_inf_nan="null")
 
     bundle_digest: str
     model_name: str
@@ -157,7 +136,7 @@ class Evaluation:
     nonspeech: NonSpeech | None
     parity: Mapping[str, Any]  # as the bundle carries it: exported network against the checkpoint
     rtfx: Number  # seconds of audio recognised per second of computing on this machine
-    schema_version: int = EVALUATION_SCHEMA
+    schema_version: Literal[1] = 1
 
     @property
     def digest(self) -> str:
@@ -167,67 +146,36 @@ class Evaluation:
         canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values; NaN becomes null."""
-        content: dict[str, Any] = json.loads(TypeAdapter(Evaluation).dump_json(self))
-        return content
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> "Evaluation":
-        """Read what `to_dict` gave. Raises EvaluationError on another schema version or shape."""
-        found = content.get("schema_version")
-        if found != EVALUATION_SCHEMA:
-            raise EvaluationError(
-                f"This evaluation has schema version {found}, this program reads {EVALUATION_SCHEMA}: evaluate again."
-            )
-        try:
-            return TypeAdapter(Evaluation).validate_python(dict(content))
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
-            raise EvaluationError(
-                f"This evaluation is not readable at {place} ({first['msg']}): evaluate again."
-            ) from None
-
     def save(self, folder: Path) -> None:
         """Write it into a folder as JSON, and its summary beside it, each atomically."""
         write_json(folder / EVALUATION_NAME, self.to_dict())
         summary = Summary(self.bundle_digest, self.digest, {name: found.score for name, found in self.sets.items()})
-        write_json(folder / SUMMARY_NAME, json.loads(TypeAdapter(Summary).dump_json(summary)))
+        write_json(folder / SUMMARY_NAME, summary.to_dict())
 
     @classmethod
-    def load(cls, folder: Path) -> "Evaluation":
+    def load(cls, folder: Path) -> Self:
         """Read what was saved into a folder. Raises EvaluationError when it is missing or not one."""
-        return cls.from_dict(_json_object(folder / EVALUATION_NAME))
+        return _read(cls, folder / EVALUATION_NAME)
 
 
 @dataclass(frozen=True)
-class Summary:
+class Summary(Record):
     """What a list of evaluations shows of one: reading every utterance of each would take too long."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid", ser_json_inf_nan="null")
 
     bundle_digest: str
     evaluation_digest: str
     scores: Mapping[str, Score]  # by test set
 
     @classmethod
-    def load(cls, folder: Path) -> "Summary":
+    def load(cls, folder: Path) -> Self:
         """Read the summary of the evaluation in a folder. Raises EvaluationError when it is missing or not one."""
-        path = folder / SUMMARY_NAME
-        try:
-            return TypeAdapter(Summary).validate_python(_json_object(path))
-        except ValidationError:
-            raise EvaluationError(f"{path} is not a summary: evaluate again.") from None
+        return _read(cls, folder / SUMMARY_NAME)
 
 
-def _json_object(path: Path) -> dict[str, Any]:
+def _read(kind: type[Kept], path: Path) -> Kept:
     try:
-        content = parse_json(path.read_bytes())
+        return kind.from_dict(parse_json(path.read_bytes()))
     except FileNotFoundError:
         raise EvaluationError(f"There is no evaluation at {path}: evaluate the bundle first.") from None
-    except ValueError:
-        raise EvaluationError(f"{path} is not JSON: evaluate again.") from None
-    if not isinstance(content, dict):
-        raise EvaluationError(f"{path} is not an evaluation: evaluate again.")
-    return content
+    except (ValueError, TypeError) as error:
+        raise EvaluationError(f"{path} is not readable ({error}): evaluate again.") from None

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evaluation.results import Difference, EvaluationError, Interval, Score, Scored
+from evaluation.results import Difference, Interval, Score, Scored
 from speech.corpus.manifest import age_band
 from speech.scripts import join_words
 from speech.text import readings, words_of
@@ -107,14 +107,7 @@ def align(reference: str, hypothesis: str, language: str) -> list[Edit]:
     for chunk in chunks:
         left = expected[chunk.ref_start_idx : chunk.ref_end_idx]
         right = heard[chunk.hyp_start_idx : chunk.hyp_end_idx]
-        for position in range(max(len(left), len(right))):
-            edits.append(
-                Edit(
-                    chunk.type,
-                    left[position] if position < len(left) else "",
-                    right[position] if position < len(right) else "",
-                )
-            )
+        edits += [Edit(chunk.type, *pair) for pair in itertools.zip_longest(left, right, fillvalue="")]
     return edits
 
 
@@ -240,21 +233,18 @@ def score_of(counts: Counts, bootstrap: int, seed: int) -> Score:
         return Score(math.nan, nothing, math.nan, nothing, 0, 0, 0, 0, 0, 0, 0.0)
     blocks, resampled = _blocks(counts)
     edits = counts.table[:, WORD_EDITS].sum(axis=1)
-    columns = np.column_stack(
-        [edits, counts.table[:, WORDS], counts.table[:, CHARACTER_EDITS], counts.table[:, CHARACTERS]]
-    )
-    sums = _block_sums(columns, blocks)
+    columns = [edits, *(counts.table[:, column] for column in (WORDS, CHARACTER_EDITS, CHARACTERS))]
+    sums = _block_sums(np.column_stack(columns), blocks)
     draws = _resample(sums, bootstrap, seed)
     total = sums.sum(axis=0)
     wer, cer = (float(_ratio(total[start], total[start + 1])) for start in (0, 2))
-    word_low, word_high = _percentiles(_ratio(draws[:, 0], draws[:, 1]), len(sums))
-    character_low, character_high = _percentiles(_ratio(draws[:, 2], draws[:, 3]), len(sums))
+    words, characters = (_percentiles(_ratio(draws[:, start], draws[:, start + 1]), len(sums)) for start in (0, 2))
     by_kind = counts.table.sum(axis=0)
     return Score(
         wer=wer,
-        wer_interval=Interval(word_low, word_high, wer),
+        wer_interval=Interval(*words, wer),
         cer=cer,
-        cer_interval=Interval(character_low, character_high, cer),
+        cer_interval=Interval(*characters, cer),
         words=int(by_kind[WORDS]),
         utterances=len(counts.table),
         speakers=len(np.unique(counts.speakers)),
@@ -272,11 +262,6 @@ def score(items: Sequence[Scored], language: str, bootstrap: int = 1000, seed: i
     return score_of(count_edits(items, language), bootstrap, seed)
 
 
-def slice_scores(items: Sequence[Scored], language: str, bootstrap: int = 1000, seed: int = 0) -> dict[str, Score]:
-    """A score for every value of every slice dimension, keyed "domain=call-centre", in a stable order."""
-    return slice_scores_of(items, count_edits(items, language), bootstrap, seed)
-
-
 def score_by_speaker(items: Sequence[Scored], language: str) -> dict[str, Score]:
     """Each speaker's score, by name; an interval within one speaker resamples utterances."""
     rows: dict[str, list[Scored]] = {}
@@ -285,8 +270,8 @@ def score_by_speaker(items: Sequence[Scored], language: str) -> dict[str, Score]
     return {speaker: score(rows[speaker], language, bootstrap=200) for speaker in sorted(rows)}
 
 
-def slice_scores_of(items: Sequence[Scored], counts: Counts, bootstrap: int, seed: int) -> dict[str, Score]:
-    """The score of each slice, from the counts of the same items; see `slice_scores`."""
+def slice_scores(items: Sequence[Scored], counts: Counts, bootstrap: int = 1000, seed: int = 0) -> dict[str, Score]:
+    """A score for every value of every slice dimension ("domain=call-centre"), from the counts of the same items."""
     members: dict[str, list[int]] = {}
     for row, item in enumerate(items):
         for dimension, value in item.slices.items():
@@ -294,36 +279,11 @@ def slice_scores_of(items: Sequence[Scored], counts: Counts, bootstrap: int, see
     return {name: score_of(counts.only(np.array(members[name])), bootstrap, seed) for name in sorted(members)}
 
 
-def paired_difference(
-    candidate: Sequence[Scored],
-    champion: Sequence[Scored],
-    language: str,
-    bootstrap: int = 1000,
-    seed: int = 0,
-) -> Difference:
-    """Candidate's WER minus champion's over the same utterances, resampling speakers for both at once.
+def paired_difference(candidate: Counts, champion: Counts, bootstrap: int = 1000, seed: int = 0) -> Difference:
+    """Candidate's WER minus champion's, from counts of the same utterances in order, resampling speakers for both.
 
     Pairing takes out what both find hard, so a small real difference shows on few utterances.
-    Raises EvaluationError when the two lists do not hold the same utterances and references.
     """
-    by_id = {item.id: item for item in champion}
-    if len(by_id) != len(champion) or len({item.id for item in candidate}) != len(candidate):
-        raise EvaluationError("A paired comparison needs unique utterance ids: one appears twice.")
-    if set(by_id) != {item.id for item in candidate}:
-        stray = sorted(set(by_id) ^ {item.id for item in candidate})
-        raise EvaluationError(
-            f"Candidate and champion were scored on different utterances ({len(stray)}, such as {stray[0]!r}): "
-            "transcribe the same set with both."
-        )
-    same = [by_id[item.id] for item in candidate]
-    for ours, theirs in zip(candidate, same, strict=True):
-        if ours.reference != theirs.reference:
-            raise EvaluationError(f"Utterance {ours.id!r} has two references: score both models against one manifest.")
-    return difference_of(count_edits(candidate, language), count_edits(same, language), bootstrap, seed)
-
-
-def difference_of(candidate: Counts, champion: Counts, bootstrap: int, seed: int) -> Difference:
-    """The paired difference, from counts of the same utterances in the same order; see `paired_difference`."""
     if len(candidate.table) == 0:
         return Difference(math.nan, math.nan, math.nan, math.nan, 0, 0)
     blocks, _ = _blocks(candidate)

@@ -23,6 +23,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,7 +33,7 @@ from pydantic import Field, field_validator
 from evaluation.corpus.alignment import Lengths, Moved
 from evaluation.corpus.chance import Judgement, by_speaker, effective_rows, share
 from evaluation.corpus.data_docs import write_index
-from evaluation.corpus.drift import change, known_share, stability
+from evaluation.corpus.drift import UNMEASURED, change, known_share, stability
 from evaluation.corpus.profile import CorpusProfile, known_words, profile_corpus, words_by_speaker
 from evaluation.corpus.suite import Expectation, run_suites
 from evaluation.corpus.validation import CorpusValidation, ExpectationOutcome
@@ -275,14 +276,10 @@ def _drift(
         nothing = Judgement(math.nan, 0.0, "", "there is no earlier quarter to compare with")
         return {name: nothing for name in CHANCE if name.startswith("drift_")}
     worth = {name: (profile.worth[name], previous.worth[name]) for name in profile.worth}
-    unmeasured = Judgement(math.nan, 0.0, "", "one of the two quarters was not measured for it")
+    unmeasured = Judgement(math.nan, 0.0, "", UNMEASURED)
 
-    def durations(limit: float, rate: float) -> Judgement:
-        return stability(profile.duration_counts, previous.duration_counts, worth["duration"], limit, rate)
-
-    def ratios(limit: float, rate: float) -> Judgement:
-        return stability(profile.snr_counts, previous.snr_counts, worth["snr"], limit, rate)
-
+    durations = partial(stability, profile.duration_counts, previous.duration_counts, worth["duration"])
+    ratios = partial(stability, profile.snr_counts, previous.snr_counts, worth["snr"])
     words = known_words(words_by_speaker(utterances, language), frozenset(previous.vocabulary))
     known, before = (float(words[:, 1].sum() / words.sum()) if words.sum() else None), previous.known_share
 
@@ -291,27 +288,24 @@ def _drift(
             return unmeasured
         return known_share(known, before, (effective_rows(words), previous.worth["words"]), limit, rate)
 
+    telephone = unmeasured
+    if profile.telephone_share is not None and previous.telephone_share is not None:
+        shares = profile.telephone_share, previous.telephone_share
+        telephone = change(*shares, worth["telephone"], settings.max_telephone_change, rate)
     extreme = [
         durations(settings.extreme_drift, rate / 3),
         ratios(settings.extreme_drift, rate / 3),
         vocabulary(settings.extreme_known_words, rate / 3),
     ]
     told = [each for each in extreme if not each.untold]
-    beyond = sum(each.value > each.limit for each in extreme[:2] if not each.untold) + sum(
-        each.value < each.limit for each in extreme[2:] if not each.untold
-    )
+    beyond = [each.value < each.limit if each is extreme[2] else each.value > each.limit for each in told]
+    finds, untold = "; ".join(each.finds for each in told), "" if told else extreme[0].untold
     return {
         "drift_duration": durations(settings.max_drift, rate),
         "drift_snr": ratios(settings.max_drift, rate),
-        "drift_telephone": unmeasured
-        if profile.telephone_share is None or previous.telephone_share is None
-        else change(
-            profile.telephone_share, previous.telephone_share, worth["telephone"], settings.max_telephone_change, rate
-        ),
+        "drift_telephone": telephone,
         "drift_vocabulary": vocabulary(settings.min_known_words, rate),
-        "drift_extreme": Judgement(
-            float(beyond), 0.0, "; ".join(each.finds for each in told), "" if told else extreme[0].untold
-        ),
+        "drift_extreme": Judgement(float(sum(beyond)), 0.0, finds, untold),
     }
 
 
@@ -324,7 +318,20 @@ def _about_utterances(
     def every(name: str, kind: str, limit: str, explanation: str, observed: str = "", **arguments: Any) -> Expectation:
         return Expectation(name, "utterances", kind, arguments, limit, explanation, observed or "unexpected_count")
 
+    def present(column: str, explanation: str) -> Expectation:
+        name = f"{column.removesuffix('_s')}_present"
+        return every(name, "ExpectColumnValuesToNotBeNull", "every row", explanation, column=column)
+
+    def among(column: str, values: Sequence[Any], limit: str, explanation: str, name: str = "") -> Expectation:
+        named = name or column
+        return every(named, "ExpectColumnValuesToBeInSet", limit, explanation, column=column, value_set=list(values))
+
+    def between(name: str, limit: str, explanation: str, **arguments: Any) -> Expectation:
+        return every(name, "ExpectColumnValuesToBeBetween", limit, explanation, **arguments)
+
     rate_share = judged["speech_rate"].limit if "speech_rate" in judged else settings.max_speech_rate_share
+    shortest, longest = settings.min_duration_s, settings.max_duration_s
+    slowest, fastest = settings.min_speech_rate, settings.max_speech_rate
     return [
         every(
             "columns", "ExpectTableColumnsToMatchSet", "exactly these columns",
@@ -335,79 +342,54 @@ def _about_utterances(
             "rows", "ExpectTableRowCountToBeBetween", "at least 1 row",
             "An empty partition trains nothing: look at what the source delivered.", "observed_value", min_value=1,
         ),
-        every(
-            "id_present", "ExpectColumnValuesToNotBeNull", "every row",
-            "Without an id an utterance cannot be traced.", column="id",
-        ),
+        present("id", "Without an id an utterance cannot be traced."),
         every(
             "id_unique", "ExpectColumnValuesToBeUnique", "every row",
             "Two utterances with one id would overwrite each other: rename one in the source.", column="id",
         ),
-        every(
-            "speaker_present", "ExpectColumnValuesToNotBeNull", "every row",
-            "Splits and intervals go by speaker.", column="speaker",
-        ),
-        every(
-            "domain_present", "ExpectColumnValuesToNotBeNull", "every row",
-            "Scores are sliced by domain; write \"unknown\" where it is not known.", column="domain",
-        ),
-        every(
-            "digest_present", "ExpectColumnValuesToNotBeNull", "every row",
-            "Duplicates are found by the digest of the audio.", column="digest",
-        ),
-        every(
-            "duration_present", "ExpectColumnValuesToNotBeNull", "every row",
-            "A duration is measured when audio is normalised: normalise this partition again.", column="duration_s",
-        ),
-        every(
-            "duration_range", "ExpectColumnValuesToBeBetween",
-            f"{settings.min_duration_s:g} to {settings.max_duration_s:g} s",
+        present("speaker", "Splits and intervals go by speaker."),
+        present("domain", "Scores are sliced by domain; write \"unknown\" where it is not known."),
+        present("digest", "Duplicates are found by the digest of the audio."),
+        present("duration_s", "A duration is measured when audio is normalised: normalise this partition again."),
+        between(
+            "duration_range", f"{shortest:g} to {longest:g} s",
             "Shorter audio holds no word; longer audio belongs segmented.",
-            column="duration_s", min_value=settings.min_duration_s, max_value=settings.max_duration_s,
+            column="duration_s", min_value=shortest, max_value=longest,
         ),
-        every(
-            "audio_present", "ExpectColumnValuesToBeInSet", "every row",
+        among(
+            "audio_present", [True], "every row",
             "A manifest without its audio cannot be trained on: restore the files or normalise again.",
-            column="audio_present", value_set=[True],
         ),
-        every(
-            "sample_rate", "ExpectColumnValuesToBeInSet", f"{SAMPLE_RATE} Hz in every opened file",
-            "Features are computed at 16 kHz: normalise this partition again.",
-            column="sample_rate_hz", value_set=[float(SAMPLE_RATE)],
+        among(
+            "sample_rate_hz", [float(SAMPLE_RATE)], f"{SAMPLE_RATE} Hz in every opened file",
+            "Features are computed at 16 kHz: normalise this partition again.", name="sample_rate",
         ),
-        every(
-            "language", "ExpectColumnValuesToBeInSet", f"{language} in every row",
+        among(
+            "language", [language], f"{language} in every row",
             "Another language in the partition teaches wrong words: correct the source's language column.",
-            column="language", value_set=[language],
         ),
-        every(
-            "quarter", "ExpectColumnValuesToBeInSet", f"{quarter_title(quarter)} in every row",
-            "A recording counts in the quarter it was made in.", column="quarter", value_set=[quarter],
+        among(
+            "quarter", [quarter], f"{quarter_title(quarter)} in every row",
+            "A recording counts in the quarter it was made in.",
         ),
-        every(
-            "split_assigned", "ExpectColumnValuesToBeInSet", "train, dev or test in every row",
-            "Every utterance belongs to one set.", column="split", value_set=list(SPLITS),
+        among(
+            "split", SPLITS, "train, dev or test in every row", "Every utterance belongs to one set.",
+            name="split_assigned",
         ),
-        every(
-            "split_present", "ExpectColumnValuesToNotBeNull", "every row",
-            "Every utterance belongs to one set.", column="split",
-        ),
+        present("split", "Every utterance belongs to one set."),
         every(
             "splits_filled", "ExpectColumnDistinctValuesToContainSet", "train, dev and test all occur",
             "Without a dev and a test speaker nothing can be chosen or judged: more speakers are needed.",
             "observed_value", column="split", value_set=list(SPLITS),
         ),
-        every(
-            "text_not_empty", "ExpectColumnValuesToBeBetween", "at least 1 word in every row",
-            "An empty transcript under speech teaches silence.", column="words", min_value=1,
+        between(
+            "text_not_empty", "at least 1 word in every row", "An empty transcript under speech teaches silence.",
+            column="words", min_value=1,
         ),
-        every(
-            "speech_rate", "ExpectColumnValuesToBeBetween",
-            f"{settings.min_speech_rate:g} to {settings.max_speech_rate:g} characters/s, "
-            f"all but {rate_share:.3g} of rows",
+        between(
+            "speech_rate", f"{slowest:g} to {fastest:g} characters/s, all but {rate_share:.3g} of rows",
             "Nobody speaks that fast or slowly: text and audio do not belong together, or the audio is cut or silent.",
-            column="characters_per_second", min_value=settings.min_speech_rate, max_value=settings.max_speech_rate,
-            mostly=1 - rate_share,
+            column="characters_per_second", min_value=slowest, max_value=fastest, mostly=1 - rate_share,
         ),
     ]  # fmt: skip
 

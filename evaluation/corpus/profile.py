@@ -8,31 +8,24 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from evaluation.corpus.chance import by_speaker, effective_rows
 from speech.corpus.manifest import Utterance
+from speech.record import Record
 from speech.text import words_of
 
-PROFILE_SCHEMA = 2
 VOCABULARY_WORDS = 5_000
 # Fixed edges, so that quarters can be compared without keeping their data.
 DURATION_EDGES_S = (0.0, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 30.0)
 SNR_EDGES_DB = (-10.0, 0.0, 5.0, 10.0, 15.0, 20.0, 25.0, 30.0, 40.0)
 
 
-class ProfileError(Exception):
-    """A stored corpus profile cannot be read; the message says what to do."""
-
-
 @dataclass(frozen=True)
-class CorpusProfile:
+class CorpusProfile(Record):
     """What the next quarter is compared with. Counts have one bin a stretch between edges, and one beyond the last.
 
     `worth` says of each figure how many independent rows (of `known_share`: words) its speakers amount to.
     """
-
-    __pydantic_config__ = ConfigDict(extra="forbid", ser_json_inf_nan="null")
 
     language: str
     quarter: str
@@ -47,27 +40,7 @@ class CorpusProfile:
     vocabulary: tuple[str, ...]  # the commonest words, most frequent first
     known_share: float | None  # of words that another speaker uses too, among the commonest; None for one speaker
     worth: Mapping[Literal["duration", "snr", "telephone", "words"], float]
-    schema_version: int = PROFILE_SCHEMA
-
-    def to_json(self) -> str:
-        """As JSON text."""
-        return TypeAdapter(CorpusProfile).dump_json(self).decode()
-
-    @classmethod
-    def from_json(cls, text: str) -> "CorpusProfile":
-        """Read what `to_json` gave. Raises ProfileError."""
-        try:
-            profile = TypeAdapter(CorpusProfile).validate_json(text)
-        except ValidationError as error:
-            raise ProfileError(
-                f"The corpus profile is not readable ({error.errors()[0]['msg']}): validate the earlier quarter again."
-            ) from None
-        if profile.schema_version != PROFILE_SCHEMA:
-            raise ProfileError(
-                f"The corpus profile has schema version {profile.schema_version}, not {PROFILE_SCHEMA}: "
-                "validate the earlier quarter again."
-            )
-        return profile
+    schema_version: Literal[2] = 2
 
 
 def profile_corpus(utterances: Sequence[Utterance], *, language: str, quarter: str) -> CorpusProfile:

@@ -15,7 +15,7 @@ import dagster as dg
 from deployment.pages import DATA_DOCS, publish
 from deployment.settings import Settings
 from evaluation.corpus.expectations import catalogue, validate
-from evaluation.corpus.profile import CorpusProfile, ProfileError
+from evaluation.corpus.profile import CorpusProfile
 from evaluation.corpus.validation import ExpectationOutcome, ValidationUnknown, failed_checks
 from speech.corpus.importers import Defaults
 from speech.corpus.index import SourceIndex, index_of, with_audio
@@ -487,8 +487,9 @@ def _unreadable_share(workspace: Workspace, quarter: str, language: str) -> floa
 
 def _profile(workspace: Workspace, quarter: str, language: str) -> CorpusProfile | None:
     try:
-        return CorpusProfile.from_json(validated_utterances(workspace, quarter, language).read(PROFILE).decode())
-    except (dg.Failure, ProfileError):
+        utterances = validated_utterances(workspace, quarter, language)
+        return CorpusProfile.from_dict(json.loads(utterances.read(PROFILE)))
+    except (dg.Failure, ValueError):
         return None  # nothing to compare with: the quarter before is missing, was refused or is of an older form
 
 

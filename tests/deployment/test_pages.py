@@ -179,7 +179,7 @@ def test_a_broken_file_costs_its_row_what_it_would_have_said(store: Store, clien
     assert "no verdict" in altered
     assert "altered after judging" in altered
     assert "10.0 %" in altered, "the evaluation is still there"
-    assert "is not JSON: evaluate again" in row_of(page, "2024 Q2")
+    assert "is not readable" in row_of(page, "2024 Q2")
     assert "materialise the utterances again" in row_of(page, "2024 Q3")
     assert "passed" in row_of(page, "2024 Q3")
     assert "is gone" in row_of(page, "2024 Q4")

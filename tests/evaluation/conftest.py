@@ -6,7 +6,7 @@ import pytest
 
 from evaluation.calibration import reliability
 from evaluation.results import ChampionResult, Evaluation, NonSpeech, Scored, SetResult
-from evaluation.scoring import paired_difference, score, slice_scores
+from evaluation.scoring import count_edits, paired_difference, score, slice_scores
 
 BUNDLE = "a" * 64
 CHAMPION = "c" * 64
@@ -43,13 +43,17 @@ def result_of(rows: list[Scored], champion: list[Scored] | None = None) -> SetRe
     if champion is not None:
         rival = ChampionResult(
             score(champion, "en"),
-            slice_scores(champion, "en"),
+            slice_scores(champion, count_edits(champion, "en")),
             tuple(champion),
-            paired_difference(rows, champion, "en"),
+            paired_difference(count_edits(rows, "en"), count_edits(champion, "en")),
         )
     sure = [0.95] * 90 + [0.3] * 10
     return SetResult(
-        score(rows, "en"), slice_scores(rows, "en"), tuple(rows), reliability(sure, [True] * 92 + [False] * 8), rival
+        score(rows, "en"),
+        slice_scores(rows, count_edits(rows, "en")),
+        tuple(rows),
+        reliability(sure, [True] * 92 + [False] * 8),
+        rival,
     )
 
 

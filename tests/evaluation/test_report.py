@@ -21,6 +21,7 @@ from evaluation.plots import (
 from evaluation.presentation import CSP
 from evaluation.report import frequent_errors, render_report, write_report
 from evaluation.results import SetResult
+from evaluation.scoring import align
 from tests.evaluation.conftest import result_of, rows_with
 
 HOSTILE = (
@@ -202,10 +203,10 @@ def test_frequent_errors_are_counted_by_pair(make_evaluation):
     rows = [replace(row, reference="four two", hypothesis=text) for row, text in zip(
         rows_with(0), ["for two", "for two", "four to", "four", "four two two"], strict=False
     )]  # fmt: skip
-    found = frequent_errors(rows, "en")
-    assert [(pair.reference, pair.hypothesis, pair.count) for pair in found["substitute"]] == [
+    found = frequent_errors(edit for row in rows for edit in align(row.reference, row.hypothesis, "en"))
+    assert [(pair.reference, pair.hypothesis, count) for pair, count in found["substitute"]] == [
         ("four", "for", 2),
         ("two", "to", 1),
     ]
-    assert [(pair.reference, pair.count) for pair in found["delete"]] == [("two", 1)]
-    assert [(pair.hypothesis, pair.count) for pair in found["insert"]] == [("two", 1)]
+    assert [(pair.reference, count) for pair, count in found["delete"]] == [("two", 1)]
+    assert [(pair.hypothesis, count) for pair, count in found["insert"]] == [("two", 1)]

@@ -26,12 +26,13 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from speech.bundle import NETWORK, TOKENIZER, Geometry, ModelBundle, write_bundle
+from speech.bundle import NETWORK, NETWORKS, TOKENIZER, Description, Geometry, ModelBundle, write_bundle
 from speech.features import MelConfig, mel_filters
 from speech.recognition.offline import Recognizer
 from speech.scripts import join_words
@@ -82,17 +83,21 @@ def export(
         network = _network_of(model, geometry)
         (folder / NETWORK).write_bytes(network)
         if "int8" in variants:
-            (folder / "network.int8.onnx").write_bytes(_with_8_bit_weights(network))
-        described: dict[str, Any] = {
-            "language": language,
-            "name": name,
-            "features": features,
-            "geometry": geometry,
-            "vocabulary": vocabulary,
-            "lineage": lineage,
-        }
-        unproven = write_bundle(folder, **described)
-        return write_bundle(folder, **described, parity=parity(model, unproven, parity_utterances))
+            (folder / NETWORKS["int8"]).write_bytes(_with_8_bit_weights(network))
+        described = Description(
+            name=name,
+            language=language,
+            decoder="ctc",
+            mode="streaming",
+            text="spoken",
+            networks={"encoder": {key: file for key, file in NETWORKS.items() if key in ("fp32", *variants)}},
+            features=features,
+            geometry=geometry,
+            vocabulary=vocabulary,
+            lineage=lineage,
+        )
+        unproven = write_bundle(folder, described)
+        return write_bundle(folder, replace(described, parity=parity(model, unproven, parity_utterances)))
 
 
 def parity(model: Any, bundle: ModelBundle, utterances: Sequence[np.ndarray]) -> dict[str, Any]:

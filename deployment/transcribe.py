@@ -1,13 +1,11 @@
 """Recordings to transcripts on this machine, without a server: one bundle, one file after the other."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 from deployment.promotion.assembly import promotions_of
 from deployment.serving.transcription import transcript_of
 from deployment.settings import Settings
-from speech.bundle import ModelBundle
 from speech.recognition.offline import Recognizer
 from speech.transcript import Transcript
 
@@ -26,21 +24,10 @@ def champion_bundle(settings: Settings, language: str) -> Path:
     return promotions.registry.obtain(decision.digest, decision.model, decision.version)
 
 
-@dataclass(frozen=True)
-class Transcriber:
-    """A bundle, opened."""
-
-    recognizer: Recognizer
-
-    @classmethod
-    def load(cls, folder: Path, threads: int = 1) -> "Transcriber":
-        """Verify and open a bundle; BundleError when it is not one."""
-        return cls(Recognizer(ModelBundle.load(folder), threads=threads))
-
-    def transcribe(self, path: Path) -> Transcript:
-        """The transcript of a file; AudioError when it is not audio that can be used, OSError when it is not there."""
-        with path.open("rb") as audio:
-            return transcript_of(audio, path.name, self.recognizer, self.recognizer.bundle.name)
+def transcribe_file(path: Path, recognizer: Recognizer) -> Transcript:
+    """The transcript of a file; AudioError when it is not audio that can be used, OSError when it is not there."""
+    with path.open("rb") as audio:
+        return transcript_of(audio, path.name, recognizer, recognizer.bundle.name)
 
 
 def written(transcript: Transcript, form: str, recording: str) -> str:

@@ -31,7 +31,6 @@ from speech.plain import from_plain, to_plain
 from speech.store.outputs import DIGEST, digest_file, parse_json, write_atomically
 
 BUNDLE_SCHEMA = 2
-READ_SCHEMAS = (1, BUNDLE_SCHEMA)
 RUNNABLE = ("ctc", "streaming")  # the decoder and mode that `speech.recognition` has
 MANIFEST = "bundle.json"
 TOKENIZER = "tokenizer.model"
@@ -87,11 +86,6 @@ class Geometry:
         """Output frames a chunk gives."""
         return self.chunk // self.subsampling
 
-    @property
-    def first_chunk(self) -> int:
-        """New mel frames in a stream's first run of one chunk."""
-        return self.chunk - (self.lead - self.history)
-
     def outputs_of(self, frames: int) -> int:
         """Return how many output frames a recording of that many mel frames gives."""
         if frames <= 0:
@@ -122,8 +116,6 @@ class Calibration:
 
     def __post_init__(self) -> None:
         """Refuse what is not a monotone map of [0, 1] into [0, 1]."""
-        object.__setattr__(self, "confidences", tuple(float(value) for value in self.confidences))
-        object.__setattr__(self, "probabilities", tuple(float(value) for value in self.probabilities))
         knots = np.asarray(self.confidences), np.asarray(self.probabilities)
         if len(knots[0]) != len(knots[1]) or not len(knots[0]):
             raise ValueError("a calibration needs as many probabilities as confidences, at least one of each")
@@ -191,12 +183,11 @@ class ModelBundle(Description):
             if name not in self.files:
                 raise ValueError(f"{name} is missing; a bundle needs it")
 
-    def network_name(self, variant: str = "fp32") -> str:
+    def network_name(self, variant: Precision = "fp32") -> str:
         """Return the file name of a variant of the encoder; BundleError lists the ones there are."""
-        for precision, name in self.networks["encoder"].items():
-            if precision == variant:
-                return name
-        raise BundleError(f"{self.path}: no {variant} network in this bundle; choose {', '.join(self.variants)}")
+        if variant not in self.variants:
+            raise BundleError(f"{self.path}: no {variant} network in this bundle; choose {', '.join(self.variants)}")
+        return self.networks["encoder"][variant]
 
     def read(self, name: str) -> bytes:
         """Return a file's bytes. Raises BundleError where it is not there any more."""
@@ -270,11 +261,8 @@ def _bundle_of(data: bytes, folder: Path, expected_digest: str | None = None) ->
     if not isinstance(record, dict):
         raise BundleError(f"{manifest}: not a JSON object; fetch the bundle again")
     schema = record.pop("schema", None)
-    if type(schema) is not int or schema not in READ_SCHEMAS:
-        read = " and ".join(map(str, READ_SCHEMAS))
-        raise UnsupportedBundle(
-            f"{manifest}: schema {schema!r}, this version reads {read}; use the version that wrote it"
-        )
+    if type(schema) is not int or schema not in (1, BUNDLE_SCHEMA):
+        raise UnsupportedBundle(f"{manifest}: schema {schema!r}, this version reads 1 and 2; use the one that wrote it")
     try:
         record = _of_schema_1(record) if schema == 1 else record
         if (record.get("decoder"), record.get("mode")) != RUNNABLE:
@@ -287,9 +275,7 @@ def _bundle_of(data: bytes, folder: Path, expected_digest: str | None = None) ->
         raise BundleError(f"{manifest}: {error}; export the model again") from error
     said = {key: value for key, value in to_plain(bundle).items() if key not in ("path", "digest")}
     # What was passed over could matter, and what is left out is not guessed at.
-    if odd := sorted(
-        key for key in {*said, *record} if not (key in said and key in record and said[key] == record[key])
-    ):
+    if odd := sorted(key for key in {**said, **record} if said.get(key, ...) != record.get(key, ...)):
         raise BundleError(f"{manifest}: {', '.join(odd)} not as write_bundle writes it; export the model again")
     return bundle
 
@@ -299,14 +285,8 @@ def _of_schema_1(record: Mapping[str, Any]) -> dict[str, Any]:
     files = {name: entry["sha256"] for name, entry in record["files"].items()}
     encoder = {precision: name for precision, name in NETWORKS.items() if name in files}
     kept = {key: value for key, value in record.items() if key not in ("kind", "sample_rate", "blank_id")}
-    return {
-        **kept,
-        "decoder": record["kind"],
-        "mode": "streaming",
-        "text": "spoken",
-        "networks": {"encoder": encoder},
-        "files": files,
-    }
+    added = {"decoder": record["kind"], "mode": "streaming", "text": "spoken", "networks": {"encoder": encoder}}
+    return {**kept, **added, "files": files}
 
 
 def _verify_files(bundle: ModelBundle) -> None:

@@ -5,7 +5,7 @@ Whole recordings and live streams run the same one; what it remembers of a strea
 
 import numpy as np
 
-from speech.bundle import BundleError, ModelBundle
+from speech.bundle import BundleError, ModelBundle, Precision
 from speech.recognition.state import State
 
 _INPUTS = ("audio_signal", "length", "cache_last_channel", "cache_last_time", "cache_last_channel_len")
@@ -15,7 +15,7 @@ _OUTPUTS = 5
 class Network:
     """The bundle's network as a function from mel frames and caches to log-probabilities and caches."""
 
-    def __init__(self, bundle: ModelBundle, threads: int = 1, variant: str = "fp32") -> None:
+    def __init__(self, bundle: ModelBundle, threads: int = 1, variant: Precision = "fp32") -> None:
         """Open and warm the network; BundleError when it is not what bundle.json says."""
         import onnxruntime
 

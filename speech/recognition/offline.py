@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from speech.bundle import Geometry, ModelBundle
+from speech.bundle import Geometry, ModelBundle, Precision
 from speech.features import MelConfig, MelStream
 from speech.recognition.ctc import GreedyCtc
 from speech.recognition.decoder import Decoder, Token
@@ -56,7 +56,7 @@ class Recognizer:
         self,
         bundle: ModelBundle,
         threads: int = 1,
-        variant: str = "fp32",
+        variant: Precision = "fp32",
         run_s: float = RUN_S,
         max_batch: int = 16,
     ) -> None:

@@ -47,7 +47,7 @@ class Recognition:
 
 
 class Recognizer:
-    """Transcribes whole recordings with a bundle. One instance serves one thread at a time.
+    """Transcribes whole recordings with a bundle. One instance serves any number of threads.
 
     `run_s` and `max_batch` bound memory; neither changes the text.
     """

@@ -7,6 +7,7 @@ import io
 import itertools
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,17 @@ def test_several_threads_say_the_same(bundle: ModelBundle, recognizer: Recognize
     """A replica may be given more cores without another text."""
     samples = tones(SENTENCE, noise=0.02)
     assert Recognizer(bundle, threads=2).transcribe(samples).text == recognizer.transcribe(samples).text
+
+
+def test_one_recognizer_serves_several_threads_at_once(recognizer: Recognizer) -> None:
+    """A replica opens a bundle once for all its workers; no caller may hear another's recording."""
+    generator = np.random.default_rng(8)
+    said = [list(generator.choice(WORDS["en"], 20)) for _ in range(24)]
+    recordings = [tones(words, noise=0.01, seed=seed) for seed, words in enumerate(said)]
+    with ThreadPoolExecutor(8) as threads:
+        heard = list(threads.map(recognizer.transcribe, recordings))
+    assert [result.text for result in heard] == [" ".join(words) for words in said]
+    assert heard == [recognizer.transcribe(samples) for samples in recordings]
 
 
 def test_repetition_gives_the_same_bits(recognizer: Recognizer) -> None:

@@ -101,12 +101,12 @@ def quarter_of_corpus(quarter: str, language: str, folder: Path) -> tuple[list[U
 def cues_of(bundle: ModelBundle, rows: Sequence[Utterance]) -> tuple[int, int]:
     """How many cues a recording of these utterances gets, and how many of them end where an utterance does."""
     from deployment.serving.transcription import segments_from_words
-    from speech.recognition.ctc import Piece
+    from speech.recognition.decoder import Token
     from speech.recognition.words import WordSpeller
 
     speller = WordSpeller(bundle)
     frame_s = bundle.features.frame_s * bundle.geometry.subsampling
-    pieces: list[Piece] = []
+    tokens: list[Token] = []
     ends: list[float] = []
     begin_s = 0.0
     for row in rows:
@@ -117,10 +117,10 @@ def cues_of(bundle: ModelBundle, rows: Sequence[Utterance]) -> tuple[int, int]:
         letters = [spoken_length(bundle.vocabulary[symbol]) for symbol in symbols]
         said = itertools.accumulate(letters)
         frames = [int((begin_s + duration_s * done / sum(letters)) / frame_s) - 1 for done in said]
-        pieces += [Piece(symbol, frame, frame, 0.9) for symbol, frame in zip(symbols, frames, strict=True)]
+        tokens += [Token(symbol, frame, frame, 0.9) for symbol, frame in zip(symbols, frames, strict=True)]
         ends.append(frames[-1] * frame_s)
         begin_s += duration_s + CUE_PAUSE_S
-    words = speller.words(pieces)
+    words = speller.words(tokens)
     transcript = Transcript(
         language=bundle.language,
         segments=segments_from_words(words),

@@ -1,20 +1,15 @@
 """Recordings to transcripts on this machine, without a server: one bundle, one file after the other."""
 
-import hashlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 from deployment.promotion.assembly import promotions_of
-from deployment.serving.transcription import segments_from_words
+from deployment.serving.transcription import transcript_of
 from deployment.settings import Settings
-from speech.audio.decode import decode_chunks
-from speech.bundle import ModelBundle
 from speech.recognition.offline import Recognizer
 from speech.transcript import Transcript
 
 FORMATS = ("text", "json", "srt", "vtt", "ctm")
-CHUNK_S = 30.0  # decoded at once: memory stays bounded on recordings of hours
 
 
 def champion_bundle(settings: Settings, language: str) -> Path:
@@ -29,33 +24,10 @@ def champion_bundle(settings: Settings, language: str) -> Path:
     return promotions.registry.obtain(decision.digest, decision.model, decision.version)
 
 
-@dataclass(frozen=True)
-class Transcriber:
-    """A bundle, opened."""
-
-    bundle: ModelBundle
-    recognizer: Recognizer
-
-    @classmethod
-    def load(cls, folder: Path, threads: int = 1) -> "Transcriber":
-        """Verify and open a bundle; BundleError when it is not one."""
-        bundle = ModelBundle.load(folder)
-        return cls(bundle, Recognizer(bundle, threads=threads))
-
-    def transcribe(self, path: Path) -> Transcript:
-        """The transcript of a file; AudioError when it is not audio that can be used, OSError when it is not there."""
-        with path.open("rb") as audio:
-            digest = hashlib.file_digest(audio, "sha256").hexdigest()
-            audio.seek(0)
-            heard = self.recognizer.transcribe_chunks(decode_chunks(audio, chunk_s=CHUNK_S, name=path.name))
-        return Transcript(
-            language=self.bundle.language,
-            segments=segments_from_words(heard.words),
-            confidence=heard.confidence,
-            source_digest=digest,
-            duration_s=heard.duration_s,
-            models={"recognition": self.bundle.name, "bundle": self.bundle.digest},
-        )
+def transcribe_file(path: Path, recognizer: Recognizer) -> Transcript:
+    """The transcript of a file; AudioError when it is not audio that can be used, OSError when it is not there."""
+    with path.open("rb") as audio:
+        return transcript_of(audio, path.name, recognizer, recognizer.bundle.name)
 
 
 def written(transcript: Transcript, form: str, recording: str) -> str:

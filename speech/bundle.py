@@ -1,46 +1,57 @@
 """ModelBundle: the one format a trained model is served from.
 
-A bundle is a folder of plain files: the network as ONNX with its streaming caches as inputs and
-outputs, the tokenizer, and bundle.json, which says how to use them and holds the SHA-256 of each. The
-digest of a bundle is the SHA-256 of bundle.json: two bundles of equal content have equal digests, and
-nothing in a bundle can change without changing it. Registry, verdicts and releases name models by it.
+A bundle is a folder of plain files: its networks as ONNX, the tokenizer, and bundle.json, which says how to use them
+and holds the SHA-256 of each. The digest of a bundle is the SHA-256 of bundle.json: two bundles of equal content have
+equal digests, and nothing in a bundle can change without changing it. Registry, verdicts and releases name
+models by it.
 
-Everything about a bundle that is not exactly as written is refused with a `BundleError`: loading
-never guesses, because what it loads is what customers hear. It does not cover secrecy, nor who wrote
-the bundle: a digest from a trusted place (the registry) is what `expected_digest` is for.
+Everything about a bundle that is not exactly as written is refused with a `BundleError`: loading never guesses, because
+what it loads is what customers hear. It does not cover secrecy, nor who wrote the bundle: a digest from a trusted place
+(the registry) is what `expected_digest` is for.
+
+Schema 2 says which kind of model it is. One of schema 1 is always a streaming CTC model of spoken text, and is read as
+that, under the digest that it has.
 """
 
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from speech.features import MelConfig
-from speech.store.outputs import DIGEST, digest_file, parse_json
+from speech.plain import from_plain, to_plain
+from speech.store.outputs import DIGEST, digest_file, parse_json, write_atomically
 
-BUNDLE_SCHEMA = 1
+BUNDLE_SCHEMA = 2
+RUNNABLE = ("ctc", "streaming")  # the decoder and mode that `speech.recognition` has
 MANIFEST = "bundle.json"
-NETWORK = "network.onnx"
 TOKENIZER = "tokenizer.model"
 # A vocabulary of 16,000 pieces takes 0.3 MB; more than this is not a bundle.json.
 _MAX_MANIFEST_BYTES = 8 * 1024 * 1024
-_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_KEYS = frozenset(
-    {"schema", "kind", "name", "language", "sample_rate", "features", "geometry"}
-    | {"vocabulary", "blank_id", "calibration", "parity", "lineage", "files"}
-)
+
+Text = Annotated[str, Field(min_length=1)]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]  # a bundle is one flat folder
+Sha256 = Annotated[str, Field(pattern=f"^{DIGEST.pattern}$")]
+Role = Literal["encoder", "predictor", "joiner"]  # the last two: a transducer's
+Precision = Literal["fp32", "int8"]
+NETWORKS: Mapping[Precision, str] = {"fp32": "network.onnx", "int8": "network.int8.onnx"}  # an encoder's files
+NETWORK = NETWORKS["fp32"]
 
 
 class BundleError(Exception):
     """A folder is not a bundle that may be served; the message says what is wrong and where."""
+
+
+class UnsupportedBundle(BundleError):
+    """A bundle of a kind that this version cannot run; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +74,8 @@ class Geometry:
 
     def __post_init__(self) -> None:
         """Refuse shapes that no network of this family has."""
-        counts = [self.subsampling, self.chunk, self.history, self.lead, self.max_run_chunks]
-        counts += [*self.attention_cache, *self.convolution_cache]
-        if any(not isinstance(count, int) or isinstance(count, bool) or count < 0 for count in counts):
-            raise ValueError("geometry must hold whole numbers, none below 0")
-        if len(self.attention_cache) != 3 or len(self.convolution_cache) != 3:
-            raise ValueError("attention_cache and convolution_cache must have three sizes each")
+        if min(self.history, *self.attention_cache, *self.convolution_cache) < 0:
+            raise ValueError("no size may be below 0")
         if self.subsampling < 1 or self.chunk < 1 or self.chunk % self.subsampling:
             raise ValueError(f"chunk {self.chunk} must be a multiple of subsampling {self.subsampling}, both above 0")
         if self.lead < self.history or self.lead - self.history >= self.chunk or self.max_run_chunks < 1:
@@ -78,11 +85,6 @@ class Geometry:
     def chunk_outputs(self) -> int:
         """Output frames a chunk gives."""
         return self.chunk // self.subsampling
-
-    @property
-    def first_chunk(self) -> int:
-        """New mel frames in a stream's first run of one chunk."""
-        return self.chunk - (self.lead - self.history)
 
     def outputs_of(self, frames: int) -> int:
         """Return how many output frames a recording of that many mel frames gives."""
@@ -97,21 +99,6 @@ class Geometry:
         """
         to = (output + 1) * self.subsampling - (self.lead - self.history)
         return max(0, to - self.subsampling), max(0, to)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the plain form that bundle.json stores."""
-        record = {item.name: getattr(self, item.name) for item in fields(self)}
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in record.items()}
-
-    @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> "Geometry":
-        """Read the plain form; ValueError names what is missing or unknown."""
-        names = {item.name for item in fields(cls)}
-        if set(record) != names:
-            odd = ", ".join(sorted(set(record) ^ names))
-            raise ValueError(f"geometry must hold exactly {', '.join(sorted(names))}; check {odd}")
-        values: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in record.items()}
-        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -129,8 +116,6 @@ class Calibration:
 
     def __post_init__(self) -> None:
         """Refuse what is not a monotone map of [0, 1] into [0, 1]."""
-        object.__setattr__(self, "confidences", tuple(float(value) for value in self.confidences))
-        object.__setattr__(self, "probabilities", tuple(float(value) for value in self.probabilities))
         knots = np.asarray(self.confidences), np.asarray(self.probabilities)
         if len(knots[0]) != len(knots[1]) or not len(knots[0]):
             raise ValueError("a calibration needs as many probabilities as confidences, at least one of each")
@@ -143,39 +128,33 @@ class Calibration:
         """Return the probabilities (float64, same shape) of confidences of any shape."""
         return np.interp(np.asarray(confidences, dtype=np.float64), self.confidences, self.probabilities)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the plain form that bundle.json stores."""
-        return {
-            "confidences": list(self.confidences),
-            "probabilities": list(self.probabilities),
-            "words": self.words,
-        }
 
-    @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> "Calibration":
-        """Read the plain form; ValueError says what is wrong with it."""
-        if set(record) != {"confidences", "probabilities", "words"} or not isinstance(record["words"], int):
-            raise ValueError("calibration must hold exactly confidences, probabilities and words")
-        return cls(tuple(record["confidences"]), tuple(record["probabilities"]), record["words"])
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What bundle.json says of a model, beside the digests of its files.
 
+    `networks` names the files of each role. The encoder hears mel frames; with a CTC decoder its output are the
+    log-probabilities of the symbols, with a transducer what its joiner takes. `parity` and `lineage` are JSON values;
+    keep paths and times out of them, or equal models stop having equal digests.
+    """
 
-@dataclass(frozen=True)
-class ModelBundle:
-    """A verified bundle folder. `digest` is its identity everywhere else in the platform."""
-
-    path: Path
-    digest: str
-    name: str
-    language: str
+    name: Text
+    language: Text
+    decoder: Literal["ctc", "transducer"] = "ctc"
+    mode: Literal["streaming", "offline"] = "streaming"  # offline: the encoder needs the whole recording
+    text: Literal["spoken", "written"] = "spoken"  # written: with case, punctuation and digits
+    networks: Mapping[Role, Mapping[Precision, str]] = field(default_factory=lambda: {"encoder": {"fp32": NETWORK}})
     features: MelConfig
     geometry: Geometry
-    vocabulary: tuple[str, ...] = field(repr=False)
-    blank_id: int
+    vocabulary: Annotated[tuple[str, ...], Field(min_length=1)] = field(repr=False)
     calibration: Calibration | None = None
     parity: Mapping[str, Any] = field(default_factory=dict, repr=False)
     lineage: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    files: Mapping[str, str] = field(default_factory=dict, repr=False)  # name -> SHA-256
-    kind: str = "ctc"
+
+    @property
+    def blank_id(self) -> int:
+        """The symbol for nothing, right after the vocabulary."""
+        return len(self.vocabulary)
 
     @property
     def sample_rate(self) -> int:
@@ -183,91 +162,66 @@ class ModelBundle:
         return self.features.sample_rate
 
     @property
-    def variants(self) -> tuple[str, ...]:
-        """The networks in the bundle: "fp32" always, smaller ones when exported."""
-        extra = [name.split(".")[1] for name in self.files if re.fullmatch(r"network\.[a-z0-9]+\.onnx", name)]
-        return ("fp32", *sorted(extra))
+    def variants(self) -> tuple[Precision, ...]:
+        """The precisions that the networks are there in: "fp32" always, smaller ones when exported."""
+        return tuple(sorted(self.networks["encoder"]))
 
-    def network_name(self, variant: str = "fp32") -> str:
-        """Return the file name of a variant; BundleError lists the ones there are."""
+
+@dataclass(frozen=True, kw_only=True)
+class ModelBundle(Description):
+    """A verified bundle folder. `digest` is its identity everywhere else in the platform."""
+
+    path: Path
+    digest: str
+    files: Mapping[FileName, Sha256] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuse a bundle without its parts."""
+        if "fp32" not in self.networks.get("encoder", {}):
+            raise ValueError("there must be an encoder in fp32")
+        for name in (TOKENIZER, *(name for role in self.networks.values() for name in role.values())):
+            if name not in self.files:
+                raise ValueError(f"{name} is missing; a bundle needs it")
+
+    def network_name(self, variant: Precision = "fp32") -> str:
+        """Return the file name of a variant of the encoder; BundleError lists the ones there are."""
         if variant not in self.variants:
             raise BundleError(f"{self.path}: no {variant} network in this bundle; choose {', '.join(self.variants)}")
-        return NETWORK if variant == "fp32" else f"network.{variant}.onnx"
+        return self.networks["encoder"][variant]
 
     def read(self, name: str) -> bytes:
-        """Return a file's bytes, verified again: what is used is what the digest names, not what is there now."""
-        if name not in self.files:
-            raise BundleError(f"{self.path}: no file {name} in this bundle")
+        """Return a file's bytes. Raises BundleError where it is not there any more."""
         try:
-            data = (self.path / name).read_bytes()
+            return (self.path / name).read_bytes()
         except OSError as error:
             raise BundleError(f"{self.path}: cannot read {name}: {error.strerror}; fetch the bundle again") from error
-        if hashlib.sha256(data).hexdigest() != self.files[name]:
-            raise BundleError(f"{self.path}: {name} changed after the bundle was loaded; fetch the bundle again")
-        return data
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], expected_digest: str | None = None) -> "ModelBundle":
-        """Read and verify a bundle folder: every byte, the schema, and that nothing else lies in it."""
+        """Read and verify a bundle folder: every byte, the schema, and that nothing else lies in it.
+
+        Raises:
+            UnsupportedBundle: it needs another version of this program.
+            BundleError: it is not as it was written, or not the one expected.
+        """
         folder = Path(path)
-        data = _read_manifest(folder)
-        digest = hashlib.sha256(data).hexdigest()
-        if expected_digest is not None and digest != expected_digest:
-            raise BundleError(f"{folder}: digest is {digest}, but {expected_digest} was expected; not the model meant")
-        record = _parse_manifest(data, folder)
-        try:
-            bundle = _bundle_of(record, folder, digest)
-        except (ValueError, TypeError, AttributeError) as error:
-            raise BundleError(f"{folder / MANIFEST}: {error}") from error
+        bundle = _bundle_of(_read_manifest(folder), folder, expected_digest)
         _verify_files(bundle)
         return bundle
 
 
-def write_bundle(
-    folder: str | os.PathLike[str],
-    *,
-    language: str,
-    name: str,
-    features: MelConfig,
-    geometry: Geometry,
-    vocabulary: Sequence[str],
-    calibration: Calibration | None = None,
-    parity: Mapping[str, Any] | None = None,
-    lineage: Mapping[str, Any] | None = None,
-) -> ModelBundle:
-    """Make a bundle of the files in `folder`: digest them, write bundle.json, load the result.
-
-    `parity` and `lineage` are JSON values; keep paths and times out of them, or equal models stop
-    having equal digests. The CTC blank comes after the vocabulary. Raises BundleError.
-    """
+def write_bundle(folder: str | os.PathLike[str], description: Description) -> ModelBundle:
+    """Make a bundle of the files in `folder`: digest them, and write bundle.json. Raises BundleError."""
     folder = Path(folder)
-    names = sorted(entry.name for entry in folder.iterdir() if entry.name != MANIFEST)
-    for required in (NETWORK, TOKENIZER):
-        if required not in names:
-            raise BundleError(f"{folder}: {required} is missing; a bundle needs it")
-    record = {
-        "schema": BUNDLE_SCHEMA,
-        "kind": "ctc",
-        "name": name,
-        "language": language,
-        "sample_rate": features.sample_rate,
-        "features": features.to_dict(),
-        "geometry": geometry.to_dict(),
-        "vocabulary": list(vocabulary),
-        "blank_id": len(vocabulary),
-        "calibration": calibration.to_dict() if calibration else None,
-        "parity": dict(parity or {}),
-        "lineage": dict(lineage or {}),
-        "files": {entry: {"sha256": _digest(folder / entry), "bytes": _size(folder / entry)} for entry in names},
-    }
+    files = {entry.name: _digest(entry) for entry in folder.iterdir() if entry.name != MANIFEST}
+    record = {"schema": BUNDLE_SCHEMA, **asdict(description), "files": files}
     try:
-        data = _canonical(record)
+        text = json.dumps(record, sort_keys=True, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
     except (TypeError, ValueError) as error:
         raise BundleError(f"{folder}: parity and lineage must be finite JSON values: {error}") from error
-    temporary = folder.parent / f".{folder.name}.{os.getpid()}.json"
-    temporary.write_bytes(data)
-    os.replace(temporary, folder / MANIFEST)
-    return ModelBundle.load(folder)
+    bundle = _bundle_of(text.encode(), folder)
+    write_atomically(folder / MANIFEST, text)
+    return bundle
 
 
 def with_calibration(bundle: ModelBundle, calibration: Calibration, destination: str | os.PathLike[str]) -> ModelBundle:
@@ -276,30 +230,12 @@ def with_calibration(bundle: ModelBundle, calibration: Calibration, destination:
     if destination.exists():
         raise BundleError(f"{destination}: exists already; a bundle is never changed in place")
     destination.parent.mkdir(parents=True, exist_ok=True)
+    described = {item.name: getattr(bundle, item.name) for item in fields(Description)}
     with tempfile.TemporaryDirectory(prefix=f".{destination.name}.", dir=destination.parent) as scratch:
-        staging = Path(scratch) / destination.name
-        staging.mkdir()
-        for name in bundle.files:
-            (staging / name).write_bytes(bundle.read(name))
-        write_bundle(
-            staging,
-            language=bundle.language,
-            name=bundle.name,
-            features=bundle.features,
-            geometry=bundle.geometry,
-            vocabulary=bundle.vocabulary,
-            calibration=calibration,
-            parity=bundle.parity,
-            lineage=bundle.lineage,
-        )
+        staging = shutil.copytree(bundle.path, Path(scratch) / destination.name)
+        write_bundle(staging, Description(**{**described, "calibration": calibration}))
         shutil.move(staging, destination)
     return ModelBundle.load(destination)
-
-
-def _canonical(record: Mapping[str, Any]) -> bytes:
-    """Return the one spelling of a JSON value: sorted keys, no NaN, UTF-8, one line break at the end."""
-    text = json.dumps(record, sort_keys=True, ensure_ascii=False, allow_nan=False, indent=1)
-    return (text + "\n").encode("utf-8")
 
 
 def _read_manifest(folder: Path) -> bytes:
@@ -313,82 +249,44 @@ def _read_manifest(folder: Path) -> bytes:
     return manifest.read_bytes()
 
 
-def _parse_manifest(data: bytes, folder: Path) -> dict[str, Any]:
-    manifest = folder / MANIFEST
+def _bundle_of(data: bytes, folder: Path, expected_digest: str | None = None) -> ModelBundle:
+    """The bundle that a bundle.json of these bytes describes; its files are not looked at."""
+    manifest, digest = folder / MANIFEST, hashlib.sha256(data).hexdigest()
+    if expected_digest is not None and digest != expected_digest:
+        raise BundleError(f"{folder}: digest is {digest}, but {expected_digest} was expected; not the model meant")
     try:
         record = parse_json(data)
     except ValueError as error:
         raise BundleError(f"{manifest}: not complete JSON ({error}); fetch the bundle again") from error
     if not isinstance(record, dict):
         raise BundleError(f"{manifest}: not a JSON object; fetch the bundle again")
-    schema = record.get("schema")
-    if schema != BUNDLE_SCHEMA or isinstance(schema, bool):
-        raise BundleError(f"{manifest}: schema {schema!r}, this version reads {BUNDLE_SCHEMA}; export the model again")
-    if set(record) != _KEYS:
-        missing, unknown = sorted(_KEYS - set(record)), sorted(set(record) - _KEYS)
-        what = f"{', '.join(missing)} missing" if missing else f"{', '.join(unknown)} unknown"
-        raise BundleError(f"{manifest}: {what}; export the model again")
+    schema = record.pop("schema", None)
+    if type(schema) is not int or schema not in (1, BUNDLE_SCHEMA):
+        raise UnsupportedBundle(f"{manifest}: schema {schema!r}, this version reads 1 and 2; use the one that wrote it")
     try:
-        spelled = _canonical(record)
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{manifest}: holds a value that JSON has no word for ({error})") from error
-    if spelled != data:
-        raise BundleError(f"{manifest}: not as write_bundle writes it (edited, or a key twice); export the model again")
-    return record
+        record = _of_schema_1(record) if schema == 1 else record
+        if (record.get("decoder"), record.get("mode")) != RUNNABLE:
+            raise UnsupportedBundle(
+                f"{manifest}: decoder {record.get('decoder')!r} in mode {record.get('mode')!r}, this version runs "
+                f"{' in mode '.join(RUNNABLE)} only; update this installation, or export a cache-aware CTC model"
+            )
+        bundle = from_plain(ModelBundle, {**record, "path": str(folder), "digest": digest})
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
+        raise BundleError(f"{manifest}: {error}; export the model again") from error
+    said = {key: value for key, value in to_plain(bundle).items() if key not in ("path", "digest")}
+    # What was passed over could matter, and what is left out is not guessed at.
+    if odd := sorted(key for key in {**said, **record} if said.get(key, ...) != record.get(key, ...)):
+        raise BundleError(f"{manifest}: {', '.join(odd)} not as write_bundle writes it; export the model again")
+    return bundle
 
 
-def _bundle_of(record: dict[str, Any], folder: Path, digest: str) -> ModelBundle:
-    """Check the values; ValueError, TypeError or AttributeError say which one is wrong."""
-    for key in ("name", "language", "kind"):
-        if not isinstance(record[key], str) or not record[key]:
-            raise ValueError(f"{key} must be a non-empty text")
-    if record["kind"] != "ctc":
-        raise ValueError(f"kind {record['kind']!r} is unknown; this version serves ctc")
-    for key in ("features", "geometry", "parity", "lineage", "files"):
-        if not isinstance(record[key], dict):
-            raise ValueError(f"{key} must be an object")
-    vocabulary = record["vocabulary"]
-    if not isinstance(vocabulary, list) or not vocabulary or not all(isinstance(piece, str) for piece in vocabulary):
-        raise ValueError("vocabulary must be a list of texts, not empty")
-    if record["blank_id"] != len(vocabulary) or isinstance(record["blank_id"], bool):
-        raise ValueError(f"blank_id must be {len(vocabulary)}, right after the vocabulary, not {record['blank_id']!r}")
-    features = MelConfig.from_dict(record["features"])
-    if record["sample_rate"] != features.sample_rate:
-        raise ValueError(f"sample_rate {record['sample_rate']!r} differs from the features' {features.sample_rate}")
-    calibration = record["calibration"]
-    if calibration is not None and not isinstance(calibration, dict):
-        raise ValueError("calibration must be an object or null")
-    return ModelBundle(
-        path=folder,
-        digest=digest,
-        name=record["name"],
-        language=record["language"],
-        features=features,
-        geometry=Geometry.from_dict(record["geometry"]),
-        vocabulary=tuple(vocabulary),
-        blank_id=record["blank_id"],
-        calibration=Calibration.from_dict(calibration) if calibration is not None else None,
-        parity=record["parity"],
-        lineage=record["lineage"],
-        files=_listed_files(record["files"]),
-        kind=record["kind"],
-    )
-
-
-def _listed_files(files: Mapping[str, Any]) -> dict[str, str]:
-    listed = {}
-    for name, entry in files.items():
-        if not _FILE_NAME.fullmatch(name) or name == MANIFEST:
-            raise ValueError(f"file name {name!r} is not allowed; a bundle is one flat folder")
-        if not isinstance(entry, dict) or set(entry) != {"sha256", "bytes"}:
-            raise ValueError(f"the entry of file {name} must hold sha256 and bytes")
-        if not isinstance(entry["sha256"], str) or not DIGEST.fullmatch(entry["sha256"]):
-            raise ValueError(f"the sha256 of file {name} is not one")
-        listed[name] = entry["sha256"]
-    for required in (NETWORK, TOKENIZER):
-        if required not in listed:
-            raise ValueError(f"file {required} is not listed; a bundle needs it")
-    return listed
+def _of_schema_1(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest of schema 1 as schema 2 says the same."""
+    files = {name: entry["sha256"] for name, entry in record["files"].items()}
+    encoder = {precision: name for precision, name in NETWORKS.items() if name in files}
+    kept = {key: value for key, value in record.items() if key not in ("kind", "sample_rate", "blank_id")}
+    added = {"decoder": record["kind"], "mode": "streaming", "text": "spoken", "networks": {"encoder": encoder}}
+    return {**kept, **added, "files": files}
 
 
 def _verify_files(bundle: ModelBundle) -> None:
@@ -407,10 +305,6 @@ def _verify_files(bundle: ModelBundle) -> None:
             raise BundleError(f"{folder}: {name} is not a file; fetch the bundle again")
         if _digest(entry) != expected:
             raise BundleError(f"{folder}: {name} differs from its sha256 in {MANIFEST}; fetch the bundle again")
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size
 
 
 def _digest(path: Path) -> str:

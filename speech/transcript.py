@@ -8,13 +8,17 @@ import itertools
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
 
+from pydantic import Field, computed_field
+
+from speech.plain import from_plain, to_plain
+from speech.quality import Quality
 from speech.scripts import is_unspaced, join_words
 from speech.segments import phrases
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 CUE_SECONDS = 6.0  # subtitles change about this often at the slowest
 CUE_LINE = 42  # columns of one line of subtitles, what broadcasters hold to
 CUE_COLUMNS = 2 * CUE_LINE
@@ -27,34 +31,20 @@ class TranscriptError(ValueError):
 
 @dataclass(frozen=True)
 class Word:
-    """One recognised word; times in seconds from the start of the recording."""
+    """One recognised word."""
 
     text: str
-    start_s: float
+    start_s: Annotated[float, Field(description="Seconds from the start of the recording.")]
     end_s: float
-    confidence: float  # probability of being right, 0 to 1
-    speaker: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """The word as JSON-ready values."""
-        return {
-            "text": self.text,
-            "start_s": self.start_s,
-            "end_s": self.end_s,
-            "confidence": self.confidence,
-            "speaker": self.speaker,
-        }
-
-    @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> "Word":
-        """The word that :meth:`to_json` wrote."""
-        return cls(
-            str(row["text"]),
-            float(row["start_s"]),
-            float(row["end_s"]),
-            float(row["confidence"]),
-            _text_or_none(row.get("speaker")),
-        )
+    confidence: Annotated[float, Field(description="Probability that the word is right, 0 to 1.")]
+    speaker: Annotated[str | None, Field(description="Who says it; null: as its segment says.")] = None
+    channel: Annotated[
+        int | None, Field(description="The channel it was heard on, counted from 0; null: the channels were mixed.")
+    ] = None
+    written: Annotated[
+        str | None,
+        Field(description="As people write it; empty where an earlier word's stands for it, too; null: not asked for."),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -65,16 +55,6 @@ class Intent:
     confidence: float
     slots: Mapping[str, str] = field(default_factory=dict, hash=False)
 
-    def to_json(self) -> dict[str, Any]:
-        """The intent as JSON-ready values."""
-        return {"name": self.name, "confidence": self.confidence, "slots": dict(sorted(self.slots.items()))}
-
-    @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> "Intent":
-        """The intent that :meth:`to_json` wrote."""
-        slots = {str(key): str(value) for key, value in (row.get("slots") or {}).items()}
-        return cls(str(row["name"]), float(row["confidence"]), slots)
-
 
 @dataclass(frozen=True)
 class Segment:
@@ -84,10 +64,16 @@ class Segment:
     start_s: float
     end_s: float
     speaker: str | None = None
-    confidence: float | None = None  # None: the mean of the words
-    written: str | None = None  # the words as people write them: "$42" for "forty two dollars"
+    confidence: Annotated[
+        float | None, Field(description="Of the whole segment, 0 to 1; null: the mean of its words.")
+    ] = None
+    written: Annotated[
+        str | None, Field(description="The words as people write them: '$42' for 'forty two dollars'.")
+    ] = None
     intent: Intent | None = None
+    language: Annotated[str | None, Field(description="What is spoken in it; null: the transcript's.")] = None
 
+    @computed_field(description="The words as recognised, one line.")  # type: ignore[prop-decorator]
     @property
     def text(self) -> str:
         """The words as recognised, with single spaces where the script sets any."""
@@ -100,47 +86,46 @@ class Segment:
             return self.confidence
         return sum(word.confidence for word in self.words) / len(self.words) if self.words else 0.0
 
-    def to_json(self) -> dict[str, Any]:
-        """The segment as JSON-ready values."""
-        return {
-            "start_s": self.start_s,
-            "end_s": self.end_s,
-            "speaker": self.speaker,
-            "confidence": self.confidence,
-            "text": self.text,
-            "written": self.written,
-            "intent": self.intent.to_json() if self.intent else None,
-            "words": [word.to_json() for word in self.words],
-        }
-
-    @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> "Segment":
-        """The segment that :meth:`to_json` wrote."""
-        confidence, intent = row.get("confidence"), row.get("intent")
-        return cls(
-            words=tuple(Word.from_json(word) for word in row["words"]),
-            start_s=float(row["start_s"]),
-            end_s=float(row["end_s"]),
-            speaker=_text_or_none(row.get("speaker")),
-            confidence=None if confidence is None else float(confidence),
-            written=_text_or_none(row.get("written")),
-            intent=None if intent is None else Intent.from_json(intent),
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class Transcript:
     """What was said in one recording, by whom and when, and which models say so."""
 
+    schema_version: Literal[2] = 2
+    id: Annotated[
+        str | None, Field(description="Names this document among all transcripts; null: it was not kept.")
+    ] = None
+    version: Annotated[
+        int, Field(description="1 for the first of a recording, one more for each that takes its place.")
+    ] = 1
+    supersedes: Annotated[
+        str | None, Field(description="Id of the transcript whose place it takes, such as before a correction.")
+    ] = None
     language: str
-    segments: tuple[Segment, ...]
-    confidence: float  # calibrated probability that a word is right, over the whole recording
-    source_digest: str  # sha256 of the recording
+    language_confidence: Annotated[
+        float | None, Field(description="Probability that it is the language; null: it was given.")
+    ] = None
+    confidence: Annotated[float, Field(description="Mean confidence of the words; 0 when nothing was said.")]
     duration_s: float
-    models: Mapping[str, str] = field(default_factory=dict, hash=False)  # role -> name, version or digest
-    language_confidence: float | None = None
-    schema_version: int = SCHEMA_VERSION
+    source_key: Annotated[
+        str | None, Field(description="Key of the recording in the data store; null: it is not kept there.")
+    ] = None
+    source_digest: Annotated[str, Field(description="SHA-256 of the recording as received.")]
+    models: Annotated[
+        Mapping[str, str],
+        Field(description="Name and version of each stage's model; `bundle`: digest of recognition's."),
+    ] = field(default_factory=dict, hash=False)
+    model_digests: Annotated[Mapping[str, str], Field(description="SHA-256 that names the model of each stage.")] = (
+        field(default_factory=dict, hash=False)
+    )
+    code_version: Annotated[str | None, Field(description="Version of Soundstage that wrote it.")] = None
+    degraded: Annotated[
+        tuple[str, ...], Field(description="Stages that were left out or did less than asked, such as under load.")
+    ] = ()
+    quality: Annotated[Quality | None, Field(description="Measures of the recording; null: not measured.")] = None
+    segments: tuple[Segment, ...]
 
+    @computed_field(description="All words, one line.")  # type: ignore[prop-decorator]
     @property
     def text(self) -> str:
         """All words in order, one line."""
@@ -153,41 +138,25 @@ class Transcript:
 
     def to_json(self) -> dict[str, Any]:
         """The transcript as JSON-ready values; the only form that holds everything."""
-        return {
-            "schema_version": self.schema_version,
-            "language": self.language,
-            "language_confidence": self.language_confidence,
-            "confidence": self.confidence,
-            "duration_s": self.duration_s,
-            "source_digest": self.source_digest,
-            "models": dict(sorted(self.models.items())),
-            "text": self.text,
-            "segments": [segment.to_json() for segment in self.segments],
-        }
+        return to_plain(self)
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> "Transcript":
-        """The transcript that :meth:`to_json` wrote.
+        """The transcript that :meth:`to_json` wrote, also by a version that wrote schema 1.
 
         Raises TranscriptError for anything else, and for a schema version that this code does not know: a field that
         is silently ignored is a correction that is silently lost.
         """
         version = row.get("schema_version") if isinstance(row, Mapping) else None
-        if version != SCHEMA_VERSION:
-            raise TranscriptError(f"schema version {version!r} cannot be read; this code reads {SCHEMA_VERSION}")
+        if version not in (1, SCHEMA_VERSION):
+            raise TranscriptError(f"schema version {version!r} cannot be read; this code reads 1 and {SCHEMA_VERSION}")
         try:
-            language_confidence = row.get("language_confidence")
-            return cls(
-                language=str(row["language"]),
-                segments=tuple(Segment.from_json(segment) for segment in row["segments"]),
-                confidence=float(row["confidence"]),
-                source_digest=str(row["source_digest"]),
-                duration_s=float(row["duration_s"]),
-                models={str(role): str(name) for role, name in (row.get("models") or {}).items()},
-                language_confidence=None if language_confidence is None else float(language_confidence),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise TranscriptError(f"is not a transcript: {type(error).__name__} at {error}") from error
+            if version == 1:
+                digests = {"recognition": row["models"]["bundle"]} if "bundle" in row["models"] else {}
+                row = {**row, "schema_version": SCHEMA_VERSION, "model_digests": digests}
+            return from_plain(cls, row)
+        except (KeyError, TypeError, ValueError) as error:
+            raise TranscriptError(f"is not a transcript: {error}") from error
 
     def to_srt(self) -> str:
         """SubRip subtitles."""
@@ -208,11 +177,11 @@ class Transcript:
             blocks.append(f"{_clock(cue.start_s, '.')} --> {_clock(cue.end_s, '.')}\n{text}\n")
         return "\n".join(blocks)
 
-    def to_ctm(self, recording: str, channel: str = "1") -> str:
-        """NIST CTM: recording, channel, start, duration, word and confidence of each word, in order of time."""
+    def to_ctm(self, recording: str) -> str:
+        """NIST CTM: recording, channel (from 1), start, duration, word and confidence of each, in order of time."""
         lines = [
-            f"{_token(recording)} {_token(channel)} {word.start_s:.3f} {max(0.0, word.end_s - word.start_s):.3f} "
-            f"{_token(word.text)} {word.confidence:.4f}\n"
+            f"{_token(recording)} {(word.channel or 0) + 1} {word.start_s:.3f} "
+            f"{max(0.0, word.end_s - word.start_s):.3f} {_token(word.text)} {word.confidence:.4f}\n"
             for word in sorted(self.words, key=lambda word: (word.start_s, word.end_s))
         ]
         return "".join(lines)
@@ -237,10 +206,7 @@ class _Cue:
 
 def _words_with_speaker(segment: Segment) -> Iterator[Word]:
     for word in segment.words:
-        if word.speaker is None and segment.speaker is not None:
-            yield Word(word.text, word.start_s, word.end_s, word.confidence, segment.speaker)
-        else:
-            yield word
+        yield replace(word, speaker=segment.speaker) if word.speaker is None else word
 
 
 def _cues(transcript: Transcript) -> Iterator[_Cue]:
@@ -326,7 +292,3 @@ def _clock(seconds: float, separator: str) -> str:
 def _token(text: str) -> str:
     """CTM and RTTM separate columns by white space, so a column holds none; an empty one is <NA>."""
     return "_".join(text.split()) or "<NA>"
-
-
-def _text_or_none(value: Any) -> str | None:
-    return None if value is None else str(value)

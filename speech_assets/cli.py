@@ -214,10 +214,11 @@ def transcribe(
     from deployment.promotion.rules import PromotionRefused
     from deployment.registry.models import RegistryError
     from deployment.settings import SettingsError
-    from deployment.transcribe import Transcriber, champion_bundle, written
+    from deployment.transcribe import champion_bundle, transcribe_file, written
     from evaluation.gates import GateRefused
     from speech.audio.source import AudioError
-    from speech.bundle import BundleError
+    from speech.bundle import BundleError, ModelBundle
+    from speech.recognition.offline import Recognizer
 
     with _refusing(PromotionRefused, GateRefused, LedgerError, RegistryError, BundleError):
         if bundle is None:
@@ -225,11 +226,11 @@ def transcribe(
             if language is None and len(settings.languages) > 1:
                 raise SettingsError(f"name one of {', '.join(settings.languages)} with --language")
             bundle = champion_bundle(settings, language or settings.languages[0])
-        transcriber = Transcriber.load(bundle)
+        recognizer = Recognizer(ModelBundle.load(bundle))
     failed = False
     for file in files:
         try:
-            said = written(transcriber.transcribe(file), form.value, file.stem)
+            said = written(transcribe_file(file, recognizer), form.value, file.stem)
             if output is None:
                 sys.stdout.write(said)
             else:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from speech.bundle import NETWORK, TOKENIZER, Calibration, Geometry, ModelBundle, write_bundle
+from speech.bundle import NETWORK, TOKENIZER, Calibration, Description, Geometry, ModelBundle, write_bundle
 from speech.features import MelConfig, log_mel
 
 WORDS: Mapping[str, tuple[str, ...]] = {
@@ -99,8 +99,7 @@ def write_toy_bundle(
     tokenizer, vocabulary = _tokenizer(words)
     (folder / TOKENIZER).write_bytes(tokenizer)
     (folder / NETWORK).write_bytes(_network(vocabulary, heard, heard_from, effort, fails_after_s))
-    return write_bundle(
-        folder,
+    description = Description(
         language=language,
         name=name,
         features=MelConfig(),
@@ -110,6 +109,7 @@ def write_toy_bundle(
         parity=parity if parity is not None else {"utterances": 1, "equal": 1.0, "differences": []},
         lineage=lineage if lineage is not None else {"recipe": "toy"},
     )
+    return write_bundle(folder, description)
 
 
 def _tone(pitch_hz: float, seconds: float, rate: int) -> np.ndarray:

@@ -26,12 +26,13 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from speech.bundle import NETWORK, TOKENIZER, Geometry, ModelBundle, write_bundle
+from speech.bundle import NETWORK, NETWORKS, TOKENIZER, Description, Geometry, ModelBundle, write_bundle
 from speech.features import MelConfig, mel_filters
 from speech.recognition.offline import Recognizer
 from speech.scripts import join_words
@@ -82,17 +83,21 @@ def export(
         network = _network_of(model, geometry)
         (folder / NETWORK).write_bytes(network)
         if "int8" in variants:
-            (folder / "network.int8.onnx").write_bytes(_with_8_bit_weights(network))
-        described: dict[str, Any] = {
-            "language": language,
-            "name": name,
-            "features": features,
-            "geometry": geometry,
-            "vocabulary": vocabulary,
-            "lineage": lineage,
-        }
-        unproven = write_bundle(folder, **described)
-        return write_bundle(folder, **described, parity=parity(model, unproven, parity_utterances))
+            (folder / NETWORKS["int8"]).write_bytes(_with_8_bit_weights(network))
+        described = Description(
+            name=name,
+            language=language,
+            decoder="ctc",
+            mode="streaming",
+            text="spoken",
+            networks={"encoder": {key: file for key, file in NETWORKS.items() if key in ("fp32", *variants)}},
+            features=features,
+            geometry=geometry,
+            vocabulary=vocabulary,
+            lineage=lineage,
+        )
+        unproven = write_bundle(folder, described)
+        return write_bundle(folder, replace(described, parity=parity(model, unproven, parity_utterances)))
 
 
 def parity(model: Any, bundle: ModelBundle, utterances: Sequence[np.ndarray]) -> dict[str, Any]:
@@ -103,34 +108,30 @@ def parity(model: Any, bundle: ModelBundle, utterances: Sequence[np.ndarray]) ->
     further variant its share under "equal_<variant>"}.
     """
     offline = [_offline(model, samples) for samples in utterances]
-    recognizer = Recognizer(bundle)
-    texts = [result.text for result in recognizer.transcribe_batch(utterances)]
-    pairs = [(before, after) for (before, _), after in zip(offline, texts, strict=True) if before != after]
+    recognizers = {variant: Recognizer(bundle, variant=variant) for variant in bundle.variants}
     largest = 0.0
     for (_, log_probs), samples in zip(offline, utterances, strict=True):
-        served = recognizer.log_probs(samples)
+        served = recognizers["fp32"].log_probs(samples)
         if served.shape != log_probs.shape:
             raise ExportError(
                 f"the network gives {len(served)} frames where the model gives {len(log_probs)}; "
                 "its geometry is not that of a cache-aware model"
             )
         largest = max(largest, float(np.abs(served - log_probs).max(initial=0.0)))
-    result: dict[str, Any] = {
+    differences, equal = {}, {}
+    for variant, recognizer in recognizers.items():
+        heard = zip(offline, recognizer.transcribe_batch(utterances), strict=True)
+        differences[variant] = [(before, result.text) for (before, _), result in heard if before != result.text]
+        equal[variant] = round(1 - len(differences[variant]) / len(offline), 6) if offline else 1.0
+    shown = differences["fp32"][:_SHOWN_DIFFERENCES]
+    return {
         "utterances": len(offline),
-        "equal": _share(len(offline) - len(pairs), len(offline)),
-        "differences": [{"checkpoint": before, "bundle": after} for before, after in pairs[:_SHOWN_DIFFERENCES]],
+        "equal": equal.pop("fp32"),
+        "differences": [{"checkpoint": before, "bundle": after} for before, after in shown],
         # Rounded up to a power of ten: the last digits depend on the machine, the digest must not.
         "log_prob_difference": 10.0 ** math.ceil(math.log10(largest)) if largest else 0.0,
+        **{f"equal_{variant}": share for variant, share in equal.items()},
     }
-    for variant in bundle.variants[1:]:
-        results = Recognizer(bundle, variant=variant).transcribe_batch(utterances)
-        equal = sum(result.text == before for result, (before, _) in zip(results, offline, strict=True))
-        result[f"equal_{variant}"] = _share(equal, len(offline))
-    return result
-
-
-def _share(part: int, whole: int) -> float:
-    return round(part / whole, 6) if whole else 1.0
 
 
 def _offline(model: Any, samples: np.ndarray) -> tuple[str, np.ndarray]:

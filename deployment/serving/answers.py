@@ -1,5 +1,6 @@
 """What goes over the wire as JSON. Every answer is made through these models, so what they describe is what is sent."""
 
+from dataclasses import dataclass, fields
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -7,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from deployment.serving.core import Answer
 from deployment.serving.problems import Problem
 from deployment.serving.routing import LoadedModel
+from speech.transcript import Transcript
 
 
 class _Answer(BaseModel):
@@ -28,58 +30,21 @@ class ModelName(_Answer):
         return ModelName(name=model.name, version=model.route.version, digest=model.digest)
 
 
-class WordAnswer(_Answer):
-    """One word."""
-
-    text: str
-    start_s: float = Field(description="Seconds from the start of the recording.")
-    end_s: float
-    confidence: float = Field(description="Probability that the word is right, 0 to 1.")
-    speaker: str | None
-
-
-class IntentAnswer(_Answer):
-    """What the speaker wants."""
-
-    name: str
-    confidence: float
-    slots: dict[str, str]
-
-
-class SegmentAnswer(_Answer):
-    """Words between two pauses, about 14 seconds at most."""
-
-    start_s: float
-    end_s: float
-    text: str
-    speaker: str | None
-    confidence: float | None = Field(description="Of the whole segment; null: the mean of its words.")
-    written: str | None = Field(description="The words as people write them, where that was asked for.")
-    intent: IntentAnswer | None
-    words: list[WordAnswer]
-
-
-class TranscriptAnswer(_Answer):
+@dataclass(frozen=True, kw_only=True)
+class TranscriptAnswer(Transcript):
     """A transcript, and which model wrote it."""
+
+    __pydantic_config__ = ConfigDict(json_schema_serialization_defaults_required=True)
 
     request_id: str
     model: ModelName
-    schema_version: int
-    language: str
-    language_confidence: float | None
-    text: str = Field(description="All words, one line.")
-    confidence: float = Field(description="Mean confidence of the words; 0 when nothing was said.")
-    duration_s: float
-    source_digest: str = Field(description="SHA-256 of the recording as received.")
-    models: dict[str, str]
-    segments: list[SegmentAnswer]
 
     @staticmethod
     def of(answer: Answer, request_id: str) -> "TranscriptAnswer":
         """What is sent for a transcript."""
-        return TranscriptAnswer.model_validate(
-            {**answer.done.transcript.to_json(), "request_id": request_id, "model": ModelName.of(answer.model)}
-        )
+        transcript = answer.done.transcript
+        said = {part.name: getattr(transcript, part.name) for part in fields(transcript)}
+        return TranscriptAnswer(**said, request_id=request_id, model=ModelName.of(answer.model))
 
 
 class ModelAnswer(ModelName):

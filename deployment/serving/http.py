@@ -20,7 +20,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployment.release.document import ReleaseDocumentError
@@ -240,8 +240,8 @@ def _answer(request: Request, answer: Answer, wanted: str) -> Response:
         TIMING_HEADER: f"{WORK_TIMING};dur={answer.done.seconds * 1000:.1f}",
     }
     if wanted == "json":
-        text = TranscriptAnswer.of(answer, request.state.request_id).model_dump_json()
-        return Response(text, headers=headers, media_type=FORMATS[wanted])
+        body = TranscriptAnswer.of(answer, request.state.request_id).to_json()
+        return JSONResponse(body, headers=headers, media_type=FORMATS[wanted])
     text = transcript.to_srt() if wanted == "srt" else transcript.to_vtt()
     return Response(text, headers=headers, media_type=f"{FORMATS[wanted]}; charset=utf-8")
 

@@ -1,21 +1,23 @@
 """From an uploaded recording to a transcript: decode in chunks, recognise, cut into readable segments."""
 
 import hashlib
+import importlib.metadata
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
 
 from deployment.serving.routing import LoadedModel
-from speech.audio.decode import AudioLimits, decode_chunks
+from speech.audio.decode import DEFAULT_LIMITS, AudioLimits, decode_chunks
+from speech.recognition.offline import Recognizer
 from speech.segments import PAUSE_S, phrases
 from speech.transcript import Segment, Transcript, Word
 
 SEGMENT_S = 14.0  # longest segment; about what a person remembers of a sentence
-CHUNK_S = 30.0
+CHUNK_S = 30.0  # decoded at once: memory stays bounded on recordings of hours
 
 
 class Cancelled(Exception):
@@ -44,19 +46,51 @@ def transcribe(
         Cancelled: `cancelled` was set meanwhile.
     """
     began = time.monotonic()
+
+    def watched(chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        for chunk in chunks:
+            if cancelled.is_set():
+                raise Cancelled("the client closed the connection")
+            yield chunk
+
+    called = f"{model.name}/{model.route.version or '-'}"
+    transcript = transcript_of(audio, name, model.recognizer, called, limits, watched)
+    return Transcribed(transcript, time.monotonic() - began)
+
+
+def transcript_of(
+    audio: BinaryIO,
+    name: str,
+    recognizer: Recognizer,
+    model: str,
+    limits: AudioLimits = DEFAULT_LIMITS,
+    watched: Callable[[Iterable[np.ndarray]], Iterable[np.ndarray]] = iter,
+) -> Transcript:
+    """The transcript of one recording, read from its beginning.
+
+    Args:
+        name: what errors call the recording.
+        model: what people call the recogniser's bundle.
+        limits: what is accepted.
+        watched: is given the chunks of samples on their way, and may stop them.
+
+    Raises:
+        AudioError: it is not audio that can be used.
+    """
     audio.seek(0)
     source_digest = hashlib.file_digest(audio, "sha256").hexdigest()  # type: ignore[arg-type]
-    chunks = decode_chunks(audio, limits, chunk_s=CHUNK_S, name=name)
-    heard = model.recognizer.transcribe_chunks(_until(cancelled, chunks))
-    transcript = Transcript(
-        language=model.language,
+    heard = recognizer.transcribe_chunks(watched(decode_chunks(audio, limits, chunk_s=CHUNK_S, name=name)))
+    bundle = recognizer.bundle
+    return Transcript(
+        language=bundle.language,
         segments=segments_from_words(heard.words),
         confidence=heard.confidence,
         source_digest=source_digest,
         duration_s=heard.duration_s,
-        models={"recognition": f"{model.name}/{model.route.version or '-'}", "bundle": model.digest},
+        models={"recognition": model, "bundle": bundle.digest},
+        model_digests={"recognition": bundle.digest},
+        code_version=importlib.metadata.version("soundstage"),
     )
-    return Transcribed(transcript, time.monotonic() - began)
 
 
 def segments_from_words(
@@ -68,10 +102,3 @@ def segments_from_words(
     """
     parts = phrases(words, lambda some: some[-1].end_s - some[0].start_s <= longest_s, pause_s)
     return tuple(Segment(tuple(part), part[0].start_s, part[-1].end_s) for part in parts)
-
-
-def _until(cancelled: threading.Event, chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    for chunk in chunks:
-        if cancelled.is_set():
-            raise Cancelled("the client closed the connection")
-        yield chunk

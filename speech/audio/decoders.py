@@ -27,7 +27,7 @@ import numpy as np
 import soundfile
 
 from speech.audio.mpeg import MpegFrame
-from speech.audio.source import AudioError, AudioLimits, Recording, sentence_of
+from speech.audio.source import AudioError, AudioLimits, OpenAudio, sentence_of
 from speech.audio.tail import end_of_sound, refuse_more_behind, refuse_more_behind_flac, refuse_second_movie
 
 if TYPE_CHECKING:
@@ -126,16 +126,20 @@ class _OnwardSound(soundfile.SoundFile):
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a recording's header claims; `duration_s` is None where the container states none."""
+    """What a recording's header claims; `duration_s` is None where the container states none.
+
+    `start_s` is what the container's own clock shows where its earliest track starts: 0 where there is no clock.
+    """
 
     container: str
     codec: str
     sample_rate: int
     channels: int
     duration_s: float | None
+    start_s: float = 0.0
 
 
-def blocks(recording: Recording, limits: AudioLimits) -> Iterator[Block]:
+def blocks(recording: OpenAudio, limits: AudioLimits) -> Iterator[Block]:
     """Decode a recording; blocks are as long as the decoder cuts them, and rate and channels may change between them.
 
     Raises:
@@ -150,7 +154,7 @@ def blocks(recording: Recording, limits: AudioLimits) -> Iterator[Block]:
             yield from _container_blocks(container, recording, limits)
 
 
-def header(recording: Recording) -> AudioInfo:
+def header(recording: OpenAudio) -> AudioInfo:
     """What the header claims, without decoding."""
     sound = _open_soundfile(recording)
     if sound is not None:
@@ -167,10 +171,11 @@ def header(recording: Recording) -> AudioInfo:
             context.sample_rate,
             context.channels,
             _declared_duration_s(container, stream, recording),
+            (container.start_time or 0) / 1e6,  # in microseconds
         )
 
 
-def _open_soundfile(recording: Recording) -> soundfile.SoundFile | None:
+def _open_soundfile(recording: OpenAudio) -> soundfile.SoundFile | None:
     """The recording in libsndfile if that is the right reader for it, else None."""
     if recording.head[:4] not in (b"RIFF", b"RIFX", b"RF64", b"FORM", b"fLaC"):
         return None
@@ -193,7 +198,7 @@ def _open_soundfile(recording: Recording) -> soundfile.SoundFile | None:
     return sound
 
 
-def _soundfile_blocks(sound: soundfile.SoundFile, recording: Recording, limits: AudioLimits) -> Iterator[Block]:
+def _soundfile_blocks(sound: soundfile.SoundFile, recording: OpenAudio, limits: AudioLimits) -> Iterator[Block]:
     rate, channels = sound.samplerate, sound.channels
     _check_shape(recording, limits, rate, channels)
     declared = _declared_frames(recording, sound)
@@ -218,7 +223,7 @@ def _soundfile_blocks(sound: soundfile.SoundFile, recording: Recording, limits: 
     _check_complete(recording, frames / rate, None if declared is None else declared / rate, damage, cut)
 
 
-def _check_shape(recording: Recording, limits: AudioLimits, rate: int, channels: int) -> None:
+def _check_shape(recording: OpenAudio, limits: AudioLimits, rate: int, channels: int) -> None:
     if channels > limits.max_channels:
         raise recording.refuse("too-many-channels", f"{channels} channels exceed the limit of {limits.max_channels}")
     if not limits.min_rate_hz <= rate <= limits.max_rate_hz:
@@ -234,7 +239,7 @@ def _tolerance_s(declared_s: float) -> float:
     return min(0.1 + 0.01 * declared_s, 5.0)
 
 
-def _check_complete(recording: Recording, got_s: float, declared_s: float | None, damage: str, cut: bool) -> None:
+def _check_complete(recording: OpenAudio, got_s: float, declared_s: float | None, damage: str, cut: bool) -> None:
     """Refuse a recording that ended early (`cut`: the bytes ran out) or that could not be decoded throughout."""
     if recording.reader.failure is not None:
         raise recording.refuse("unreadable", "")
@@ -250,7 +255,7 @@ def _check_complete(recording: Recording, got_s: float, declared_s: float | None
         raise recording.refuse("empty", "holds a header but no audio samples; deliver it again")
 
 
-def _declared_frames(recording: Recording, sound: soundfile.SoundFile) -> int | None:
+def _declared_frames(recording: OpenAudio, sound: soundfile.SoundFile) -> int | None:
     """Frames that the header promises; libsndfile itself reports no more than the file has room for."""
     if sound.format == "FLAC":
         # A FLAC without a total (piped encoders) shows as the largest count libsndfile can hold.
@@ -266,7 +271,7 @@ def _declared_frames(recording: Recording, sound: soundfile.SoundFile) -> int | 
     return round(sound.frames * (length / present))
 
 
-def _declared_data_bytes(recording: Recording) -> tuple[int, int] | None:
+def _declared_data_bytes(recording: OpenAudio) -> tuple[int, int] | None:
     """Where a WAV's or AIFF's samples start and how many bytes its header promises; None when it leaves that open."""
     order = "<" if recording.head[:4] in (b"RIFF", b"RF64") else ">"
     offset, wide = 12, None
@@ -296,7 +301,7 @@ def _refuse_other_files(url: str, flags: int, options: dict[str, str]) -> Any:
 
 
 @contextlib.contextmanager
-def _open_container(recording: Recording) -> "Iterator[InputContainer]":
+def _open_container(recording: OpenAudio) -> "Iterator[InputContainer]":
     import av
 
     _silence_ffmpeg()
@@ -320,7 +325,7 @@ def _open_container(recording: Recording) -> "Iterator[InputContainer]":
         yield container
 
 
-def _check_alone(container: "InputContainer", recording: Recording) -> None:
+def _check_alone(container: "InputContainer", recording: OpenAudio) -> None:
     """Refuse what holds more than FFmpeg decodes: it stops after the first recording, or where a header says so."""
     kind = _container_name(container)
     if kind in ("wav", "aiff") and (declared := _declared_data_bytes(recording)):
@@ -329,7 +334,7 @@ def _check_alone(container: "InputContainer", recording: Recording) -> None:
         refuse_second_movie(recording)
 
 
-def _unopenable(recording: Recording) -> AudioError:
+def _unopenable(recording: OpenAudio) -> AudioError:
     for offset, magic, kind, code in _SIGNATURES:
         if recording.head[offset : offset + len(magic)] == magic:
             if code == "unreadable":
@@ -347,7 +352,7 @@ def _container_name(container: "InputContainer") -> str:
     return container.format.name.split(",")[0]
 
 
-def _audio_stream(container: "InputContainer", recording: Recording) -> "AudioStream":
+def _audio_stream(container: "InputContainer", recording: OpenAudio) -> "AudioStream":
     from av.stream import Disposition
 
     streams = container.streams.audio
@@ -363,7 +368,7 @@ def _audio_stream(container: "InputContainer", recording: Recording) -> "AudioSt
     return stream
 
 
-def _declared_duration_s(container: "InputContainer", stream: "AudioStream", recording: Recording) -> float | None:
+def _declared_duration_s(container: "InputContainer", stream: "AudioStream", recording: OpenAudio) -> float | None:
     kind = _container_name(container)
     if kind == "mp3":
         return MpegFrame.declared_s(recording)
@@ -376,7 +381,7 @@ def _declared_duration_s(container: "InputContainer", stream: "AudioStream", rec
     return None
 
 
-def _container_blocks(container: "InputContainer", recording: Recording, limits: AudioLimits) -> Iterator[Block]:
+def _container_blocks(container: "InputContainer", recording: OpenAudio, limits: AudioLimits) -> Iterator[Block]:
     import av
     from av.stream import Discard
 

@@ -12,7 +12,7 @@ import numpy as np
 import soxr
 
 from speech.audio.decoders import blocks
-from speech.audio.source import AudioLimits, Recording
+from speech.audio.source import AudioLimits, OpenAudio
 
 SAMPLE_RATE = 16_000  # Hz; what every model of the platform listens to
 RESAMPLER_QUALITY = "HQ"  # soxr: 20 bit precision, passband to 0.91 of the lower Nyquist frequency
@@ -23,7 +23,7 @@ _CANCELLED = 0.1  # mean / expected energy under which channels count as cancell
 _LOUDEST_PLAUSIBLE = 128.0  # +42 dBFS; float files beyond it are scaled as integers or damaged
 
 
-def resampled(recording: Recording, limits: AudioLimits, channel: int | None = None) -> Iterator[np.ndarray]:
+def resampled(recording: OpenAudio, limits: AudioLimits, channel: int | None = None) -> Iterator[np.ndarray]:
     """Mono pieces at 16 kHz; a change of rate or channels inside the recording starts a new mixdown and resampler.
 
     `channel`, counted from 0, is cut out alone; None mixes all.
@@ -70,7 +70,7 @@ class _Line:
     depend on how decoders cut their frames.
     """
 
-    def __init__(self, recording: Recording, rate: int, channels: int) -> None:
+    def __init__(self, recording: OpenAudio, rate: int, channels: int) -> None:
         self.rate, self.channels = rate, channels
         self._recording = recording
         self._size = max(1, round(rate * _MIX_BLOCK_S))

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from speech.audio.source import Recording
+from speech.audio.source import OpenAudio
 
 _KBPS = {  # (low sampling frequencies, layer) -> bit rate by index
     (False, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
@@ -46,7 +46,7 @@ class MpegFrame:
         return cls(base + offset, length, samples, rate, side)
 
     @classmethod
-    def chain(cls, recording: Recording) -> "MpegFrame | None":
+    def chain(cls, recording: OpenAudio) -> "MpegFrame | None":
         """The first frame that two more follow (or the end of the file): three in a row are no accident."""
         start = 0
         while (head := recording.peek(start, 10))[:3] == b"ID3" and len(head) == 10:
@@ -69,7 +69,7 @@ class MpegFrame:
         return None
 
     @classmethod
-    def declared_s(cls, recording: Recording) -> float | None:
+    def declared_s(cls, recording: OpenAudio) -> float | None:
         """Seconds stated by a Xing/Info or VBRI header; without one an MP3 does not say how long it is."""
         first = cls.chain(recording)
         if first is None:

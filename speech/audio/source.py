@@ -94,7 +94,7 @@ class _Reader:
 
 
 @dataclass
-class Recording:
+class OpenAudio:
     """An open recording.
 
     Attributes:
@@ -140,7 +140,7 @@ class Recording:
 
 
 @contextlib.contextmanager
-def opened(source: AudioSource, limits: AudioLimits, name: str | None) -> Iterator[Recording]:
+def opened(source: AudioSource, limits: AudioLimits, name: str | None) -> Iterator[OpenAudio]:
     """Open a source for reading from its beginning; a stream that cannot seek is spooled to a temporary file.
 
     Raises:
@@ -170,7 +170,7 @@ def opened(source: AudioSource, limits: AudioLimits, name: str | None) -> Iterat
             raise AudioError(label, "the file is empty (0 bytes); deliver it again", "empty")
         if size > limits.max_encoded_bytes:
             raise AudioError(label, f"{size:,} bytes exceed the limit of {limits.max_encoded_bytes:,}", "too-large")
-        yield Recording(label, file, size, head, descriptor)
+        yield OpenAudio(label, file, size, head, descriptor)
 
 
 def _open_regular(path: str, label: str) -> BinaryIO:

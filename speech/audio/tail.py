@@ -7,7 +7,7 @@ misses. So whatever follows has to be something that holds no sound, and is a re
 
 import struct
 
-from speech.audio.source import AudioError, Recording
+from speech.audio.source import AudioError, OpenAudio
 
 _RECORDINGS = frozenset({b"RIFF", b"RIFX", b"RF64", b"FORM", b"fLaC", b"OggS"})  # each begins a recording of its own
 _SAMPLES = frozenset({b"data", b"SSND"})
@@ -17,7 +17,7 @@ _READ_AHEAD = 1 << 14  # bytes that libFLAC may have buffered
 _PIECE = 1 << 20
 
 
-def end_of_sound(recording: Recording) -> int:
+def end_of_sound(recording: OpenAudio) -> int:
     """Where a recording ends without the tags that players append: ID3v1, APEv2 and Lyrics3."""
     end = recording.size
     while end > 128:
@@ -37,7 +37,7 @@ def end_of_sound(recording: Recording) -> int:
     return end
 
 
-def refuse_more_behind(recording: Recording, start: int, length: int) -> None:
+def refuse_more_behind(recording: OpenAudio, start: int, length: int) -> None:
     """Refuse a WAV or AIFF with more behind its `length` bytes of samples, which end at `start`, than chunks and tags.
 
     Raises:
@@ -63,7 +63,7 @@ def refuse_more_behind(recording: Recording, start: int, length: int) -> None:
         )
 
 
-def refuse_more_behind_flac(recording: Recording, place: int) -> None:
+def refuse_more_behind_flac(recording: OpenAudio, place: int) -> None:
     """Refuse a FLAC with more behind its last declared sample than padding; its decoder has read up to `place`.
 
     Raises:
@@ -79,7 +79,7 @@ def refuse_more_behind_flac(recording: Recording, place: int) -> None:
         )
 
 
-def refuse_second_movie(recording: Recording) -> None:
+def refuse_second_movie(recording: OpenAudio) -> None:
     """Refuse an MP4 that another one follows (ISO/IEC 14496-12: a file has one `moov` box).
 
     Raises:
@@ -99,13 +99,13 @@ def refuse_second_movie(recording: Recording) -> None:
         place += size
 
 
-def _another(recording: Recording, place: int) -> AudioError:
+def _another(recording: OpenAudio, place: int) -> AudioError:
     return recording.refuse(
         "unreadable", f"another recording follows the first one at byte {place:,}; deliver them as files of their own"
     )
 
 
-def _chunk_at(recording: Recording, place: int) -> int:
+def _chunk_at(recording: OpenAudio, place: int) -> int:
     """Where the chunk behind `place` starts: at an even byte, unless its writer forgot the padding."""
     padded = place + (place & 1)
     return place if padded != place and _printable(recording.peek(place, 4)) else padded
@@ -115,7 +115,7 @@ def _printable(tag: bytes) -> bool:
     return len(tag) == 4 and all(32 <= byte < 127 for byte in tag)
 
 
-def _is_padding(recording: Recording, place: int, end: int) -> bool:
+def _is_padding(recording: OpenAudio, place: int, end: int) -> bool:
     if recording.peek(place, 3) == b"ID3":
         return True
     while place < end:

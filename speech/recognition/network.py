@@ -3,33 +3,19 @@
 Whole recordings and live streams run the same one; what it remembers of a stream is a value that the caller holds.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import numpy as np
 
-from speech.bundle import BundleError, ModelBundle
+from speech.bundle import BundleError, ModelBundle, Precision
+from speech.recognition.state import State
 
 _INPUTS = ("audio_signal", "length", "cache_last_channel", "cache_last_time", "cache_last_channel_len")
 _OUTPUTS = 5
 
 
-class Caches(NamedTuple):
-    """What the network remembers of each stream in a batch; the batch is the first axis of every array."""
-
-    attention: np.ndarray  # [batch, layers, output frames, width] float32
-    convolution: np.ndarray  # [batch, layers, width, output frames] float32
-    filled: np.ndarray  # [batch] int64: output frames of `attention` that are real
-
-    def take(self, rows: Sequence[int]) -> "Caches":
-        """Return the caches of these rows, in this order."""
-        return Caches(*(array[list(rows)] for array in self))
-
-
 class Network:
     """The bundle's network as a function from mel frames and caches to log-probabilities and caches."""
 
-    def __init__(self, bundle: ModelBundle, threads: int = 1, variant: str = "fp32") -> None:
+    def __init__(self, bundle: ModelBundle, threads: int = 1, variant: Precision = "fp32") -> None:
         """Open and warm the network; BundleError when it is not what bundle.json says."""
         import onnxruntime
 
@@ -55,16 +41,20 @@ class Network:
             raise BundleError(f"{bundle.path}: {name} takes {', '.join(names)}, not {', '.join(_INPUTS)}")
         self._warm(f"{bundle.path}: {name}")
 
-    def caches(self, batch: int) -> Caches:
-        """Return the caches of `batch` streams that have not begun."""
+    def caches(self, batch: int) -> State:
+        """Return the caches of `batch` streams that have not begun.
+
+        Attention [batch, layers, output frames, width] float32, convolution [batch, layers, width, output frames]
+        float32, and how many output frames of the first are real [batch] int64.
+        """
         shape = self.geometry
-        return Caches(
+        return (
             np.zeros((batch, *shape.attention_cache), np.float32),
             np.zeros((batch, *shape.convolution_cache), np.float32),
             np.zeros(batch, np.int64),
         )
 
-    def run(self, frames: np.ndarray, lengths: np.ndarray, caches: Caches) -> tuple[np.ndarray, np.ndarray, Caches]:
+    def run(self, frames: np.ndarray, lengths: np.ndarray, caches: State) -> tuple[np.ndarray, np.ndarray, State]:
         """Advance a batch of streams by one run.
 
         frames: [batch, frames, mels] float32, each row as `Geometry` says; lengths: [batch] how many of
@@ -73,7 +63,7 @@ class Network:
         """
         values = (np.ascontiguousarray(frames.transpose(0, 2, 1)), np.asarray(lengths, np.int64), *caches)
         outputs = self._session.run(None, dict(zip(_INPUTS, values, strict=True)))
-        return outputs[0], outputs[1], Caches(*outputs[2:])
+        return outputs[0], outputs[1], tuple(outputs[2:])
 
     def _warm(self, name: str) -> None:
         """Run once with zeros: memory is reserved before the first caller, and shapes are checked."""
@@ -85,7 +75,6 @@ class Network:
         except Exception as error:
             raise BundleError(f"{name} does not run with the geometry of its bundle.json ({error})") from error
         expected = (1, self.geometry.chunk_outputs, self.symbols)
-        before = self.caches(1)
-        kept = caches.attention.shape == before.attention.shape and caches.convolution.shape == before.convolution.shape
+        kept = [cache.shape for cache in caches] == [cache.shape for cache in self.caches(1)]
         if outputs.shape != expected or lengths.tolist() != [expected[1]] or not kept:
             raise BundleError(f"{name} gives shape {list(outputs.shape)}, its bundle.json promises {list(expected)}")

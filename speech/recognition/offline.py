@@ -11,10 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from speech.bundle import Geometry, ModelBundle
+from speech.bundle import Geometry, ModelBundle, Precision
 from speech.features import MelConfig, MelStream
 from speech.recognition.ctc import GreedyCtc
+from speech.recognition.decoder import Decoder, Token
 from speech.recognition.network import Network
+from speech.recognition.state import joined, take
 from speech.recognition.words import WordSpeller
 from speech.scripts import join_words
 from speech.transcript import Word
@@ -45,7 +47,7 @@ class Recognition:
 
 
 class Recognizer:
-    """Transcribes whole recordings with a bundle. One instance serves one thread at a time.
+    """Transcribes whole recordings with a bundle. One instance serves any number of threads.
 
     `run_s` and `max_batch` bound memory; neither changes the text.
     """
@@ -54,13 +56,14 @@ class Recognizer:
         self,
         bundle: ModelBundle,
         threads: int = 1,
-        variant: str = "fp32",
+        variant: Precision = "fp32",
         run_s: float = RUN_S,
         max_batch: int = 16,
     ) -> None:
         """Open the bundle's network and tokenizer and warm them. Raises BundleError."""
         self.bundle = bundle
         self._network = Network(bundle, threads, variant)
+        self._decoder: Decoder = GreedyCtc(bundle.blank_id)
         self._speller = WordSpeller(bundle)
         self._max_batch = max(1, max_batch)
         chunk_s = bundle.geometry.chunk * bundle.features.frame_s
@@ -104,29 +107,32 @@ class Recognizer:
     def _advance(self, rows: Sequence["_Row"], collected: list[np.ndarray] | None = None) -> None:
         """Run the network until every row has ended; `collected` takes the log-probabilities."""
         active = list(rows)
-        caches = self._network.caches(len(active))
+        caches, state = self._network.caches(len(active)), joined([self._decoder.start() for _ in active])
         while active:
             runs = [row.next_run() for row in active]
             going = [index for index, run in enumerate(runs) if run is not None]
-            if not going:
-                return
             if len(going) < len(active):
+                for row, run, last in zip(active, runs, self._decoder.pending(state), strict=True):
+                    row.tokens += last if run is None else []
                 active = [active[index] for index in going]
-                caches = caches.take(going)
+                caches, state = take(caches, going), take(state, going)
             present = [run for run in runs if run is not None]
+            if not present:
+                return
             lengths = np.array([len(run) for run in present])
             batch = np.zeros((len(present), int(lengths.max()), self.bundle.features.mels), np.float32)
             for padded, run in zip(batch, present, strict=True):
                 padded[: len(run)] = run
             log_probs, counts, caches = self._network.run(batch, lengths, caches)
-            for row, values, count in zip(active, log_probs, counts, strict=True):
-                row.decoder.push(values[:count])
-                if collected is not None:
-                    collected.append(values[:count])
+            state, settled = self._decoder.step(state, log_probs, counts)
+            for row, tokens in zip(active, settled, strict=True):
+                row.tokens += tokens
+            if collected is not None:
+                collected += [values[:count] for values, count in zip(log_probs, counts, strict=True)]
 
     def _result(self, row: "_Row") -> Recognition:
         duration_s = row.samples / self.bundle.sample_rate
-        words = self._speller.words(row.decoder.pieces, duration_s) if row.peak >= SILENCE_PEAK else ()
+        words = self._speller.words(row.tokens, duration_s) if row.peak >= SILENCE_PEAK else ()
         confidence = float(np.mean([word.confidence for word in words])) if words else 0.0
         return Recognition(join_words(word.text for word in words), words, confidence, duration_s)
 
@@ -135,7 +141,7 @@ class _Row:
     """One recording on its way through the network: its coming runs and what was decoded."""
 
     def __init__(self, chunks: Iterable[np.ndarray], bundle: ModelBundle, run_chunks: int) -> None:
-        self.decoder = GreedyCtc(bundle.blank_id)
+        self.tokens: list[Token] = []
         self.samples = 0
         self.peak = 0.0
         self._runs = mel_runs(self._measured(chunks), bundle.features, bundle.geometry, run_chunks)

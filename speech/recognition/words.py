@@ -1,15 +1,15 @@
-"""Words from decoded pieces: their text, their times and how sure the model is of each.
+"""Words from tokens: their text, their times and how sure the model is of each.
 
-Word times come from CTC: a word lasts from the start of its first piece's first output frame to the
-end of its last piece's last one, where an output frame stands for the audio that became known with it
-(80 ms in this family; the encoder is causal, so nothing else has to be taken off). CTC places a piece
+Word times come from CTC: a word lasts from the start of its first token's first output frame to the
+end of its last token's last one, where an output frame stands for the audio that became known with it
+(80 ms in this family; the encoder is causal, so nothing else has to be taken off). CTC places a token
 where the network is sure of it, mostly in the later part of the sound, and often in one frame: a word
 of many letters is therefore taken to begin no later than fast speech would need, and starts are good
 to a few frames and not phone boundaries.
 
-Scripts without spaces have a word a piece: a character, or the few that the model writes at once.
+Scripts without spaces have a word a token: a character, or the few that the model writes at once.
 
-A word's confidence is that of its least sure piece, and a piece's is its highest softmax value; the
+A word's confidence is that of its least sure token, and a token's is its highest softmax value; the
 bundle's calibration, where it has one, turns that into the probability that the word is right.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from speech.bundle import TOKENIZER, BundleError, ModelBundle
-from speech.recognition.ctc import Piece
+from speech.recognition.decoder import Token
 from speech.scripts import is_unspaced, join_words
 from speech.spelling import UNREADABLE, goes_on
 from speech.text import spoken_length
@@ -30,7 +30,7 @@ LETTER_S = 0.05  # nobody says twenty letters a second
 
 
 class WordSpeller:
-    """Turns pieces into words with times and confidence, by the bundle's tokenizer and calibration."""
+    """Turns tokens into words with times and confidence, by the bundle's tokenizer and calibration."""
 
     def __init__(self, bundle: ModelBundle) -> None:
         """Open the tokenizer; BundleError when it is not the one of the vocabulary."""
@@ -53,22 +53,22 @@ class WordSpeller:
         symbols: list[int] = self._tokenizer.EncodeAsIds(text)
         return symbols
 
-    def words(self, pieces: Sequence[Piece], duration_s: float | None = None) -> tuple[Word, ...]:
-        """Return the words of pieces in order of time; no time lies after `duration_s`.
+    def words(self, tokens: Sequence[Token], duration_s: float | None = None) -> tuple[Word, ...]:
+        """Return the words of tokens in order of time; no time lies after `duration_s`.
 
-        Where a script sets no spaces, a word is a piece, or the pieces of a character that takes several. Pieces that
+        Where a script sets no spaces, a word is a token, or those of a character that takes several. Tokens that
         make no character give a word of confidence 0 that shows it (`speech.spelling.UNREADABLE`).
         """
-        groups: list[list[Piece]] = []
+        groups: list[list[Token]] = []
         apart = True  # sentencepiece sets spaces around the unknown piece
-        for piece in pieces:
-            unknown = self._tokenizer.IsUnknown(piece.symbol)
-            if apart or unknown or self._bundle.vocabulary[piece.symbol].startswith(_SPACE):
+        for token in tokens:
+            unknown = self._tokenizer.IsUnknown(token.symbol)
+            if apart or unknown or self._bundle.vocabulary[token.symbol].startswith(_SPACE):
                 groups.append([])
-            groups[-1].append(piece)
+            groups[-1].append(token)
             apart = unknown
         spelled = [(text, group) for together in groups for text, group in self._units(together) if text]
-        confidences = np.array([min(piece.probability for piece in group) for _, group in spelled])
+        confidences = np.array([min(token.probability for token in group) for _, group in spelled])
         if self._bundle.calibration is not None:
             confidences = self._bundle.calibration.apply(confidences)
         words: list[Word] = []
@@ -80,35 +80,35 @@ class WordSpeller:
             words.append(Word(text, start, end, 0.0 if UNREADABLE in text else min(1.0, float(confidence))))
         return tuple(words)
 
-    def _units(self, group: Sequence[Piece]) -> list[tuple[str, list[Piece]]]:
+    def _units(self, group: Sequence[Token]) -> list[tuple[str, list[Token]]]:
         """Return what stands between two spaces as words: one, but for scripts that set no spaces."""
         whole = self._spell(group)
         if not any(map(is_unspaced, whole)):
             return [(whole, list(group))]
-        units: list[tuple[str, list[Piece]]] = []
-        for piece in group:
-            text = self._spell([piece])
+        units: list[tuple[str, list[Token]]] = []
+        for token in group:
+            text = self._spell([token])
             if units:
                 before, held = units[-1]
                 apart = is_unspaced(before[-1:]) or is_unspaced(text[:1])
-                if not before or not text or self._goes_on(piece) or not apart:
-                    units[-1] = (self._spell([*held, piece]), [*held, piece])
+                if not before or not text or self._goes_on(token) or not apart:
+                    units[-1] = (self._spell([*held, token]), [*held, token])
                     continue
-            units.append((text, [piece]))
+            units.append((text, [token]))
         return units
 
-    def _goes_on(self, piece: Piece) -> bool:
-        """Tell whether a piece begins within a character."""
-        symbol = self._bundle.vocabulary[piece.symbol]
-        if self._tokenizer.IsByte(piece.symbol):
+    def _goes_on(self, token: Token) -> bool:
+        """Tell whether a token begins within a character."""
+        symbol = self._bundle.vocabulary[token.symbol]
+        if self._tokenizer.IsByte(token.symbol):
             return 0x80 <= int(symbol[3:5], 16) < 0xC0  # "<0x80>": a byte of UTF-8 that is not the first
         return goes_on(symbol)
 
-    def _spell(self, group: Sequence[Piece]) -> str:
-        """Return the text of pieces; sentencepiece joins what spells a character."""
-        return join_words(self._tokenizer.Decode([piece.symbol for piece in group]).split())
+    def _spell(self, group: Sequence[Token]) -> str:
+        """Return the text of tokens; sentencepiece joins what spells a character."""
+        return join_words(self._tokenizer.Decode([token.symbol for token in group]).split())
 
-    def _times(self, group: Sequence[Piece], duration_s: float | None) -> tuple[float, float]:
+    def _times(self, group: Sequence[Token], duration_s: float | None) -> tuple[float, float]:
         span = self._bundle.geometry.frame_span
         frame_s = self._bundle.features.frame_s
         start, end = round(span(group[0].first)[0] * frame_s, 3), round(span(group[-1].last)[1] * frame_s, 3)

@@ -1,11 +1,17 @@
 """Segments are what people read: cut at pauses, never too long, nothing lost."""
 
+import importlib.metadata
 import itertools
 import random
 from dataclasses import replace
 
 from deployment.serving.transcription import segments_from_words
+from deployment.transcribe import transcribe_file
+from speech.audio.decode import Waveform, encode_wav
+from speech.recognition.offline import Recognizer
+from speech.store.outputs import digest_file
 from speech.transcript import Word
+from tests.toy_bundle import tones, write_toy_bundle
 
 
 def _words(*spans: tuple[float, float]) -> list[Word]:
@@ -57,3 +63,15 @@ def test_no_word_is_lost_or_moved():
 
 def test_nothing_said_has_no_segments():
     assert segments_from_words([]) == ()
+
+
+def test_a_transcript_says_which_model_and_which_code_wrote_it(tmp_path):
+    """Years later somebody asks whether a mistake was the model's, and which."""
+    bundle = write_toy_bundle(tmp_path / "bundle")
+    (tmp_path / "a.wav").write_bytes(encode_wav(Waveform(tones(["one", "two"]))))
+    said = transcribe_file(tmp_path / "a.wav", Recognizer(bundle))
+    assert (said.text, said.language) == ("one two", "en")
+    assert said.model_digests == {"recognition": bundle.digest}
+    assert said.models == {"recognition": "toy", "bundle": bundle.digest}
+    assert said.source_digest == digest_file(tmp_path / "a.wav")
+    assert said.code_version == importlib.metadata.version("soundstage")

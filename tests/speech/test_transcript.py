@@ -2,9 +2,13 @@
 
 import json
 import re
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from speech.quality import Quality
 from speech.transcript import Intent, Segment, Transcript, TranscriptError, Word
 
 
@@ -38,6 +42,46 @@ AGENT = Segment(
 CALLER = Segment(words("yes <b> & no", start_s=3.0), 3.0, 5.0, speaker="caller")
 
 
+STORED = Path(__file__).with_name("schema_1") / "transcript.json"
+QUALITY = Quality(10.0, -23.0, -3.0, 31.0, 0.0, 0.2, 3_400.0)
+
+
+def test_every_field_crosses_json() -> None:
+    """What one stage fills the next must find."""
+    word = Word("forty", 0.0, 0.5, 0.9, speaker="a", channel=1, written="$42")
+    full = replace(
+        transcript(Segment((word,), 0.0, 0.5, "a", 0.8, "$42", Intent("pay", 0.7, {"amount": "42"}), language="de")),
+        **{"id": "t-2", "version": 2, "supersedes": "t-1", "source_key": "incoming/a.wav", "code_version": "0.1.0"},
+        model_digests={"recognition": "e" * 64},
+        degraded=("speakers",),
+        quality=QUALITY,
+    )
+    for kind, record in ((Transcript, full), (Segment, full.segments[0]), (Word, word)):
+        unset = [part.name for part in fields(kind) if getattr(record, part.name) == part.default]
+        assert unset in ([], ["schema_version"])
+    assert Transcript.from_json(json.loads(json.dumps(full.to_json()))) == full
+
+
+def test_a_transcript_of_schema_1_is_read_and_says_all_that_it_said() -> None:
+    """Transcripts are kept for years, and programs go on reading what they read before."""
+    stored = json.loads(STORED.read_bytes())
+    now = Transcript.from_json(stored)
+    assert (now.schema_version, now.version, now.id) == (2, 1, None)
+    assert now.model_digests == {"recognition": stored["models"]["bundle"]}
+    assert now.segments[0].intent == Intent("dial", 0.8, {"number": "712"})
+    assert [word.speaker for word in now.words] == ["caller", "agent", "agent"]
+
+    def kept(before: Any, after: Any) -> bool:
+        if isinstance(before, dict):
+            return all(kept(value, after[key]) for key, value in before.items())
+        if isinstance(before, list):
+            return all(kept(*pair) for pair in zip(before, after, strict=True))
+        return bool(before == after)
+
+    assert kept({**stored, "schema_version": 2}, now.to_json())
+    assert Transcript.from_json(now.to_json()) == now
+
+
 def test_json_holds_everything() -> None:
     """Review and streaming pass transcripts on as JSON; what it drops nobody gets back."""
     original = transcript(AGENT, CALLER, Segment((), 6.0, 7.0))
@@ -50,8 +94,13 @@ def test_json_holds_everything() -> None:
     "row",
     [
         {},
+        {"schema_version": 3},
         {"schema_version": 2},
         {"schema_version": 1},
+        {**transcript().to_json(), "schema_version": "2"},
+        {**transcript().to_json(), "version": "2"},
+        {**transcript().to_json(), "confidence": float("nan")},
+        {**transcript().to_json(), "segments": [{"words": []}]},
         {"schema_version": 1, "segments": 3, "language": "en"},
         [],
         None,
@@ -117,6 +166,8 @@ def test_ctm_and_rttm_have_their_columns() -> None:
     both = transcript(CALLER, AGENT)
     ctm = [line.split() for line in both.to_ctm("my file").splitlines()]
     assert all(len(line) == 6 for line in ctm)
+    right = Segment((Word("yes", 0.0, 0.5, 0.9, channel=1),), 0.0, 0.5)
+    assert transcript(right).to_ctm("my file").split()[1] == "2"
     assert ctm[0] == ["my_file", "1", "0.000", "0.500", "please", "0.9000"]
     rttm = [line.split() for line in both.to_rttm("my file").splitlines()]
     assert all(len(line) == 10 for line in rttm)

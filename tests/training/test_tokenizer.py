@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from speech.bundle import NETWORK, TOKENIZER, ModelBundle, write_bundle
-from speech.recognition.ctc import Piece
+from speech.bundle import NETWORK, TOKENIZER, Description, ModelBundle, write_bundle
+from speech.recognition.decoder import Token
 from speech.recognition.words import WordSpeller
 from speech.spelling import DIGITS, UNREADABLE, digits_for, goes_on, hangul, reading, spelt
 from tests.toy_bundle import write_toy_bundle
@@ -137,18 +137,18 @@ def _with_tokenizer(folder: Path, tokenizer: Path) -> ModelBundle:
     (folder / "bundle").mkdir()
     (folder / "bundle" / NETWORK).write_bytes(toy.read(NETWORK))
     (folder / "bundle" / TOKENIZER).write_bytes(tokenizer.read_bytes())
-    return write_bundle(
-        folder / "bundle",
+    description = Description(
         language="zh",
         name="spelling",
         features=toy.features,
         geometry=toy.geometry,
         vocabulary=tuple(pieces.id_to_piece(index) for index in range(len(pieces))),
     )
+    return write_bundle(folder / "bundle", description)
 
 
-def _said(symbols: list[int]) -> list[Piece]:
-    return [Piece(symbol, 2 * at, 2 * at, 0.9) for at, symbol in enumerate(symbols)]
+def _said(symbols: list[int]) -> list[Token]:
+    return [Token(symbol, 2 * at, 2 * at, 0.9) for at, symbol in enumerate(symbols)]
 
 
 def test_words_without_spaces_are_the_characters_in_order_each_with_its_own_time(chinese: ModelBundle) -> None:

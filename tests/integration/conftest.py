@@ -15,7 +15,8 @@ from deployment.release.folder import ReleaseFolder
 from deployment.release.reports import ReplicaReport
 from speech.audio.decode import Waveform, encode_wav
 from speech.bundle import ModelBundle
-from tests.toy_bundle import tones, write_toy_bundle
+from speech.store.objects import open_objects
+from tests.toy_bundle import shelved, tones
 from tests.toy_registry import approve
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +27,8 @@ class Tier:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self.folder = ReleaseFolder(home)
+        self.objects = open_objects(home)
+        self.folder = ReleaseFolder(self.objects)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._former: set[str] = set()  # processes whose reports may have been left behind
 
@@ -68,15 +70,15 @@ class Tier:
 
     def bundle(self, name: str, language: str = "en", *, approved: bool = True, **options: object) -> ModelBundle:
         """A bundle that may be served, unless nobody approved it."""
-        bundle = write_toy_bundle(self.home / "models" / name, language, name=name, **options)
+        bundle = shelved(self.objects, language, name=name, **options)
         if approved:
-            approve(self.home, bundle)
+            approve(self.objects, bundle)
         return bundle
 
     def serve(self, *bundles: ModelBundle) -> None:
         """Write the document as it is after releases of these bundles, one a language."""
         for bundle in bundles:
-            route = Route(bundle.digest, self.folder.relative(bundle.path), 1.0, "1", f"soundstage-{bundle.language}")
+            route = Route(bundle.digest, 1.0, "1", f"soundstage-{bundle.language}")
             self.folder.set_language(bundle.language, LanguageRelease((route,)))
 
 

@@ -11,17 +11,17 @@ Louder is surer: a tone at amplitude 0.3 gives a confidence near 1, at 0.07 one 
 """
 
 import io
+import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from deployment.registry.shelf import PLACE
+from deployment.registry.shelf import Shelf
 from speech.bundle import NETWORK, TOKENIZER, Calibration, Geometry, ModelBundle, write_bundle
 from speech.features import MelConfig, log_mel
-from speech.store.objects import LostRace, Objects
+from speech.store.objects import Objects
 
 WORDS: Mapping[str, tuple[str, ...]] = {
     "en": ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "zero"),
@@ -117,13 +117,8 @@ def write_toy_bundle(
 
 def shelved(objects: Objects, language: str = "en", **options: Any) -> ModelBundle:
     """A toy bundle where a deployment keeps its bundles."""
-    with objects.staging(PLACE) as staging:
-        bundle = write_toy_bundle(staging, language, **options)
-        place = f"{PLACE}/{bundle.digest}"
-        for path in [path for path in staging.rglob("*") if path.is_file()]:
-            with suppress(LostRace):
-                objects.upload(path, f"{place}/{path.relative_to(staging).as_posix()}")
-    return ModelBundle.load(objects.local_folder(place), bundle.digest)
+    with tempfile.TemporaryDirectory() as folder:
+        return Shelf(objects).put(write_toy_bundle(folder, language, **options))
 
 
 def _tone(pitch_hz: float, seconds: float, rate: int) -> np.ndarray:

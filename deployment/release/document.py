@@ -17,7 +17,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from deployment.registry.shelf import PLACE
 from deployment.release.forms import RELEASE_SCHEMA, Form, ReleaseDocumentError, write_json
 from speech.store.outputs import parse_json
 
@@ -35,11 +34,6 @@ class Route:
     share: Annotated[float, Field(ge=0, le=1)]
     version: str = ""
     model: str = ""
-
-    @property
-    def bundle(self) -> str:
-        """Where the bundle lies in the data store."""
-        return f"{PLACE}/{self.digest}"
 
     @property
     def title(self) -> str:

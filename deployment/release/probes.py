@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deployment.registry.shelf import Shelf
 from deployment.release.reports import BUNDLE_HEADER, TIMING_HEADER, WORK_TIMING, ReplicaReport
-from speech.bundle import BundleError, ModelBundle
-from speech.store.objects import Objects, StoreError
+from speech.bundle import BundleError
 
 if TYPE_CHECKING:
     import httpx
@@ -62,18 +62,18 @@ class Probes:
     def __exit__(self, *_: object) -> None:
         self._client.close()
 
-    def hear(self, objects: Objects, key: str, digest: str) -> None:
-        """Verify the bundle at a key of the data store, and hear all recordings with it here."""
+    def hear(self, shelf: Shelf, digest: str) -> None:
+        """Verify a bundle, and hear all recordings with it here."""
         if not self.golden:
             raise Unfit("without golden recordings it cannot be probed")
         from speech.recognition.offline import Recognizer
 
         try:
-            bundle = ModelBundle.load(objects.local_folder(key), digest)
+            bundle = shelf.load(digest)
             if bundle.language != self.language:
                 raise Unfit(f"the bundle is for '{bundle.language}'")
             recognizer = Recognizer(bundle)
-        except (BundleError, StoreError) as error:
+        except BundleError as error:
             raise Unfit(str(error)) from error
         texts = []
         for utterance in self.golden:

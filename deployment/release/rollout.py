@@ -27,6 +27,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
+from deployment.registry.shelf import Shelf
 from deployment.release.canary import Canary, Figures
 from deployment.release.document import UNDER_WAY, LanguageRelease, ReleaseDocument, Route, State
 from deployment.release.folder import LostTurn, ReleaseFolder
@@ -148,7 +149,7 @@ class _Rollout:
         try:
             self._require_current()
             self._enter("verify")
-            self.probes.hear(self.folder.objects, self.route.bundle, self.route.digest)
+            self.probes.hear(Shelf(self.folder.objects), self.route.digest)
             unheard = self._unheard(tier, allow_no_replica)
             if live:
                 probed = self._load_and_probe()

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from deployment.registry.shelf import Shelf
 from deployment.release.canary import Figures
 from deployment.release.document import Route
 from deployment.serving.approval import require_approved
@@ -58,12 +59,11 @@ class LoadedModel:
 
         Raises:
             NotApproved: nobody put this bundle into production, or its verdict does not let it pass.
-            BundleError: it is not the bundle that the document names, or not for this language.
-            StoreError: it is not in the data store.
+            BundleError: it is not in the data store as the document names it, or not for this language.
         """
         entering("verify")
         require_approved(objects, language, route.digest, ledger_key)
-        bundle = ModelBundle.load(objects.local_folder(route.bundle), route.digest)
+        bundle = Shelf(objects).load(route.digest)
         if bundle.language != language:
             raise BundleError(f"{bundle.path}: the bundle is for '{bundle.language}', not for '{language}'")
         entering("load")

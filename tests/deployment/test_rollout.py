@@ -99,7 +99,6 @@ def test_a_document_of_before_is_read_without_its_places_of_bundles(folder):
     stored = folder.look()
     folder.objects.put_if_unchanged(DOCUMENT, json.dumps(said).encode(), stored.tag)
     assert folder.read().languages["en"].routes == (ROUTE,)
-    assert ROUTE.bundle == f"bundles/{ROUTE.digest}"
 
 
 def test_route_that_a_killed_rollout_left_is_taken_out(folder, golden, tmp_path):

@@ -196,6 +196,26 @@ def test_versions_follow_each_other_and_the_former_one_is_a_second_away(tier):
     assert 'version="2"' not in metrics
 
 
+def test_releases_in_s3_are_as_in_a_folder(s3_tier):
+    """A replica follows there, a worse version goes back, a good one takes over, and going back is quick."""
+    tier = s3_tier
+    first, second = tier.bundle("en-1"), tier.bundle("en-2", confuse=[("one", "two")])
+    bad = tier.bundle("bad", fails_after_s=3.0)
+    url = tier.start("a", "--workers", "2")
+    put_out(tier, first, "1", CANARY)
+    with Customers([url], audio(*["one"] * 8)) as customers:
+        with pytest.raises(RolloutFailed, match="failed on"):
+            put_out(tier, bad, "2", CANARY)
+        third = put_out(tier, second, "3", Canary(share=0.3, seconds=1.5, requests=20))
+        back = put_out(tier, first, "1", CANARY)
+    assert customers.statuses == {200}
+    assert states(tier)[:6] == ["verify", "load", "warm", "probe", "full", "drained"]
+    assert states(tier)[6:12] == ["verify", "load", "warm", "probe", "canary", "returned"]
+    assert [step.state for step in third.transitions][3:6] == ["probe", "canary", "full"]
+    assert back.seconds < 5
+    assert dict(tier.wait("a", lambda report: True).languages["en"].active) == {first.digest: 1.0}
+
+
 def test_a_canary_without_customers_is_asked_by_the_release_itself(tier):
     """A server that nobody calls at night must not hold a release up for ever."""
     tier.serve(tier.bundle("en-1"))

@@ -138,9 +138,9 @@ def more_replicas(settings: Any, count: int) -> Iterator[list[str]]:
     from deployment.release.life import Replicas
     from speech_assets.local import services
 
-    replicas = Replicas(ReleaseFolder(settings.home))
-    command = [sys.executable, "-m", "speech_assets.cli", "serve", "--home", str(settings.home), "--port", "0"]
-    with (settings.home / "logs" / "replicas.log").open("ab") as log:
+    replicas = Replicas(ReleaseFolder(settings.objects))
+    command = [sys.executable, "-m", "speech_assets.cli", "serve", "--home", settings.home, "--port", "0"]
+    with (settings.local / "logs" / "replicas.log").open("ab") as log:
         processes = [
             subprocess.Popen(command, cwd=ROOT, env=services.environment(settings), stderr=log)
             for _ in range(count - 1)
@@ -149,7 +149,7 @@ def more_replicas(settings: Any, count: int) -> Iterator[list[str]]:
         deadline = time.monotonic() + 60
         while len(replicas.live()) < count:
             if time.monotonic() > deadline:
-                raise SystemExit(f"replicas did not start: read {settings.home / 'logs'}")
+                raise SystemExit(f"replicas did not start: read {settings.local / 'logs'}")
             time.sleep(0.2)
         yield [report.url for report in replicas.live()]
     finally:
@@ -317,7 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             time.sleep(STEADY_S)
         shown, missed = table(clients, changes, digests)
     console.print(shown)
-    steps = ReleaseFolder(settings.home).history(LANGUAGE)
+    steps = ReleaseFolder(settings.objects).history(LANGUAGE)
     for change in dict.fromkeys(step.rollout for step in steps):
         line = [f"{s.state} {s.seconds:.1f} s" for s in steps if s.rollout == change]
         console.print(f"  version {next(s.version for s in steps if s.rollout == change)}: {', '.join(line)}")

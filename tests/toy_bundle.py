@@ -11,14 +11,17 @@ Louder is surer: a tone at amplitude 0.3 gives a confidence near 1, at 0.07 one 
 """
 
 import io
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from deployment.registry.shelf import Shelf
 from speech.bundle import NETWORK, TOKENIZER, Calibration, Description, Geometry, ModelBundle, write_bundle
 from speech.features import MelConfig, log_mel
+from speech.store.objects import Objects
 
 WORDS: Mapping[str, tuple[str, ...]] = {
     "en": ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "zero"),
@@ -110,6 +113,12 @@ def write_toy_bundle(
         lineage=lineage if lineage is not None else {"recipe": "toy"},
     )
     return write_bundle(folder, description)
+
+
+def shelved(objects: Objects, language: str = "en", **options: Any) -> ModelBundle:
+    """A toy bundle where a deployment keeps its bundles."""
+    with tempfile.TemporaryDirectory() as folder:
+        return Shelf(objects).put(write_toy_bundle(folder, language, **options))
 
 
 def _tone(pitch_hz: float, seconds: float, rate: int) -> np.ndarray:

@@ -6,7 +6,6 @@ Where a test is about servers alone, `approve` writes what they ask for, and no 
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from deployment.promotion.actions import Action
@@ -16,7 +15,7 @@ from speech.audio.decode import Waveform, encode_wav
 from speech.bundle import ModelBundle
 from speech.corpus.manifest import Utterance
 from speech.corpus.normalize import Sorted
-from speech.store.objects import open_objects
+from speech.store.objects import Objects
 from tests.deployment.conftest import make_verdict
 from tests.toy_bundle import tones, write_toy_bundle
 
@@ -44,16 +43,15 @@ def write_golden(workspace: Any, language: str = "en", golden: Sequence[Sequence
         Sorted(tuple(rows), ()).write(staging.path)
 
 
-def approve(home: Path, bundle: ModelBundle, **verdict: Any) -> Decision:
+def approve(objects: Objects, bundle: ModelBundle, **verdict: Any) -> Decision:
     """A bundle's verdict, passing unless figures are given, and its approval, in a data store without a registry."""
-    store = open_objects(home)
-    save_verdict(make_verdict(bundle, **verdict), store)
-    return decide(home, bundle, "approve", load_verdict(store, bundle.digest).file_sha256)
+    save_verdict(make_verdict(bundle, **verdict), objects)
+    return decide(objects, bundle, "approve", load_verdict(objects, bundle.digest).file_sha256)
 
 
-def decide(home: Path, bundle: ModelBundle, action: Action, verdict_sha256: str = "", **more: Any) -> Decision:
+def decide(objects: Objects, bundle: ModelBundle, action: Action, verdict_sha256: str = "", **more: Any) -> Decision:
     """An entry about a bundle in the ledger of its language."""
-    ledger = Ledger(open_objects(home), bundle.language)
+    ledger = Ledger(objects, bundle.language)
     entries = ledger.entries()
     return ledger.append(
         Decision(

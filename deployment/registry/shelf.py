@@ -36,13 +36,17 @@ class Shelf:
         return f"{self.objects.home}/{self.key(digest)}"
 
     def get(self, digest: str) -> Path:
-        """A local folder with the verified bundle of a digest.
+        """A local folder with the verified bundle of a digest; raises as `load` does."""
+        return self.load(digest).path
+
+    def load(self, digest: str) -> ModelBundle:
+        """The verified bundle of a digest, in a local folder.
 
         Raises:
             BundleError: it is no digest, there is no such bundle, or its bytes are others.
         """
         try:
-            return ModelBundle.load(self.objects.local_folder(self.key(digest)), digest).path
+            return ModelBundle.load(self.objects.local_folder(self.key(digest)), digest)
         except Missing:
             raise BundleError(f"there is no bundle at {self.place(digest)}") from None
 

@@ -11,7 +11,6 @@ are for, and the reading of production's transcripts.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 BUCKETS_PER_DOUBLING = 4  # a quantile is at most 19 % too high
 FASTEST_S = 0.001
@@ -20,6 +19,17 @@ NOISE_S = 0.03  # differences below this are the machine's, and nobody hears the
 MEDIAN_FROM = 10  # answers of each version from which their medians are compared; a trial may ask for fewer
 TAIL_FROM = 100  # answers of each version from which their 95th percentiles are compared
 EMPTY_FROM = 5  # answers from which a share of empty ones means something
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Figures as people read them, in shares and seconds; no times where nothing was answered."""
+
+    requests: int
+    errors: int
+    empty_share: float
+    p50_s: float | None
+    p95_s: float | None
 
 
 @dataclass(frozen=True)
@@ -71,11 +81,6 @@ class Figures:
         return self.requests - self.errors
 
     @property
-    def error_rate(self) -> float:
-        """Share of requests that were not answered."""
-        return self.errors / self.requests if self.requests else 0.0
-
-    @property
     def empty_share(self) -> float:
         """Share of answers without a word."""
         return self.empty / self.answers if self.answers else 0.0
@@ -90,29 +95,17 @@ class Figures:
                 return FASTEST_S * float(2 ** (bucket / BUCKETS_PER_DOUBLING))
         return None
 
-    def summary(self) -> dict[str, Any]:
-        """What a person wants to read, in seconds and shares."""
+    def summary(self) -> Summary | None:
+        """What a person wants to read; None without requests."""
+        if not self.requests:
+            return None
         p50, p95 = self.quantile(0.5), self.quantile(0.95)
-        return {
-            "requests": self.requests,
-            "errors": self.errors,
-            "empty_share": round(self.empty_share, 4),
-            "p50_s": None if p50 is None else round(p50, 4),
-            "p95_s": None if p95 is None else round(p95, 4),
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Figures":
-        """From JSON values, where buckets are texts.
-
-        Raises:
-            KeyError, TypeError, ValueError: a count is missing or is not one.
-        """
-        return cls(
-            int(values["requests"]),
-            int(values["errors"]),
-            int(values["empty"]),
-            {int(bucket): int(count) for bucket, count in values["seconds"].items()},
+        return Summary(
+            self.requests,
+            self.errors,
+            round(self.empty_share, 4),
+            None if p50 is None else round(p50, 4),
+            None if p95 is None else round(p95, 4),
         )
 
 

@@ -1,10 +1,10 @@
 """The release document: what the serving tier should run, one language beside the other.
 
-Every replica follows it. It is plain JSON that can be read without this package, on one laptop and on a folder that
-many hosts share, and carries the SHA-256 of what it says: a document that was edited by hand or cut short is noticed by
-whoever reads it, with one reason, and followed by nobody. One that was put back is older than what replicas follow, and
-they stay with that. A document says nothing about a language that it does not name, and not that nothing should be
-served: replicas go on with what they have. So neither a lost document nor the first one after it takes anything down.
+Every replica follows it. It is plain JSON that can be read without this package, the same in a folder and in S3, and
+carries the SHA-256 of what it says: a document that was edited by hand or cut short is noticed by whoever reads it,
+with one reason, and followed by nobody. One that was put back is older than what replicas follow, and they stay with
+that. A document says nothing about a language that it does not name, and not that nothing should be served: replicas go
+on with what they have. So neither a lost document nor the first one after it takes anything down.
 
 Not covered: a replica that starts meanwhile, which has nothing to follow.
 """
@@ -12,18 +12,18 @@ Not covered: a replica that starts meanwhile, which has nothing to follow.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, cast, get_args
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
-RELEASE_SCHEMA = 2
-_UNSEALED_SCHEMA = 1  # had no digest and called a roll-out a release
+from pydantic import Field
+
+from deployment.release.forms import RELEASE_SCHEMA, Form, ReleaseDocumentError, write_json
+from speech.store.outputs import parse_json
+
+READABLE = (1, 2, RELEASE_SCHEMA)  # until 2 a route said where its bundle lies
+UNSEALED = 1
 State = Literal["verify", "load", "warm", "probe", "canary", "full", "drained", "refused", "returned"]
-WRONG_KIND = (KeyError, TypeError, ValueError, AttributeError, OverflowError)  # raised by JSON values of other kinds
 UNDER_WAY = frozenset({"load", "warm", "probe", "canary"})  # states that a document only has while somebody releases
-
-
-class ReleaseDocumentError(Exception):
-    """The release document or a replica's report cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,7 @@ class Route:
     """A bundle and the share (0 to 1) of new requests that goes to it; with 0 it is loaded but only asked by name."""
 
     digest: str
-    bundle: str  # folder; relative to the home folder when it lies inside, so that the home may be mounted elsewhere
-    share: float
+    share: Annotated[float, Field(ge=0, le=1)]
     version: str = ""
     model: str = ""
 
@@ -81,67 +80,37 @@ class ReleaseDocument:
     languages: Mapping[str, LanguageRelease] = field(default_factory=dict)
     updated_at: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        said = {
-            "schema": RELEASE_SCHEMA,
-            **asdict(self),
-            "languages": {k: asdict(v) for k, v in self.languages.items()},
-        }
+    def values(self) -> dict[str, Any]:
+        """As JSON values, with their digest."""
+        said = _FORM.values(self)
         return {**said, "sha256": _digest(said)}
 
-    @classmethod
-    def from_dict(cls, values: Any) -> "ReleaseDocument":
-        """From JSON values.
+    def write(self) -> bytes:
+        """As it is stored."""
+        return write_json(self.values())
+
+    @staticmethod
+    def read(data: bytes) -> "ReleaseDocument":
+        """From what is stored.
 
         Raises:
             ReleaseDocumentError: schema or fields are not those of this version, or it was edited.
         """
         try:
-            if values["schema"] not in (_UNSEALED_SCHEMA, RELEASE_SCHEMA):
-                raise ReleaseDocumentError(
-                    f"release document has schema {values['schema']}, this version reads {RELEASE_SCHEMA}: upgrade"
-                )
-            said = {key: value for key, value in values.items() if key != "sha256"}
-            if values["schema"] == RELEASE_SCHEMA and values["sha256"] != _digest(said):
-                raise ReleaseDocumentError("it was edited since it was written")
-            languages = {
-                str(language): LanguageRelease(
-                    routes=tuple(parse_route(route) for route in release["routes"]),
-                    state=parse_state(release["state"]),
-                    previous=tuple(parse_route(route) for route in release["previous"]),
-                    rollout=str(release.get("rollout", release.get("release", ""))),
-                    candidate=str(release.get("candidate", "")),
-                    trial_s=None if release.get("trial_s") is None else float(release["trial_s"]),
-                )
-                for language, release in values["languages"].items()
-            }
-            return cls(int(values["revision"]), languages, str(values["updated_at"]))
-        except WRONG_KIND as error:
-            raise ReleaseDocumentError(f"release document is not valid ({type(error).__name__}: {error})") from error
+            said = dict(parse_json(data))
+            schema, digest = said["schema"], said.pop("sha256", None)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ReleaseDocumentError(f"it is no release document ({type(error).__name__}: {error})") from error
+        if schema not in READABLE:
+            raise ReleaseDocumentError(f"it has schema {schema}, this version reads {RELEASE_SCHEMA}: upgrade")
+        if schema != UNSEALED and digest != _digest(said):
+            raise ReleaseDocumentError("it was edited since it was written")
+        return _FORM.of(said)
+
+
+_FORM = Form(ReleaseDocument, "release document")
 
 
 def _digest(said: Mapping[str, Any]) -> str:
     """SHA-256 of a document without its digest, as hex."""
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
-
-
-def parse_route(values: Mapping[str, Any]) -> Route:
-    """A route from JSON values; raises `WRONG_KIND` for others."""
-    share = float(values["share"])
-    if not 0 <= share <= 1:
-        raise ValueError(f"share {share} is not between 0 and 1")
-    return Route(
-        str(values["digest"]),
-        str(values["bundle"]),
-        share,
-        str(values.get("version", "")),
-        str(values.get("model", "")),
-    )
-
-
-def parse_state(value: Any) -> State:
-    """A state from a JSON value; ValueError for others."""
-    if value not in get_args(State):
-        raise ValueError(f"state {value!r} is none of {', '.join(get_args(State))}")
-    return cast(State, value)

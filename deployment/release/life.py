@@ -1,9 +1,10 @@
 """Which replicas live: told by what they answer, or by the change of their reports, and never by anybody's clock.
 
 A replica counts as living when it answers over HTTP about itself, or when its report has changed while somebody looked.
-So neither a clock that is wrong nor a folder that cannot be written makes a replica that serves look dead. Where nobody
-listens any more and the report stands still it is gone, and its report is removed: one that lives after all writes it
-again within a second. What neither answers nor ends is silent, which is neither: whoever needs to know refuses.
+So neither a clock that is wrong nor a data store that cannot be written makes a replica that serves look dead. Where
+nobody listens any more and the report stands still it is gone, and its report is removed: one that lives after all
+writes it again within a second. What neither answers nor ends is silent, which is neither: whoever needs to know
+refuses.
 
 Not covered: a replica that could never write a report. Nobody knows where to ask it.
 """
@@ -14,10 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 
-from deployment.release.document import ReleaseDocumentError
-from deployment.release.folder import POLL_S, ReleaseFolder
-from deployment.release.reports import RUNNING_PATH, LanguageReport, ReplicaReport, named
+from deployment.release.folder import ReleaseFolder
+from deployment.release.forms import ReleaseDocumentError
+from deployment.release.reports import REPORT, RUNNING_PATH, LanguageReport, ReplicaReport, named
 
+POLL_S = 0.2
 FRESH_S = 2.5  # reports come every second; one that changed so lately speaks for its replica
 QUIET_S = 10.0  # so long after its last sign of life a replica that does not answer is still waited for
 WATCH_S = 5.0  # how long one is watched that never gave a sign of life
@@ -160,7 +162,7 @@ def _answer(said: ReplicaReport) -> ReplicaReport | bool:
 
     try:
         answer = httpx.get(f"{said.url}{RUNNING_PATH}", timeout=ANSWER_S, trust_env=False)
-        report = ReplicaReport.from_dict(answer.json()["running"])
+        report = REPORT.of(answer.json()["running"])
     except httpx.ConnectError:
         return True
     except (httpx.HTTPError, httpx.InvalidURL, ReleaseDocumentError, ValueError, KeyError, TypeError):

@@ -1,17 +1,11 @@
-"""What a replica says of itself: in its report, a file that it writes every second, and in its answers over HTTP."""
+"""What a replica says of itself: in its report, which it writes every second, and in its answers over HTTP."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 from deployment.release.canary import Figures
-from deployment.release.document import (
-    RELEASE_SCHEMA,
-    WRONG_KIND,
-    ReleaseDocumentError,
-    Route,
-    parse_route,
-)
+from deployment.release.document import Route
+from deployment.release.forms import Form
 
 BUNDLE_HEADER = "X-Soundstage-Bundle"  # asks a replica for a loaded bundle by its digest, and names it in the answer
 TIMING_HEADER = "Server-Timing"  # how long the work for an answer took, in ms (W3C Server Timing)
@@ -65,47 +59,8 @@ class ReplicaReport:
     started_at: str = ""
     error: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {"schema": RELEASE_SCHEMA, **asdict(self)}
 
-    @classmethod
-    def from_dict(cls, values: Any) -> "ReplicaReport":
-        """From JSON values.
-
-        Raises:
-            ReleaseDocumentError: fields are missing or of other kinds.
-        """
-        try:
-            languages = {
-                str(language): LanguageReport(
-                    active={str(k): float(v) for k, v in report["active"].items()},
-                    loaded=tuple(str(digest) for digest in report["loaded"]),
-                    draining=tuple(str(digest) for digest in report["draining"]),
-                    loading=_texts(report.get("loading", {})),
-                    errors=_texts(report["errors"]),
-                    versions=_texts(report.get("versions", {})),
-                    figures={str(k): Figures.from_dict(v) for k, v in report.get("figures", {}).items()},
-                    routes=tuple(parse_route(route) for route in report.get("routes", ())),
-                )
-                for language, report in values["languages"].items()
-            }
-            return cls(
-                replica=str(values["replica"]),
-                url=str(values["url"]),
-                revision=int(values["revision"]),
-                languages=languages,
-                process=str(values["process"]),
-                beat=int(values["beat"]),
-                started_at=str(values["started_at"]),
-                error=str(values["error"]),
-            )
-        except WRONG_KIND as error:
-            raise ReleaseDocumentError(f"replica report is not valid ({type(error).__name__}: {error})") from error
-
-
-def _texts(values: Mapping[str, Any]) -> dict[str, str]:
-    return {str(key): str(value) for key, value in values.items()}
+REPORT = Form(ReplicaReport, "replica report")
 
 
 def named(digest: str, versions: Mapping[str, str]) -> str:

@@ -1,58 +1,49 @@
 """The roll-out: a state machine that gives a language's traffic to a new bundle, or leaves it where it was.
 
-verify -> load -> warm -> probe -> canary -> full -> drained. `release` verifies the bundle's digest and hears real
+verify -> load -> warm -> probe -> canary -> full -> drained. `roll_out` verifies the bundle's digest and hears real
 recordings with it here; puts it into the release document with share 0, so that every live replica loads and warms it;
-asks each over HTTP for the same recordings; gives it a share of the traffic and compares its figures with the old
-version's (`deployment.release.canary`); gives it all; and waits until the old version's last requests have ended.
-Whatever goes wrong on the way puts the former document back: `returned`, or `refused` when nothing had been changed.
-Every step is a line in the history. The same holds for one process on a laptop and for many hosts that share the
-folder.
+asks each over HTTP for the same recordings (`deployment.release.probes`); gives it a share of the traffic and compares
+its figures with the old version's (`deployment.release.trial`); gives it all; and waits until the old version's last
+requests have ended. Whatever goes wrong on the way puts the former document back: `returned`, or `refused` when nothing
+had been changed. Every step is in the history. The same holds for one process on a laptop and for many hosts that share
+a data store.
 
 The old version stays loaded in every replica as the standby. Going back to it is therefore quick, and skips the canary:
 it has carried all the traffic before, and who goes back has no time. It is verified and probed like any other.
 
 A roll-out that is killed leaves a bundle with share 0, or with its canary share, which replicas take back by themselves
 when the trial's time is over. The next roll-out begins by returning from it, with a line in the history, and then
-starts from the beginning. Two roll-outs of a language at once wait for each other; one that is not yet complete gives
-way to another bundle's, so that a rollback does not wait for a canary.
+starts from the beginning. Two roll-outs of a language at once wait for each other (`deployment.release.turns`); one
+that is not yet complete gives way to another bundle's, so that a rollback does not wait for a canary. One that slept
+while another took over cannot write any more, and ends.
 
 Not covered: a replica that starts after the probes is not probed itself; it verifies digests, warms the model, and
 reports, and what it cannot load it does not serve.
 """
 
-import itertools
-import re
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING
 
+from deployment.registry.shelf import Shelf
 from deployment.release.canary import Canary, Figures
-from deployment.release.document import UNDER_WAY, LanguageRelease, ReleaseDocumentError, Route, State
-from deployment.release.folder import POLL_S, Queue, ReleaseBusy, ReleaseFolder
+from deployment.release.document import UNDER_WAY, LanguageRelease, ReleaseDocument, Route, State
+from deployment.release.folder import LostTurn, ReleaseFolder
+from deployment.release.forms import ReleaseDocumentError
 from deployment.release.history import Transition, utc_now
-from deployment.release.life import Replicas, silence
-from deployment.release.reports import (
-    BUNDLE_HEADER,
-    TIMING_HEADER,
-    WORK_TIMING,
-    LanguageReport,
-    ReplicaReport,
-)
-from speech.bundle import BundleError, ModelBundle
-
-if TYPE_CHECKING:
-    import httpx
-    import numpy as np
+from deployment.release.life import POLL_S, Replicas, Tier, silence
+from deployment.release.probes import GoldenUtterance, ProbeResult, Probes, Unfit
+from deployment.release.reports import LanguageReport, ReplicaReport
+from deployment.release.trial import Trial
+from deployment.release.turns import BEAT_S, DEAD_S, ReleaseBusy, Turn
+from speech.store.objects import Objects, StoreError
 
 PROBE_LATENCY_S = 10.0  # beyond this a first answer is a fault and not a slow machine
 DRAIN_S = 30.0  # longest wait for requests on the old version; they are finished in any case
 RETURN_S = 5.0  # longest wait until replicas say that they have gone back
-REPORT_LAG_S = 1.5  # what replicas have counted is in their reports after this
 TRIAL_MARGIN_S = 15.0  # how much longer than its canary a killed roll-out's share may last
-NOT_READY = frozenset({404, 502, 503, 504})  # a replica that restarts or is busy; says nothing about the bundle
 
 
 class RolloutFailed(Exception):
@@ -64,28 +55,6 @@ class RolloutFailed(Exception):
     def __init__(self, message: str, transitions: tuple[Transition, ...] = ()) -> None:
         super().__init__(message)
         self.transitions = transitions
-
-
-@dataclass(frozen=True)
-class GoldenUtterance:
-    """A real recording that a new bundle must transcribe in place before it gets traffic.
-
-    `expected` is the bundle's own offline text; None: it is computed from the bundle here.
-    """
-
-    audio: Path
-    reference: str
-    expected: str | None = None
-
-
-@dataclass(frozen=True)
-class ProbeResult:
-    """One recording answered by one replica."""
-
-    replica: str
-    audio: str
-    text: str
-    latency_s: float
 
 
 @dataclass(frozen=True)
@@ -104,9 +73,8 @@ class RolloutResult:
 
 
 def roll_out(
-    store: ReleaseFolder | Path | str,
+    store: ReleaseFolder | Objects,
     language: str,
-    bundle_path: Path,
     digest: str,
     golden: Sequence[GoldenUtterance],
     timeout_s: float = 60.0,
@@ -117,12 +85,14 @@ def roll_out(
     allow_no_replica: bool = False,
     latency_limit_s: float = PROBE_LATENCY_S,
     drain_s: float = DRAIN_S,
-    superseded: Callable[[], str | None] | None = None,
+    superseded: Callable[[], str | None] = lambda: None,
+    beat_s: float = BEAT_S,
+    dead_s: float = DEAD_S,
 ) -> RolloutResult:
     """Give a language's traffic to a bundle, after every live replica has proved that it can serve it.
 
     Args:
-        store: the home folder, which holds `release/`.
+        store: the data store, which holds `release/` and `bundles/`.
         digest: what the registry says the bundle's digest is.
         golden: recordings that every replica must answer with the bundle's own offline text.
         timeout_s: for another release to end, for loading, for warming, and again for switching.
@@ -133,27 +103,18 @@ def roll_out(
         superseded: says why the bundle may not be released any more (None: it may). Asked once nobody else releases the
             language, and again before it gets all the traffic: a decision that fell meanwhile must not be undone by a
             release that took longer.
+        beat_s, dead_s: as `turns.Turn` says.
 
     Raises:
         RolloutFailed: the document is again what it was before; the message says what went wrong.
     """
     folder = store if isinstance(store, ReleaseFolder) else ReleaseFolder(store)
+    turn = Turn(folder.objects, language, digest, beat_s, dead_s)
     try:
-        with folder.exclusive(language, digest, timeout_s):
-            folder.require_usable()
-            return _Rollout(
-                folder,
-                language,
-                bundle_path,
-                digest,
-                model,
-                version,
-                tuple(golden),
-                timeout_s,
-                latency_limit_s,
-                superseded or (lambda: None),
-            ).run(canary, allow_no_replica, drain_s)
-    except (ReleaseBusy, ReleaseDocumentError) as error:
+        with turn.taken(timeout_s), Probes(language, golden, latency_limit_s) as probes:
+            rollout = _Rollout(folder, turn, probes, Route(digest, 1.0, version, model), timeout_s, superseded)
+            return rollout.run(canary, allow_no_replica, drain_s)
+    except (ReleaseBusy, LostTurn, ReleaseDocumentError, StoreError) as error:
         raise RolloutFailed(str(error)) from error
 
 
@@ -162,398 +123,275 @@ class _Rollout:
     """One roll-out, from the first check to the switch or back."""
 
     folder: ReleaseFolder
-    language: str
-    bundle_path: Path
-    digest: str
-    model: str
-    version: str
-    golden: tuple[GoldenUtterance, ...]
+    turn: Turn
+    probes: Probes
+    route: Route  # with all the traffic
     timeout_s: float
-    latency_limit_s: float
     superseded: Callable[[], str | None]
     replicas: Replicas = field(init=False)
-    queue: Queue = field(init=False)
-    unheard: str = ""  # of replicas that neither answer nor have ended, shown with the last step
+    document: ReleaseDocument = field(init=False)  # as this attempt read or wrote it last
+    before: LanguageRelease | None = None  # what is served where this attempt changes nothing
+    written: bool = False
+    figures: tuple[Figures, Figures] = (Figures(), Figures())  # of it and of the old version, for the next step
     name: str = field(default_factory=lambda: secrets.token_hex(4))
     began: float = field(default_factory=time.monotonic)
     steps: list[Transition] = field(default_factory=list)
-    figures: Figures = field(default_factory=Figures)  # of the trial, shown with the step that follows from it
-    against: Figures = field(default_factory=Figures)
-
-    def __post_init__(self) -> None:
-        self.replicas, self.queue = Replicas(self.folder), Queue(self.folder, self.language)
 
     def run(self, canary: Canary | None, allow_no_replica: bool, drain_s: float) -> RolloutResult:
+        self.replicas = Replicas(self.folder)
+        self.document = self.folder.usable()
         self._return_from_a_killed_one()
         tier = self.replicas.settled()
-        before = self.folder.read().languages.get(self.language) or _running(self.language, tier.live)
-        if before is not None:  # without what a killed one of this bundle had loaded
-            before = replace(before, routes=(*before.serving, *before.standby), candidate="", trial_s=None)
-        previous = before.serving if before else ()
-        route = Route(self.digest, self.folder.relative(self.bundle_path), 1.0, self.version, self.model)
-        changed = previous != (route,) or self.language not in self.folder.read().languages
-        written = False
-        probes: tuple[ProbeResult, ...] = ()
+        self.before = self._served_before(tier.live)
+        previous = self.before.serving if self.before else ()
+        changed = previous != (self.route,) or self._entry is None
+        live, probed = bool(tier.live), tuple[ProbeResult, ...]()
         try:
             self._require_current()
             self._enter("verify")
-            expected = self._expected_texts()
-            live = bool(tier.live)
-            self.unheard = silence(tier.silent)
-            if not live and self.unheard:
-                raise RolloutFailed(f"{self._name} was not released: {self.unheard}; then release again")
-            if not live and not allow_no_replica:
-                raise RolloutFailed(
-                    f"no replica of the serving tier is alive (reports in {self.folder.replicas}): start one with "
-                    "`soundstage serve`, or allow a release without replicas"
-                )
+            self.probes.hear(Shelf(self.folder.objects), self.route.digest)
+            unheard = self._unheard(tier, allow_no_replica)
             if live:
-                if not self._everywhere(route):
-                    written = True
-                    self._load(before, route)
-                self._enter("probe")
-                probes = self._probe_all(expected)
-                self.figures = _figures([probe.latency_s for probe in probes])
-            why = self._why_no_canary(before, changed, live, canary)
-            if why is None:
-                assert canary is not None
-                assert before is not None
-                written = True
-                self._canary(canary, before, route, expected)
+                probed = self._load_and_probe()
+            why = self._why_no_canary(changed, live, canary)
+            if why is None and canary is not None:
+                self._canary(canary)
                 why = "the canary passed"
             self._require_current()
             if changed:
-                written = True
-                self._write(self._served(before, route))
+                self._write(self._served())
             if live:
-                self._wait("switch to it", lambda report: dict(report.active) == {self.digest: 1.0})
-            self._enter("full", 1.0, "; ".join(filter(None, (why, self.unheard))))
+                self._wait("switch to it", lambda report: dict(report.active) == {self.route.digest: 1.0})
+            self._enter("full", 1.0, "; ".join(filter(None, (why, unheard))))
         except BaseException as error:
             reason = str(error) or type(error).__name__
-            self._go_back(before, reason, written, wait=isinstance(error, Exception))
+            self._go_back(reason, wait=isinstance(error, Exception))
             if not isinstance(error, Exception):
                 raise
-            if not isinstance(error, RolloutFailed):
-                reason = f"{self._name} was not released: {reason}"
-            raise RolloutFailed(reason, tuple(self.steps)) from error
+            raise RolloutFailed(
+                f"bundle {self.route.digest[:12]} for '{self.turn.language}' was not released: {reason}",
+                tuple(self.steps),
+            ) from error
         if changed and live:
             self._drain(drain_s)  # from here on nothing goes back, not even when this run is cancelled
         return RolloutResult(
-            language=self.language,
-            digest=self.digest,
-            revision=self.folder.read().revision,
+            language=self.turn.language,
+            digest=self.route.digest,
+            revision=self.document.revision,
             changed=changed,
             replicas=tuple(report.replica for report in self.replicas.live()),
-            probes=probes,
+            probes=probed,
             previous=tuple(other.digest for other in previous),
             seconds=round(time.monotonic() - self.began, 3),
             transitions=tuple(self.steps),
         )
 
-    @property
-    def _name(self) -> str:
-        return f"bundle {self.digest[:12]} for '{self.language}'"
-
     # --- what is written ----------------------------------------------------------------------------------------------
 
+    @property
+    def _entry(self) -> LanguageRelease | None:
+        return self.document.languages.get(self.turn.language)
+
     def _enter(self, state: State, share: float = 0.0, reason: str = "") -> None:
-        """Record a step; figures that led to it are shown once."""
-        step = Transition(
+        """Record a step of this attempt, with the figures that led to it."""
+        figures, against = (figures.summary() for figures in self.figures)
+        self.figures = (Figures(), Figures())
+        step = self._step(self.name, state, self.route, share, reason)
+        self.steps.append(replace(step, figures=figures, against=against))
+        self.folder.record(self.steps[-1])
+
+    def _step(self, rollout: str, state: State, route: Route, share: float, reason: str) -> Transition:
+        return Transition(
             time=utc_now(),
-            rollout=self.name,
-            language=self.language,
+            rollout=rollout,
+            language=self.turn.language,
             state=state,
-            digest=self.digest,
-            model=self.model,
-            version=self.version,
+            digest=route.digest,
+            model=route.model,
+            version=route.version,
             share=share,
             seconds=round(time.monotonic() - self.began, 3),
             replicas=tuple(report.replica for report in self.replicas.live()),
             reason=reason,
-            figures=self.figures.summary() if self.figures.requests else {},
-            against=self.against.summary() if self.against.requests else {},
         )
-        self.figures = self.against = Figures()
-        self.steps.append(step)
-        self.folder.record(step)
 
     def _write(self, release: LanguageRelease) -> None:
-        self.folder.set_language(self.language, release)
+        self.written = True
+        release = replace(release, rollout=self.name)
+        self.document = self.folder.set_language(self.turn.language, release, self.document)
 
-    def _under_way(self, state: State, before: LanguageRelease | None, route: Route) -> LanguageRelease:
+    def _under_way(self, state: State, share: float, trial_s: float | None = None) -> LanguageRelease:
         """The document with the candidate beside what was there."""
-        share = route.share
-        kept = [
-            replace(other, share=other.share * (1 - share))
-            for other in (before.routes if before else ())
-            if other.digest != self.digest
-        ]
-        return LanguageRelease(
-            (*kept, route), state, before.routes if before else (), rollout=self.name, candidate=self.digest
-        )
+        former = self.before.routes if self.before else ()
+        kept = [replace(r, share=r.share * (1 - share)) for r in former if r.digest != self.route.digest]
+        routes = (*kept, replace(self.route, share=share))
+        return LanguageRelease(routes, state, former, candidate=self.route.digest, trial_s=trial_s)
 
-    def _served(self, before: LanguageRelease | None, route: Route) -> LanguageRelease:
+    def _served(self) -> LanguageRelease:
         """The document of a release that came through: the bundle, and as standby what was served before it."""
-        served, standby = (before.serving, before.standby) if before else ((), ())
-        older = [replace(other, share=0.0) for other in (*served, *standby) if other.digest != self.digest]
-        return LanguageRelease((route, *older[:1]), "full", served, rollout=self.name)
+        served, standby = (self.before.serving, self.before.standby) if self.before else ((), ())
+        older = [replace(r, share=0.0) for r in (*served, *standby) if r.digest != self.route.digest]
+        return LanguageRelease((self.route, *older[:1]), "full", served)
+
+    def _served_before(self, live: Sequence[ReplicaReport]) -> LanguageRelease | None:
+        """What the document says is served, without what a killed roll-out of this bundle had loaded.
+
+        Where it does not name the language: what replicas serve; a trial's larger share counts as all of it.
+        """
+        if self._entry is not None:
+            routes = (*self._entry.serving, *self._entry.standby)
+            return replace(self._entry, routes=routes, candidate="", trial_s=None)
+        found = [route for replica in live for route in self._report_of(replica).routes]
+        served = max(found, key=lambda route: route.share, default=None)
+        return LanguageRelease((replace(served, share=1.0),)) if served and served.share > 0 else None
 
     def _return_from_a_killed_one(self) -> None:
         """Undo what a roll-out left that was killed in the middle; what it had loaded for this bundle stays loaded."""
-        left = self.folder.read().languages.get(self.language)
+        left = self._entry
         if left is None or left.state not in UNDER_WAY:
             return
-        mine = left.candidate == self.digest and self.digest not in {route.digest for route in left.previous}
-        kept = [replace(route, share=0.0) for route in left.routes if mine and route.digest == self.digest]
-        returned = LanguageRelease(
-            (*left.previous, *kept), "returned", rollout=left.rollout, candidate=self.digest if kept else ""
-        )
-        self._write(returned)
-        candidate = next((route for route in left.routes if route.digest == left.candidate), None)
-        self.folder.record(
-            Transition(
-                time=utc_now(),
-                rollout=left.rollout,
-                language=self.language,
-                state="returned",
-                digest=left.candidate,
-                model=candidate.model if candidate else "",
-                version=candidate.version if candidate else "",
-                share=0.0,
-                seconds=0.0,
-                replicas=tuple(report.replica for report in self.replicas.live()),
-                reason=f"the process that released it ended in the middle of '{left.state}'; found by roll-out "
-                f"{self.name}",
-            )
-        )
+        digest = self.route.digest
+        mine = left.candidate == digest and digest not in {route.digest for route in left.previous}
+        kept = [replace(route, share=0.0) for route in left.routes if mine and route.digest == digest]
+        self._write(LanguageRelease((*left.previous, *kept), "returned", candidate=digest if kept else ""))
+        self.written = False
+        candidate = next((r for r in left.routes if r.digest == left.candidate), Route(left.candidate, 0.0))
+        reason = f"the process that released it ended in the middle of '{left.state}'; found by roll-out {self.name}"
+        self.folder.record(replace(self._step(left.rollout, "returned", candidate, 0.0, reason), seconds=0.0))
 
-    def _go_back(self, before: LanguageRelease | None, reason: str, written: bool, *, wait: bool) -> None:
+    def _go_back(self, reason: str, *, wait: bool) -> None:
         """Put the former document back; replicas have that bundle loaded, so they follow within a second."""
-        if not written:
+        if not self.written:
             self._enter("refused", 0.0, reason)
             return
-        self._write(replace(before or LanguageRelease(()), state="returned", rollout=self.name))
-        served = before is not None and any(route.digest == self.digest for route in before.serving)
-        revision = self.folder.read().revision
-        deadline = time.monotonic() + RETURN_S
-        while wait and time.monotonic() < deadline:
-            live = self.replicas.live()
-            if all(r.revision >= revision and (served or self.digest not in self._report_of(r).active) for r in live):
-                break
-            time.sleep(POLL_S)
+        with suppress(LostTurn):  # whoever took over has returned from this one
+            self._write(replace(self.before or LanguageRelease(()), state="returned"))
+            served = self.before is not None and self.route.digest in {route.digest for route in self.before.serving}
+            deadline = time.monotonic() + RETURN_S
+            while wait and time.monotonic() < deadline:
+                live = self.replicas.live()
+                still = [r for r in live if not served and self.route.digest in self._report_of(r).active]
+                if not still and all(r.revision >= self.document.revision for r in live):
+                    break
+                time.sleep(POLL_S)
         self._enter("returned", 0.0, reason)
 
     # --- the steps ----------------------------------------------------------------------------------------------------
 
-    def _expected_texts(self) -> tuple[str, ...]:
-        """The bundle's own offline text of each golden recording; verifies and loads the bundle."""
-        if not self.golden:
-            raise RolloutFailed(f"{self._name} was not released: without golden recordings it cannot be probed")
-        try:
-            bundle = ModelBundle.load(self.bundle_path, self.digest)
-            if bundle.language != self.language:
-                raise RolloutFailed(f"{self._name} was not released: the bundle is for '{bundle.language}'")
-            from speech.recognition.offline import Recognizer
+    def _require_current(self) -> None:
+        if reason := self.superseded():
+            raise Unfit(reason)
 
-            recognizer = Recognizer(bundle)
-        except BundleError as error:
-            raise RolloutFailed(f"{self._name} was not released: {error}") from error
-        texts = []
-        for utterance in self.golden:
-            text = recognizer.transcribe(_samples(utterance.audio)).text
-            if not text:
-                raise RolloutFailed(f"{self._name} was not released: it hears nothing in {utterance.audio}")
-            if utterance.expected is not None and utterance.expected != text:
-                raise RolloutFailed(
-                    f"{self._name} was not released: in {utterance.audio} it hears '{text}' here, but "
-                    f"'{utterance.expected}' when it was evaluated"
-                )
-            texts.append(text)
-        return tuple(texts)
+    def _unheard(self, tier: Tier, allow_no_replica: bool) -> str:
+        """What to say of replicas that neither answer nor have ended; with no other, they stop the release."""
+        unheard = silence(tier.silent)
+        if not tier.live and unheard:
+            raise Unfit(f"{unheard}; then release again")
+        if not tier.live and not allow_no_replica:
+            raise Unfit(
+                f"no replica of the serving tier is alive (it would report in {self.folder.objects.home}): start one "
+                "with `soundstage serve`, or allow a release without replicas"
+            )
+        return unheard
 
-    def _everywhere(self, route: Route) -> bool:
-        """Whether all replicas have it loaded already, as the standby or with the traffic."""
-        language = self.folder.read().languages.get(self.language)
-        known = {replace(other, share=1.0) for other in language.routes} if language else set()
-        return route in known and self._loaded()
+    def _load_and_probe(self) -> tuple[ProbeResult, ...]:
+        """Have every replica load the bundle, unless it has, and ask each for all recordings."""
+        known = {replace(other, share=1.0) for other in self._entry.routes} if self._entry else set()
+        if self.route not in known or not self._loaded():
+            self._load()
+        self._enter("probe")
+        places = range(len(self.probes.golden))
+        probed = tuple(
+            self.probes.prove(replica, place, self.route.digest) for replica in self.replicas.live() for place in places
+        )
+        if not probed:
+            raise Unfit("no replica is alive any more to be probed")
+        self.figures = sum((Figures().counting(probe.latency_s) for probe in probed), Figures()), Figures()
+        return probed
 
     def _loaded(self) -> bool:
-        return all(self.digest in self._report_of(replica).loaded for replica in self.replicas.live())
+        return all(self.route.digest in self._report_of(replica).loaded for replica in self.replicas.live())
 
-    def _load(self, before: LanguageRelease | None, route: Route) -> None:
-        if before and any(other.digest == self.digest for other in before.serving):
+    def _load(self) -> None:
+        digest = self.route.digest
+        if self.before and any(other.digest == digest for other in self.before.serving):
             if self._loaded():
-                return  # it serves; only its name or its folder changes, with the switch
+                return  # it serves; only its name changes, with the switch
             # the new revision has replicas try at once what they could not load when they started
-            routes = (replace(route, share=r.share) if r.digest == self.digest else r for r in before.routes)
-            self._write(replace(before, routes=tuple(routes)))
+            routes = (replace(self.route, share=r.share) if r.digest == digest else r for r in self.before.routes)
+            self._write(replace(self.before, routes=tuple(routes)))
         else:
-            self._write(self._under_way("load", before, replace(route, share=0.0)))
+            self._write(self._under_way("load", 0.0))
         self._enter("load")
         self._wait(
             "load it",
-            lambda report: self.digest in report.loaded or report.loading.get(self.digest) == "warm",
+            lambda report: digest in report.loaded or report.loading.get(digest) == "warm",
             still_loading=True,
         )
         self._enter("warm")
-        self._wait("warm it", lambda report: self.digest in report.loaded)
+        self._wait("warm it", lambda report: digest in report.loaded)
 
-    def _why_no_canary(
-        self, before: LanguageRelease | None, changed: bool, live: bool, canary: Canary | None
-    ) -> str | None:
+    def _why_no_canary(self, changed: bool, live: bool, canary: Canary | None) -> str | None:
         """Why the trial is left out, as the history will say; None when it is not."""
         if not changed:
             return "it was served already"
         if not live:
             return "no replica runs yet; the first one that starts verifies and serves it"
-        if before is None or not before.serving:
+        if self.before is None or not self.before.serving:
             return "the language's first version, so there is nothing to compare it with"
-        if any(route.digest == self.digest for route in before.serving):
+        if any(route.digest == self.route.digest for route in self.before.serving):
             return "the same bundle under another name"
-        if any(route.digest == self.digest for route in before.standby):
+        if any(route.digest == self.route.digest for route in self.before.standby):
             return "it was on standby: it has served all requests before, so no canary"
         return "without a canary" if canary is None or canary.share <= 0 else None
 
-    def _canary(self, canary: Canary, before: LanguageRelease, route: Route, expected: Sequence[str]) -> None:
-        """Give it a share of the traffic and compare; what customers do not ask within the time is asked here."""
-        import httpx
-
-        longest_s = canary.seconds + self.timeout_s
-        trial = self._under_way("canary", before, replace(route, share=canary.share))
-        self._write(replace(trial, trial_s=longest_s + TRIAL_MARGIN_S))
+    def _canary(self, canary: Canary) -> None:
+        """Give it a share of the traffic, and compare."""
+        assert self.before is not None
+        digest, longest_s = self.route.digest, canary.seconds + self.timeout_s
+        self._write(self._under_way("canary", canary.share, longest_s + TRIAL_MARGIN_S))
         self._enter("canary", canary.share)
-        self._wait("take its share", lambda report: report.active.get(self.digest, 0) > 0)
-        old = max(before.serving, key=lambda other: other.share).digest
-        watch = _Watch(self.replicas, self.language)
-        own = {self.digest: Figures(), old: Figures()}
-        turns = itertools.count()
-        began = time.monotonic()
-        with httpx.Client(timeout=self.latency_limit_s, trust_env=False) as client:
-            while True:
-                seconds = time.monotonic() - began
-                over = self._enough(canary, watch, own, old, seconds)
-                if over:
-                    time.sleep(REPORT_LAG_S)
-                watch.look()
-                self.figures = watch.of(self.digest) + own[self.digest]
-                self.against = watch.of(old) + own[old]
-                for asked, (new_ones, old_ones) in self._evidence(watch, own, old).items():
-                    fault = canary.fault(new_ones, old_ones, over=over)
-                    if fault:
-                        raise RolloutFailed(f"{self._name} was returned from its canary: asked by {asked}, {fault}")
-                if over:
-                    return
-                if seconds > longest_s:
-                    raise RolloutFailed(
-                        f"{self._name} was returned from its canary: {self.figures.answers} of {self.figures.requests} "
-                        f"requests answered within {longest_s:g} s are too few to judge it by"
-                    )
-                self._require_trial()
-                elapsed = min(1.0, (seconds + POLL_S) / canary.seconds)
-                until = time.monotonic() + POLL_S
-                while time.monotonic() < until:
-                    total = watch.of(self.digest).requests + own[self.digest].requests
-                    if total < canary.requests * elapsed or own[self.digest].answers < canary.least * elapsed:
-                        self._ask_both(client, next(turns), old, own, expected)
-                    else:
-                        time.sleep(max(0.0, until - time.monotonic()))
-
-    def _evidence(self, watch: "_Watch", own: dict[str, Figures], old: str) -> dict[str, tuple[Figures, Figures]]:
-        """Figures of the new and the old version, by who asked; judged apart, since the recordings are others."""
-        return {
-            "customers": (watch.of(self.digest), watch.of(old)),
-            "the release itself": (own[self.digest], own[old]),
-        }
-
-    def _enough(self, canary: Canary, watch: "_Watch", own: dict[str, Figures], old: str, seconds: float) -> bool:
-        """Whether the trial has lasted long enough, with enough answers of both versions from the same askers."""
-        asked = watch.of(self.digest).requests + own[self.digest].requests
-        pairs = self._evidence(watch, own, old).values()
-        comparable = any(min(new_ones.answers, old_ones.answers) >= canary.least for new_ones, old_ones in pairs)
-        return comparable and (seconds >= canary.seconds or asked >= canary.requests)
+        self._wait("take its share", lambda report: report.active.get(digest, 0) > 0)
+        old = max(self.before.serving, key=lambda other: other.share).digest
+        trial = Trial(canary, self.probes, self.replicas, digest, old)
+        try:
+            trial.run(longest_s, self._require_trial)
+        finally:
+            self.figures = trial.figures(digest), trial.figures(old)
 
     def _require_trial(self) -> None:
         """End a trial that another bundle's release waits for, or whose replicas are all gone or cannot serve it."""
         self._give_way()
         live = self.replicas.live()
         if not live:
-            raise RolloutFailed(f"{self._name} was returned from its canary: no replica is alive any more")
+            raise Unfit("in its canary, no replica is alive any more")
         for replica in live:
-            report = self._report_of(replica)
-            if self.digest in report.errors and replica.revision >= self.folder.read().revision:
-                raise RolloutFailed(
-                    f"{self._name} was returned from its canary: replica {replica.replica} cannot load it: "
-                    f"{report.errors[self.digest]}"
-                )
+            self._require_no_error(replica, "load it")
 
-    def _ask_both(
-        self, client: "httpx.Client", turn: int, old: str, own: dict[str, Figures], expected: Sequence[str]
-    ) -> None:
-        """Ask one replica for one golden recording with the new and with the old version."""
-        import httpx
-
-        live = self.replicas.live()
-        if not live:
-            time.sleep(POLL_S)
-            return
-        replica = live[turn % len(live)]
-        place = turn // len(live) % len(self.golden)
-        utterance = self.golden[place]
-        for digest in (self.digest, old) if turn % 2 else (old, self.digest):
-            began = time.monotonic()
-            try:
-                answer = self._ask(client, replica, utterance, digest)
-            except httpx.TimeoutException:
-                own[digest] = own[digest].counting(None)
-                continue
-            except httpx.HTTPError:  # the replica has gone; others go on, and its report grows old
-                time.sleep(POLL_S)
-                return
-            if answer.status_code in NOT_READY:
-                time.sleep(POLL_S)
-                return
-            if answer.status_code != 200:
-                own[digest] = own[digest].counting(None)
-                continue
-            text = str(answer.json().get("text", ""))
-            own[digest] = own[digest].counting(_work_s(answer.headers, time.monotonic() - began), empty=not text)
-            if digest == self.digest and text != expected[place]:
-                raise RolloutFailed(
-                    f"{self._name} was returned from its canary: replica {replica.replica} heard '{text}' in "
-                    f"{utterance.audio.name}, the bundle by itself '{expected[place]}'"
-                )
+    def _require_no_error(self, replica: ReplicaReport, what: str) -> None:
+        error = self._report_of(replica).errors.get(self.route.digest)
+        if error and replica.revision >= self.document.revision:
+            raise Unfit(f"replica {replica.replica} cannot {what}: {error}")
 
     def _drain(self, drain_s: float) -> None:
         """Wait until no request is under way on another version; a release that waits is not kept waiting."""
         deadline = time.monotonic() + drain_s
-        while True:
-            busy = [
-                f"{replica.replica} ({', '.join(digest[:12] for digest in self._report_of(replica).draining)})"
-                for replica in self.replicas.live()
-                if set(self._report_of(replica).draining) - {self.digest}
-            ]
-            served = self.folder.read().languages.get(self.language)
-            standby = [route.title for route in served.standby] if served else []
-            kept = f"{', '.join(standby)} stays warm on standby" if standby else ""
-            if not busy:
-                self._enter("drained", 1.0, kept)
-                return
-            if time.monotonic() > deadline or self.queue.waiting() is not None:
+        while any(set(self._report_of(replica).draining) - {self.route.digest} for replica in self.replicas.live()):
+            if time.monotonic() > deadline or self.turn.waiting() is not None:
                 return  # `full` stays the last word; the requests are finished and the replicas let go by themselves
             time.sleep(POLL_S)
-
-    def _require_current(self) -> None:
-        reason = self.superseded()
-        if reason is not None:
-            raise RolloutFailed(f"{self._name} was not released: {reason}")
+        standby = [route.title for route in self._entry.standby] if self._entry else []
+        self._enter("drained", 1.0, f"{', '.join(standby)} stays warm on standby" if standby else "")
 
     def _give_way(self) -> None:
-        other = self.queue.waiting()
-        if other is not None and other != self.digest:
-            raise RolloutFailed(f"{self._name} was not released: it gave way to the release of bundle {other[:12]}")
+        if self.turn.lost:
+            raise LostTurn("another release took its turn: this one said nothing for too long")
+        other = self.turn.waiting()
+        if other is not None and other != self.route.digest:
+            raise Unfit(f"it gave way to the release of bundle {other[:12]}")
 
     def _report_of(self, replica: ReplicaReport) -> LanguageReport:
-        return replica.languages.get(self.language, LanguageReport())
+        return replica.languages.get(self.turn.language, LanguageReport())
 
     def _wait(self, what: str, done: Callable[[LanguageReport], bool], *, still_loading: bool = False) -> None:
         """Wait until all live replicas report; one that says it cannot, or nobody left, ends the roll-out.
@@ -561,140 +399,19 @@ class _Rollout:
         With `still_loading`, what a replica says before it follows the document counts as well.
         """
         deadline = time.monotonic() + self.timeout_s
-        revision = self.folder.read().revision
         while True:
-            live = self.replicas.live()
-            waiting = []
+            live, waiting = self.replicas.live(), []
             for replica in live:
-                report = self._report_of(replica)
-                if still_loading and done(report):
+                followed = replica.revision >= self.document.revision  # else it speaks of an older document
+                if (still_loading or followed) and done(self._report_of(replica)):
                     continue
-                if replica.revision < revision:  # what it says is about an older document
-                    waiting.append(_with_reason(replica))
-                    continue
-                if self.digest in report.errors:
-                    raise RolloutFailed(
-                        f"{self._name} was not released: replica {replica.replica} cannot {what}: "
-                        f"{report.errors[self.digest]}"
-                    )
-                if not done(report):
-                    waiting.append(_with_reason(replica))
+                self._require_no_error(replica, what)
+                waiting.append(f"{replica.replica} ({replica.error})" if replica.error else replica.replica)
             if not live:
-                raise RolloutFailed(f"{self._name} was not released: no replica is alive any more to {what}")
+                raise Unfit(f"no replica is alive any more to {what}")
             if not waiting:
                 return
             if time.monotonic() > deadline:
-                raise RolloutFailed(
-                    f"{self._name} was not released: {', '.join(waiting)} did not {what} within {self.timeout_s:g} s"
-                )
+                raise Unfit(f"{', '.join(waiting)} did not {what} within {self.timeout_s:g} s")
             self._give_way()
             time.sleep(POLL_S)
-
-    def _probe_all(self, expected: Sequence[str]) -> tuple[ProbeResult, ...]:
-        import httpx
-
-        probes = []
-        with httpx.Client(timeout=self.latency_limit_s, trust_env=False) as client:
-            for replica in self.replicas.live():
-                for utterance, text in zip(self.golden, expected, strict=True):
-                    probes.append(self._probe(client, replica, utterance, text))
-        if not probes:
-            raise RolloutFailed(f"{self._name} was not released: no replica is alive any more to be probed")
-        return tuple(probes)
-
-    def _probe(
-        self, client: "httpx.Client", replica: ReplicaReport, utterance: GoldenUtterance, expected: str
-    ) -> ProbeResult:
-        """Ask one replica for one recording, by the bundle's digest."""
-        import httpx
-
-        failed = f"{self._name} was not released: replica {replica.replica} at {replica.url}"
-        began = time.monotonic()
-        try:
-            answer = self._ask(client, replica, utterance, self.digest)
-            latency_s = time.monotonic() - began
-            if answer.status_code != 200:
-                raise RolloutFailed(
-                    f"{failed} answered {answer.status_code} to {utterance.audio.name}: {answer.text[:300]}"
-                )
-            body = answer.json()
-            served, text = body["model"]["digest"], body["text"]
-        except (httpx.HTTPError, OSError, ValueError, KeyError, TypeError) as error:
-            raise RolloutFailed(f"{failed} could not be probed: {type(error).__name__}: {error}") from error
-        if served != self.digest:
-            raise RolloutFailed(f"{failed} answered with bundle {served[:12]}")
-        if text != expected:
-            raise RolloutFailed(f"{failed} heard '{text}' in {utterance.audio.name}, the bundle by itself '{expected}'")
-        if latency_s > self.latency_limit_s:
-            raise RolloutFailed(f"{failed} took {latency_s:.1f} s, more than {self.latency_limit_s:g} s")
-        return ProbeResult(replica.replica, utterance.audio.name, text, round(latency_s, 4))
-
-    def _ask(
-        self, client: "httpx.Client", replica: ReplicaReport, utterance: GoldenUtterance, digest: str
-    ) -> "httpx.Response":
-        with utterance.audio.open("rb") as audio:
-            return client.post(
-                f"{replica.url}/v1/transcribe",
-                params={"language": self.language, "format": "json"},
-                content=audio,
-                headers={BUNDLE_HEADER: digest, "Content-Type": "application/octet-stream"},
-            )
-
-
-class _Watch:
-    """What each version answered since now, over replicas that come, go and start again with empty counts."""
-
-    def __init__(self, replicas: Replicas, language: str) -> None:
-        self._replicas = replicas
-        self._language = language
-        self._last: dict[tuple[str, str, str], Figures] = {}
-        self.look()
-        self._first = dict(self._last)
-
-    def look(self) -> None:
-        """Read the reports again; what a replica that has gone said last is kept."""
-        for replica in self._replicas.live():
-            report = replica.languages.get(self._language, LanguageReport())
-            for digest, figures in report.figures.items():
-                self._last[replica.replica, replica.started_at, digest] = figures
-
-    def of(self, digest: str) -> Figures:
-        """Figures of a version since the watch began."""
-        total = Figures()
-        for key, figures in self._last.items():
-            if key[2] == digest:
-                total += figures - self._first.get(key, Figures())
-        return total
-
-
-def _running(language: str, live: Sequence[ReplicaReport]) -> LanguageRelease | None:
-    """What replicas serve where the document does not name the language; a trial's larger share counts as all of it."""
-    routes = [route for replica in live for route in replica.languages.get(language, LanguageReport()).routes]
-    served = max(routes, key=lambda route: route.share, default=None)
-    return LanguageRelease((replace(served, share=1.0),)) if served and served.share > 0 else None
-
-
-def _with_reason(replica: ReplicaReport) -> str:
-    return f"{replica.replica} ({replica.error})" if replica.error else replica.replica
-
-
-def _work_s(headers: Mapping[str, str], otherwise: float) -> float:
-    """Seconds of work that a replica says an answer took; waiting, which hits both versions alike, would hide it."""
-    said = re.search(rf"\b{WORK_TIMING};dur=([0-9.]+)", headers.get(TIMING_HEADER, ""))
-    return float(said.group(1)) / 1000 if said else otherwise
-
-
-def _figures(latencies_s: Sequence[float]) -> Figures:
-    figures = Figures()
-    for seconds in latencies_s:
-        figures = figures.counting(seconds)
-    return figures
-
-
-def _samples(path: Path) -> "np.ndarray":
-    from speech.audio.decode import AudioError, decode
-
-    try:
-        return decode(path).samples
-    except (AudioError, OSError) as error:
-        raise RolloutFailed(f"golden recording {path} cannot be used: {error}") from error

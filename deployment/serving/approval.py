@@ -7,26 +7,24 @@ verdicts of the data store that it follows, each time it loads one. What serves 
 Not covered: the registry's note of the ledger's end, which only a release compares (a replica knows no registry).
 """
 
-from pathlib import Path
-
 from deployment.promotion.actions import PRODUCTION
 from deployment.promotion.ledger import Ledger, LedgerError, champion_in_force
 from deployment.promotion.rules import require_still_passed
 from evaluation.gates import GateRefused
-from speech.store.objects import open_objects
+from speech.store.objects import Objects, StoreError
 
 
 class NotApproved(Exception):
     """A bundle may not be served; the message is one sentence that says why."""
 
 
-def require_approved(home: Path, language: str, digest: str, key: bytes | None = None) -> None:
+def require_approved(objects: Objects, language: str, digest: str, key: bytes | None = None) -> None:
     """Refuse a bundle that no decision put into production, or whose verdict does not let it pass any more.
 
     Failed gates are accepted as far as that decision says, and only for the verdict that it was taken on.
 
     Args:
-        home: the data store, which holds `ledger/` and `verdicts/`.
+        objects: the data store, which holds `ledger/` and `verdicts/`.
         key: with which entries have to be signed; None: they need not be.
 
     Raises:
@@ -35,8 +33,7 @@ def require_approved(home: Path, language: str, digest: str, key: bytes | None =
     """
     refused = f"bundle {digest[:12]} is not served for '{language}'"
     try:
-        store = open_objects(home)
-        ledger = Ledger(store, language, key)
+        ledger = Ledger(objects, language, key)
         entries = ledger.entries()
         about = [entry for entry in entries if entry.digest == digest]
         decision = next((entry for entry in reversed(about) if entry.action in (*PRODUCTION, "reject")), None)
@@ -48,6 +45,6 @@ def require_approved(home: Path, language: str, digest: str, key: bytes | None =
                 else "approve a version with the job `promote`, which releases it"
             )
             raise NotApproved(f"{refused}: {why}; {remedy}")
-        require_still_passed(store, decision)
-    except (LedgerError, GateRefused, OSError) as error:
+        require_still_passed(objects, decision)
+    except (LedgerError, GateRefused, StoreError, OSError) as error:
         raise NotApproved(f"{refused}: {error}") from error

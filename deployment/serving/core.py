@@ -12,7 +12,6 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import BinaryIO
 
 from deployment.release.folder import ReleaseFolder
@@ -24,6 +23,7 @@ from deployment.serving.transcription import Cancelled, Transcribed, transcribe
 from speech.audio.decode import AudioError, AudioLimits
 from speech.recognition.offline import RecognitionError
 from speech.scripts import primary_language
+from speech.store.objects import Objects
 
 FORMATS = {"json": "application/json", "srt": "application/x-subrip", "vtt": "text/vtt"}
 BUSY_RETRY_S = 2
@@ -38,9 +38,9 @@ class ServingOptions:
     """How one replica serves.
 
     Attributes:
-        home: the data store, where the release document lies.
+        objects: the data store.
         url: where other processes reach this replica.
-        replica: name of this replica, unique among those that share the home.
+        replica: name of this replica, unique among those that share the data store.
         workers: recordings transcribed at the same time; they share each model.
         threads: threads of one recognition.
         queue_limit: received recordings that may wait for a worker.
@@ -51,7 +51,7 @@ class ServingOptions:
         ledger_key: with which decisions have to be signed; None: they need not be.
     """
 
-    home: Path
+    objects: Objects
     url: str = ""
     replica: str = field(default_factory=lambda: f"{os.uname().nodename}-{os.getpid()}")
     workers: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))
@@ -86,7 +86,7 @@ class Serving:
 
     def __init__(self, options: ServingOptions) -> None:
         self.options = options
-        self.folder = ReleaseFolder(options.home)
+        self.folder = ReleaseFolder(options.objects)
         self.metrics = Metrics()
         self.follower = Follower(
             self.folder, options.replica, options.url, options.threads, self.metrics.show_models, options.ledger_key

@@ -5,7 +5,8 @@ verified byte by byte against its digest, opened and warmed before any request s
 other, each in a thread of its own, so no language waits for another's, and going back to a bundle that is loaded waits
 for none. What may not or cannot be loaded is reported and tried again, and what was served before goes on being
 served: a bad release never takes a language down, and neither does a document that cannot be read, that somebody
-removed, edited or put back to an older one, or that no longer names the language.
+removed, edited or put back to an older one, or that no longer names the language. Looking and reporting have threads of
+their own: a data store that does not answer keeps nothing else waiting.
 
 Memory holds at most three bundles a language: the active one, the standby, and one that is coming. A further one is
 not loaded before a bundle that was taken out has finished its requests.
@@ -19,11 +20,10 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from deployment.release.document import LanguageRelease, ReleaseDocumentError, Route
-from deployment.release.folder import DOCUMENT, ReleaseFolder
+from deployment.release.document import LanguageRelease, Route
+from deployment.release.folder import ReleaseFolder
 from deployment.release.history import utc_now
 from deployment.release.reports import LanguageReport, ReplicaReport
 from deployment.serving.routing import LoadedModel, Routes, Table
@@ -84,33 +84,33 @@ class Follower:
         self._asked: dict[str, LanguageRelease] = {}  # of every language, by the last document that named it
         self._loads: dict[tuple[str, str], _Load] = {}  # (language, digest)
         self._trials: dict[str, tuple[str, float]] = {}  # language -> the attempt on trial, and when that is over
-        self._revision = -1
-        self._error = ""
-        self._seen: tuple[int, int, int] | None = None
+        self._revision = -1  # never looked
+        self._tag: str | None = None  # of the document that was seen last
+        self._unreadable = ""  # why it is not followed
+        self._waiting = ""  # what doing as it says has to wait for
         self._again_at = float("inf")
         self._process = secrets.token_hex(8)
         self._beats = itertools.count(1)
         self._started_at = utc_now()
         self._stop = threading.Event()
-        self._loaded = threading.Event()  # a load has ended, so there is something to do
-        self._reporting = threading.Lock()
+        self._due = threading.Event()  # the document changed or a load has ended, so there is something to do
+        self._news = threading.Event()  # there is something to report
         self._threads_running: list[threading.Thread] = []
 
     def start(self) -> None:
         """Follow the document in the background and report."""
-        for name, loop in (("follow-release", self._follow), ("report", self._beat)):
-            thread = threading.Thread(target=loop, name=name, daemon=True)
+        for name, loop in (("look", self._look), ("follow", self._follow), ("report", self._report)):
+            thread = threading.Thread(target=loop, name=f"{name}-release", daemon=True)
             thread.start()
             self._threads_running.append(thread)
 
     def stop(self) -> None:
         """End following and remove this replica's report."""
-        self._stop.set()
-        self._loaded.set()
+        for event in (self._stop, self._due, self._news):
+            event.set()
         for thread in self._threads_running:
             thread.join(timeout=5)
-        with self._reporting:
-            self._folder.forget(self._replica)
+        self._folder.forget(self._replica)
 
     def report(self) -> ReplicaReport:
         """What this replica really runs."""
@@ -138,42 +138,53 @@ class Follower:
                 self._process,
                 next(self._beats),
                 self._started_at,
-                self._error,
+                self._unreadable or self._waiting,
             )
 
     def catch_up(self) -> None:
         """Look at the document and do all that it says, loading included; for who does not follow it in a thread."""
         self.refresh()
         while self._busy():
-            self._loaded.wait()
+            self._due.wait()
             self.refresh()
 
     def _busy(self) -> bool:
         with self._lock:
-            return self._loaded.is_set() or any(not load.ended for load in self._loads.values())
+            return self._due.is_set() or any(not load.ended for load in self._loads.values())
 
-    def refresh(self) -> bool:
-        """Look at the document once, switch to what is loaded and begin to load the rest; returns whether it did."""
-        seen = self._folder.files.changed(DOCUMENT)
-        ended = self._loaded.is_set()
-        if self._revision >= 0 and seen == self._seen and not ended and time.monotonic() < self._again_at:
-            return False
-        self._loaded.clear()
+    def refresh(self) -> None:
+        """Look at the document once, switch to what is loaded and begin to load the rest."""
+        self.look()
+        self.act()
+
+    def look(self) -> None:
+        """Read the document; one that cannot be followed changes nothing."""
+        document, unreadable = None, ""
         try:
-            document = self._folder.read(at_least=max(self._revision, 0))
-        except ReleaseDocumentError as error:
-            log.error("the release document is not followed: %s", error)
-            with self._lock:  # a trial ends all the same, and what could not be loaded is tried again
-                self._apply()
-                self._error = str(error)
-            self._again_at = min(self._again_at, time.monotonic() + RETRY_S)
-        else:
-            with self._lock:
+            stored = self._folder.look()
+            tag = stored.tag if stored else None
+            if self._revision < 0 or tag != self._tag:
+                document = self._folder.parsed(stored.data if stored else None, max(self._revision, 0))
+                self._tag = tag
+        except Exception as error:  # whatever it is, the replica goes on with what it has
+            unreadable = str(error) or type(error).__name__
+        with self._lock:
+            if document is not None:
                 self._asked.update(document.languages)
                 self._revision = document.revision
-                self._error = self._apply()
-        self._seen = seen
-        return True
+                self._due.set()
+            if unreadable and unreadable != self._unreadable:
+                log.error("the release document is not followed: %s", unreadable)
+            self._unreadable = unreadable
+
+    def act(self) -> None:
+        """Do what the document says, as far as something is due."""
+        if not self._due.is_set() and time.monotonic() < self._again_at:
+            return
+        self._due.clear()
+        with self._lock:
+            self._waiting = self._apply()
+        self._news.set()
 
     def _apply(self) -> str:
         """Do what is asked; returns what it has to wait for, or nothing."""
@@ -267,46 +278,49 @@ class Follower:
 
         def entering(stage: str) -> None:
             load.stage = stage
-            with suppress(OSError):  # whoever waits for it sees the next report
-                self._write_report()
+            self._news.set()  # whoever waits for it sees the next report
 
         def work() -> None:
             try:
-                model = LoadedModel.load(route, language, self._folder.home, self._threads, entering, self._ledger_key)
+                model = LoadedModel.load(
+                    route, language, self._folder.objects, self._threads, entering, self._ledger_key
+                )
             except Exception as error:  # whatever it is, the replica goes on serving what it has
                 reason = str(error) or type(error).__name__
                 log.error("bundle %s for '%s' is not served: %s", route.digest[:12], language, reason)
                 with self._lock:
                     load.again_at, load.error = time.monotonic() + RETRY_S, reason
-                    self._loaded.set()
+                    self._due.set()
             else:
                 with self._lock:
                     load.model = model
-                    self._loaded.set()
+                    self._due.set()
 
         threading.Thread(target=work, name=f"load-{language}-{route.digest[:12]}", daemon=True).start()
+
+    def _look(self) -> None:
+        while not self._stop.is_set():
+            self.look()
+            self._stop.wait(POLL_S)
 
     def _follow(self) -> None:
         while not self._stop.is_set():
             try:
-                if self.refresh():
-                    self._write_report()
-            except Exception:  # a full disk must not end the following
+                self.act()
+            except Exception:  # whatever it is must not end the following
                 log.exception("following the release document failed; trying again")
                 self._stop.wait(POLL_S)
-            self._loaded.wait(POLL_S)
+                self._due.set()
+            self._due.wait(POLL_S)
 
-    def _beat(self) -> None:
-        while not self._stop.wait(REPORT_S):
+    def _report(self) -> None:
+        while not self._stop.is_set():
+            self._news.clear()
             try:
-                self._write_report()
+                self._folder.report(self.report())
             except Exception:
                 log.exception("the replica's report was not written; trying again")
-
-    def _write_report(self) -> None:
-        with self._reporting:
-            if not self._stop.is_set():
-                self._folder.report(self.report())
+            self._news.wait(REPORT_S)
 
 
 def _summary(tables: Mapping[str, Table]) -> str:

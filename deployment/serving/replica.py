@@ -4,12 +4,15 @@ import logging
 import os
 import re
 import socket
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from deployment.release.folder import DOCUMENT
 from deployment.serving.core import ServingOptions
 from deployment.serving.http import create_app
 from deployment.settings import Settings
+from speech.store.objects import Missing, StoreError
 
 DRAIN_S = 30.0
 
@@ -21,7 +24,6 @@ class ServeError(Exception):
 def serve(
     settings: Settings,
     *,
-    home: Path | None = None,
     host: str | None = None,
     port: int | None = None,
     url: str | None = None,
@@ -41,11 +43,15 @@ def serve(
     logging.getLogger("httpx").setLevel(logging.WARNING)
     if replica and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", replica):
         raise ServeError(f"--replica must be letters, digits, '.', '_' and '-'; got '{replica}'")
-    home = Path(home or settings.home).absolute()
-    if not home.is_dir():
+    if "://" not in settings.home and not Path(settings.home).is_dir():
         raise ServeError(
-            f"there is no data store at {home}: start `make up`, which makes it, or name another with --home"
+            f"there is no data store at {settings.home}: start `make up`, which makes it, or name another with --home"
         )
+    try:
+        with suppress(Missing, OSError):  # one that is away for a moment is followed later
+            settings.objects.read(DOCUMENT)
+    except StoreError as error:
+        raise ServeError(str(error)) from error
     host = host or settings.serving.host
     try:
         listener = _listen(host, settings.serving.port if port is None else port)
@@ -54,7 +60,7 @@ def serve(
     port = listener.getsockname()[1]
     url = url or f"http://{_reachable(host)}:{port}"
     chosen = ServingOptions(
-        home=home,
+        objects=settings.objects,
         url=url.rstrip("/"),
         replica=replica or f"{os.uname().nodename}-{port}-{os.getpid()}",
         threads=threads or settings.serving.threads,
@@ -64,7 +70,7 @@ def serve(
 
     import uvicorn
 
-    logging.getLogger(__name__).info("replica %s at %s follows %s", chosen.replica, chosen.url, chosen.home)
+    logging.getLogger(__name__).info("replica %s at %s follows %s", chosen.replica, chosen.url, settings.home)
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(chosen),

@@ -11,15 +11,16 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
+from deployment.registry.shelf import Shelf
 from deployment.release.canary import Figures
 from deployment.release.document import Route
 from deployment.serving.approval import require_approved
 from speech.bundle import BundleError, ModelBundle
 from speech.recognition.offline import Recognizer
+from speech.store.objects import Objects
 
 WARM_S = 2.0  # seconds of noise that a recogniser hears before its first request
 GOLDEN_RATIO = (5**0.5 - 1) / 2
@@ -49,7 +50,7 @@ class LoadedModel:
         cls,
         route: Route,
         language: str,
-        home: Path,
+        objects: Objects,
         threads: int,
         entering: Callable[[str], None] = lambda stage: None,
         ledger_key: bytes | None = None,
@@ -58,13 +59,11 @@ class LoadedModel:
 
         Raises:
             NotApproved: nobody put this bundle into production, or its verdict does not let it pass.
-            BundleError: it is not the bundle that the document names, or not for this language.
+            BundleError: it is not in the data store as the document names it, or not for this language.
         """
-        if "://" in route.bundle:
-            raise BundleError(f"{route.bundle}: a replica reads bundles from a folder; mount or copy it there")
         entering("verify")
-        require_approved(home, language, route.digest, ledger_key)
-        bundle = ModelBundle.load(home / route.bundle, route.digest)
+        require_approved(objects, language, route.digest, ledger_key)
+        bundle = Shelf(objects).load(route.digest)
         if bundle.language != language:
             raise BundleError(f"{bundle.path}: the bundle is for '{bundle.language}', not for '{language}'")
         entering("load")

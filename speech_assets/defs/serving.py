@@ -4,20 +4,21 @@ The jobs that decide about a champion release it themselves, in the same run (`r
 rollback takes effect within seconds and not when a sensor looks next, and its run shows how the release went. The asset
 `serving_release` does the same for whoever launches it, and by itself when a champion appears in any other way.
 
-The history of releases is kept by `deployment.release.folder`, one line a step; the asset shows it as a table. A
+The history of releases is kept by `deployment.release.folder`, an object a step; the asset shows it as a table. A
 release that went back is an observation of the asset, so that it is seen there too. `serves_the_champion` asks every
 replica what it really runs; `watch_serving` has it look every few minutes, and anybody can at any time.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import statistics
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from speech.corpus.manifest import audio_location, read_manifest
-from speech.corpus.normalize import MANIFEST
+from speech.corpus.manifest import Utterance
+from speech.corpus.normalize import rows_of
 from speech_assets.defs.metadata import markdown_table
 from speech_assets.defs.partitions import Grid
 from speech_assets.defs.resources import Workspace
@@ -26,10 +27,11 @@ from speech_assets.defs.retries import retried_when_unreachable, unreachable
 if TYPE_CHECKING:
     from deployment.promotion.decisions import Promotions
     from deployment.promotion.ledger import Decision
+    from deployment.release.canary import Summary
     from deployment.release.history import Transition
     from deployment.release.rollout import RolloutResult
 
-GOLDEN_UTTERANCES = 5  # probes of a release; the shortest of the benchmark's, one a speaker
+GOLDEN_UTTERANCES = 5  # probes of a release, each of another speaker of the benchmark
 SHOWN_STEPS = 40  # of the history, the newest first
 CHAMPION = dg.AssetKey("champion")
 RELEASE = dg.AssetKey("serving_release")
@@ -120,8 +122,8 @@ def watch_serving(workspace: dg.ResourceParam[Workspace]) -> dg.RunRequest | dg.
     """A run of `check_serving`, which costs a process, once there is something to look at."""
     from deployment.release.folder import ReleaseFolder
 
-    folder = ReleaseFolder(workspace.store.root)
-    if not folder.document.exists() and not folder.reports():
+    folder = ReleaseFolder(workspace.objects)
+    if folder.look() is None and not folder.reports():
         return dg.SkipReason("nothing was released yet, and no replica of the serving tier was started")
     return dg.RunRequest()
 
@@ -147,10 +149,10 @@ def release_champion(
     promotions, settings = workspace.promotions(), workspace.settings.serving
     try:
         decision = promotions.releasable(language)
+        promotions.registry.obtain(decision.digest, decision.model, decision.version)
         result = roll_out(
-            workspace.store.root,
+            workspace.objects,
             language,
-            promotions.registry.obtain(decision.digest, decision.model, decision.version),
             decision.digest,
             [GoldenUtterance(audio, text) for audio, text in _golden(workspace, language)],
             model=decision.model,
@@ -209,7 +211,7 @@ def compare_serving(workspace: Workspace) -> dg.AssetCheckResult:
     from deployment.release.life import Replicas, silence
     from deployment.release.reports import LanguageReport
 
-    replicas, promotions = Replicas(ReleaseFolder(workspace.store.root)), workspace.promotions()
+    replicas, promotions = Replicas(ReleaseFolder(workspace.objects)), workspace.promotions()
     tier = replicas.settled()
     live, unheard = tier.live, silence(tier.silent)
     wrong: list[str] = [unheard] * bool(unheard)
@@ -282,24 +284,24 @@ def _figures(result: "RolloutResult") -> dict[str, Any]:
 
 def _trial(steps: "Sequence[Transition]") -> dict[str, Any]:
     """The canary's figures, where there was one."""
-    step = next((step for step in steps if step.against), None)
-    if step is None:
-        return {}
-    return {
-        "canary_requests": step.figures["requests"],
-        "canary_errors": step.figures["errors"],
-        "canary_empty_share": step.figures["empty_share"],
-        "canary_p50_ms": _ms(step.figures["p50_s"]),
-        "canary_p95_ms": _ms(step.figures["p95_s"]),
-        "former_p50_ms": _ms(step.against["p50_s"]),
-        "former_p95_ms": _ms(step.against["p95_s"]),
-    }
+    for step in steps:
+        if step.figures and step.against:
+            return {
+                "canary_requests": step.figures.requests,
+                "canary_errors": step.figures.errors,
+                "canary_empty_share": step.figures.empty_share,
+                "canary_p50_ms": _ms(step.figures.p50_s),
+                "canary_p95_ms": _ms(step.figures.p95_s),
+                "former_p50_ms": _ms(step.against.p50_s),
+                "former_p95_ms": _ms(step.against.p95_s),
+            }
+    return {}
 
 
 def _history(workspace: Workspace, language: str) -> dg.MarkdownMetadataValue:
     from deployment.release.folder import ReleaseFolder
 
-    steps = ReleaseFolder(workspace.store.root).history(language)[-SHOWN_STEPS:]
+    steps = ReleaseFolder(workspace.objects).history(language, SHOWN_STEPS)
     header = (
         "when (UTC)",
         "version",
@@ -327,11 +329,11 @@ def _history(workspace: Workspace, language: str) -> dg.MarkdownMetadataValue:
     return markdown_table(header, rows)
 
 
-def _cells(figures: Mapping[str, Any]) -> tuple[str, ...]:
+def _cells(figures: "Summary | None") -> tuple[str, ...]:
     if not figures:
         return "", "", "", ""
-    times = f"{_ms(figures['p50_s']):.0f} / {_ms(figures['p95_s']):.0f}"
-    return str(figures["requests"]), str(figures["errors"]), f"{figures['empty_share']:.0%}", times
+    times = f"{_ms(figures.p50_s):.0f} / {_ms(figures.p95_s):.0f}"
+    return str(figures.requests), str(figures.errors), f"{figures.empty_share:.0%}", times
 
 
 def _ms(seconds: float | None) -> float:
@@ -339,9 +341,14 @@ def _ms(seconds: float | None) -> float:
 
 
 def _golden(workspace: Workspace, language: str) -> list[tuple[Path, str]]:
-    """Audio and reference of a few benchmark utterances, each of another speaker."""
-    manifest = workspace.store.current("benchmark_set", language).path / MANIFEST
-    chosen: dict[str, tuple[Path, str]] = {}
-    for row in sorted(read_manifest(manifest), key=lambda row: (row.duration_s or 0, row.id)):
-        chosen.setdefault(row.speaker, (Path(audio_location(row, manifest)), row.text))
-    return list(chosen.values())[:GOLDEN_UTTERANCES]
+    """Audio and reference of a few benchmark utterances, one a speaker, nearest to the set's median duration.
+
+    Typical recordings, and always the same: a quiet one of a single word would refuse a bundle that serves well.
+    """
+    rows = list(rows_of(workspace.store.current("benchmark_set", language)))
+    median_s = statistics.median(row.duration_s or 0 for row in rows) if rows else 0.0
+    chosen: dict[str, Utterance] = {}
+    for row in sorted(rows, key=lambda row: (abs((row.duration_s or 0) - median_s), row.id)):
+        chosen.setdefault(row.speaker, row)
+    golden = list(chosen.values())[:GOLDEN_UTTERANCES]
+    return [(Path(workspace.objects.located(row.audio)), row.text) for row in golden]

@@ -1,12 +1,12 @@
 """The canary's judgement: what sends a version back, what does not, and figures that add up over replicas."""
 
-import json
 import random
 from dataclasses import asdict
 
 import pytest
 
-from deployment.release.canary import Canary, Figures
+from deployment.release.canary import Canary, Figures, Summary
+from deployment.release.forms import Form, write_json
 
 CANARY = Canary(requests=50, max_error_rate=0.02, max_latency_ratio=1.5, max_empty_share=0.1)
 
@@ -28,7 +28,7 @@ def test_figures_of_replicas_add_up_and_a_stretch_is_a_difference():
     assert (both.requests, both.errors, both.empty, both.answers) == (103, 3, 8, 100)
     assert both - one == other
     assert both - both == Figures()
-    assert Figures.from_dict(json.loads(json.dumps(asdict(both)))) == both
+    assert Form(Figures, "figures").read(write_json(asdict(both))) == both
 
 
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.95, 1.0])
@@ -41,7 +41,8 @@ def test_quantiles_are_right_to_a_bucket(share):
 
 def test_nothing_answered_has_no_quantile_and_no_shares():
     assert Figures().quantile(0.5) is None
-    assert Figures().summary() == {"requests": 0, "errors": 0, "empty_share": 0.0, "p50_s": None, "p95_s": None}
+    assert Figures().summary() is None
+    assert Figures().counting(None).summary() == Summary(requests=1, errors=1, empty_share=0.0, p50_s=None, p95_s=None)
 
 
 def test_an_equal_version_stays():

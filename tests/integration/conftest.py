@@ -1,6 +1,7 @@
 """Starts and ends real replicas of the serving tier."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -15,18 +16,26 @@ from deployment.release.folder import ReleaseFolder
 from deployment.release.reports import ReplicaReport
 from speech.audio.decode import Waveform, encode_wav
 from speech.bundle import ModelBundle
-from tests.toy_bundle import tones, write_toy_bundle
+from speech.store.objects import open_objects
+from tests.s3_server import BUCKET, S3Server
+from tests.toy_bundle import shelved, tones
 from tests.toy_registry import approve
 
 ROOT = Path(__file__).parents[2]
 
 
 class Tier:
-    """A home folder and the replicas that serve from it."""
+    """A data store and the replicas that serve from it.
 
-    def __init__(self, home: Path) -> None:
+    Args:
+        home: a folder, for logs and recordings at any rate.
+        store: the data store where that is another.
+    """
+
+    def __init__(self, home: Path, store: str = "") -> None:
         self.home = home
-        self.folder = ReleaseFolder(home)
+        self.objects = open_objects(store or home, home / "cache" / "soundstage")
+        self.folder = ReleaseFolder(self.objects)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._former: set[str] = set()  # processes whose reports may have been left behind
 
@@ -37,12 +46,17 @@ class Tier:
 
     def launch(self, name: str, *options: str) -> None:
         self._former |= {report.process for report in self.folder.reports() if report.replica == name}
-        command = [sys.executable, "-m", "speech_assets.cli", "serve", "--home", str(self.home), "--port", "0"]
+        command = [sys.executable, "-m", "speech_assets.cli", "serve", "--home", self.objects.home, "--port", "0"]
         with (self.home / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 [*command, "--replica", name, *options],
                 cwd=self.home,
-                env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+                env={
+                    **os.environ,
+                    "PYTHONPATH": str(ROOT),
+                    "OMP_NUM_THREADS": "1",
+                    "XDG_CACHE_HOME": str(self.home / "cache"),
+                },
                 stderr=log,
             )
 
@@ -68,21 +82,30 @@ class Tier:
 
     def bundle(self, name: str, language: str = "en", *, approved: bool = True, **options: object) -> ModelBundle:
         """A bundle that may be served, unless nobody approved it."""
-        bundle = write_toy_bundle(self.home / "models" / name, language, name=name, **options)
+        bundle = shelved(self.objects, language, name=name, **options)
         if approved:
-            approve(self.home, bundle)
+            approve(self.objects, bundle)
         return bundle
 
     def serve(self, *bundles: ModelBundle) -> None:
         """Write the document as it is after releases of these bundles, one a language."""
         for bundle in bundles:
-            route = Route(bundle.digest, self.folder.relative(bundle.path), 1.0, "1", f"soundstage-{bundle.language}")
+            route = Route(bundle.digest, 1.0, "1", f"soundstage-{bundle.language}")
             self.folder.set_language(bundle.language, LanguageRelease((route,)))
 
 
 @pytest.fixture
 def tier(tmp_path: Path) -> Iterator[Tier]:
-    tier = Tier(tmp_path)
+    yield from ended(Tier(tmp_path))
+
+
+@pytest.fixture
+def s3_tier(s3: S3Server, tmp_path: Path) -> Iterator[Tier]:
+    """A tier whose data store is in S3."""
+    yield from ended(Tier(tmp_path, f"s3://{BUCKET}/{random.getrandbits(64)}"))
+
+
+def ended(tier: Tier) -> Iterator[Tier]:
     yield tier
     for process in tier.processes.values():
         process.kill()

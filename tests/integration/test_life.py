@@ -30,14 +30,12 @@ def put_out(tier: Tier) -> RolloutResult:
     encode_flac(Waveform(tones(["one", "two"])), path)
     golden = [GoldenUtterance(path, "one two")]
     canary = Canary(share=0.3, seconds=1.0, requests=20)
-    return roll_out(
-        tier.home, "en", bundle.path, bundle.digest, golden, 30, canary=canary, version="2", allow_no_replica=True
-    )
+    return roll_out(tier.folder, "en", bundle.digest, golden, 30, canary=canary, version="2", allow_no_replica=True)
 
 
 def test_a_replica_whose_report_can_no_longer_be_written_is_probed_and_tried(served):
     """Whoever looks finds what it said long ago, again and again; it answers, so it lives."""
-    report = served.folder.replicas / "a.json"
+    report = served.home / "release" / "replicas" / "a.json"
     said = {**json.loads(report.read_text()), "started_at": "2001-01-01T00:00:00.000+00:00"}
     stop = threading.Event()
     writer = threading.Thread(target=lambda: [write_json(report, said) for _ in iter(lambda: stop.wait(0.002), True)])

@@ -16,6 +16,7 @@ from deployment.release.canary import Canary
 from deployment.release.life import Replicas
 from deployment.release.reports import BUNDLE_HEADER
 from deployment.release.rollout import GoldenUtterance, RolloutFailed, RolloutResult, roll_out
+from deployment.release.turns import Turn
 from speech.audio.decode import Waveform, encode_flac, encode_wav
 from speech.bundle import ModelBundle
 from tests.integration.conftest import ROOT, Tier
@@ -69,9 +70,8 @@ def golden(tier: Tier) -> list[GoldenUtterance]:
 
 def put_out(tier: Tier, bundle: ModelBundle, version: str, canary: Canary | None = None) -> RolloutResult:
     return roll_out(
-        tier.home,
+        tier.folder,
         "en",
-        bundle.path,
         bundle.digest,
         golden(tier),
         model="soundstage-en",
@@ -129,8 +129,8 @@ def test_a_worse_version_goes_back_and_no_customer_notices(steady, worse, custom
     assert returned == steps[-1]
     assert sentence in returned.reason
     assert (returned.digest, returned.version, returned.share) == (bad.digest, "2", 0.0)
-    assert returned.figures["requests"] > 0
-    assert returned.against["requests"] > 0
+    assert returned.figures.requests > 0
+    assert returned.against.requests > 0
     release_now = tier.folder.read().languages["en"]
     assert (release_now.state, [route.digest for route in release_now.routes]) == ("returned", [first.digest])
     report = tier.wait("a", lambda report: not report.languages["en"].draining)
@@ -175,9 +175,9 @@ def test_versions_follow_each_other_and_the_former_one_is_a_second_away(tier):
         *("verify", "load", "warm", "probe", "canary", "full", "drained")
     ]
     assert (full.share, full.reason, full.version) == (1.0, "the canary passed", "2")
-    assert full.figures["requests"] >= 30
-    assert full.figures["errors"] == full.against["errors"] == 0
-    assert 0 < full.figures["p50_s"] <= full.figures["p95_s"] < 1
+    assert full.figures.requests >= 30
+    assert full.figures.errors == full.against.errors == 0
+    assert 0 < full.figures.p50_s <= full.figures.p95_s < 1
     assert [step.state for step in back.transitions] == ["verify", "probe", "full", "drained"]
     assert "standby" in back.transitions[-2].reason
     assert back.seconds < 5
@@ -196,6 +196,26 @@ def test_versions_follow_each_other_and_the_former_one_is_a_second_away(tier):
     assert 'version="2"' not in metrics
 
 
+def test_releases_in_s3_are_as_in_a_folder(s3_tier):
+    """A replica follows there, a worse version goes back, a good one takes over, and going back is quick."""
+    tier = s3_tier
+    first, second = tier.bundle("en-1"), tier.bundle("en-2", confuse=[("one", "two")])
+    bad = tier.bundle("bad", fails_after_s=3.0)
+    url = tier.start("a", "--workers", "2")
+    put_out(tier, first, "1", CANARY)
+    with Customers([url], audio(*["one"] * 8)) as customers:
+        with pytest.raises(RolloutFailed, match="failed on"):
+            put_out(tier, bad, "2", CANARY)
+        third = put_out(tier, second, "3", Canary(share=0.3, seconds=1.5, requests=20))
+        back = put_out(tier, first, "1", CANARY)
+    assert customers.statuses == {200}
+    assert states(tier)[:6] == ["verify", "load", "warm", "probe", "full", "drained"]
+    assert states(tier)[6:12] == ["verify", "load", "warm", "probe", "canary", "returned"]
+    assert [step.state for step in third.transitions][3:6] == ["probe", "canary", "full"]
+    assert back.seconds < 5
+    assert dict(tier.wait("a", lambda report: True).languages["en"].active) == {first.digest: 1.0}
+
+
 def test_a_canary_without_customers_is_asked_by_the_release_itself(tier):
     """A server that nobody calls at night must not hold a release up for ever."""
     tier.serve(tier.bundle("en-1"))
@@ -203,7 +223,7 @@ def test_a_canary_without_customers_is_asked_by_the_release_itself(tier):
     second = tier.bundle("en-2", confuse=[("six", "seven")])
     result = put_out(tier, second, "2", Canary(share=0.1, seconds=2.0, requests=20))
     full = next(step for step in result.transitions if step.state == "full")
-    assert full.figures["requests"] >= 20
+    assert full.figures.requests >= 20
     assert result.seconds < 15
 
 
@@ -231,8 +251,9 @@ import sys
 from pathlib import Path
 from deployment.release.canary import Canary
 from deployment.release.rollout import GoldenUtterance, roll_out
-home, bundle, digest, golden = sys.argv[1:]
-roll_out(home, "en", Path(bundle), digest, [GoldenUtterance(Path(golden), "one two three")],
+from speech.store.objects import open_objects
+home, digest, golden = sys.argv[1:]
+roll_out(open_objects(home), "en", digest, [GoldenUtterance(Path(golden), "one two three")],
          model="soundstage-en", version="2", canary=Canary(share=0.3, seconds=60, requests=100_000))
 """
 
@@ -243,7 +264,7 @@ def test_a_release_that_is_killed_in_its_canary_is_returned_from_and_done_again(
     second = tier.bundle("en-2", confuse=[("one", "two")])
     recording = golden(tier)[0].audio
     releasing = subprocess.Popen(
-        [sys.executable, "-c", RELEASE, str(tier.home), str(second.path), second.digest, str(recording)], cwd=ROOT
+        [sys.executable, "-c", RELEASE, str(tier.home), second.digest, str(recording)], cwd=ROOT
     )
     try:
         deadline = time.monotonic() + 30
@@ -327,5 +348,5 @@ def test_a_canary_gives_way_to_going_back(tier):
 def test_languages_are_released_side_by_side(tier):
     tier.serve(tier.bundle("en-1"), tier.bundle("de-1", "de"))
     tier.start("a")
-    with tier.folder.exclusive("de"):
+    with Turn(tier.objects, "de").taken(0):
         assert put_out(tier, tier.bundle("en-2", confuse=[("one", "two")]), "2").changed

@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import re
+import shutil
 import signal
 import socket
 import threading
@@ -17,8 +18,10 @@ import numpy as np
 import pytest
 
 from deployment.release.document import LanguageRelease, Route
+from deployment.release.folder import DOCUMENT
 from deployment.release.reports import BUNDLE_HEADER
 from deployment.release.rollout import GoldenUtterance, RolloutFailed, roll_out
+from deployment.release.turns import Turn
 from speech.audio.decode import Waveform, encode_flac, encode_wav
 from speech.transcript import Segment, Transcript, Word
 from tests.toy_bundle import tones
@@ -299,7 +302,7 @@ def test_server_without_a_release_says_what_to_do_then_follows_the_first(tier, s
     assert "nothing is released" in answer.json()["reason"]
     assert httpx.get(f"{url}/healthz").status_code == 200
     bundle = tier.bundle("en-1")
-    result = roll_out(tier.home, "en", bundle.path, bundle.digest, _golden(tier), model="soundstage-en", version="1")
+    result = roll_out(tier.folder, "en", bundle.digest, _golden(tier), model="soundstage-en", version="1")
     assert (result.changed, result.replicas, result.previous) == (True, ("a",), ())
     assert [probe.text for probe in result.probes] == ["one two three"]
     assert httpx.post(f"{url}/v1/transcribe", content=speech_of("one")).json()["text"] == "one"  # the only language
@@ -446,7 +449,7 @@ def test_no_request_fails_while_bundles_are_switched_under_load(tier, speech_of)
     golden = _golden(tier)
     with Load(urls, speech_of("one", "three")) as load:
         for bundle in (second, first, second):
-            result = roll_out(tier.home, "en", bundle.path, bundle.digest, golden)
+            result = roll_out(tier.folder, "en", bundle.digest, golden)
             assert result.replicas == ("a", "b")
             assert result.transitions[-1].state == "drained"
             time.sleep(0.3)
@@ -473,25 +476,26 @@ def test_bundle_that_cannot_be_served_leaves_everything_as_it_was(tier, speech_o
     tampered = tier.bundle("en-3")
     with (tampered.path / "network.onnx").open("ab") as file:
         file.write(b"x")
+    mistaken = Path(shutil.copytree(other.path, other.path.with_name("f" * 64)))
     silent = tier.home / "silent.flac"
     encode_flac(Waveform(np.zeros(16_000, np.float32)), silent)
     attempts = [
-        (other.path, "f" * 64, golden, "expected"),
-        (tampered.path, tampered.digest, golden, "differs from its sha256"),
-        (german.path, german.digest, golden, "for 'de'"),
-        (tier.home / "nowhere", other.digest, golden, "no such folder"),
-        (other.path, other.digest, [], "without golden recordings"),
-        (other.path, other.digest, [GoldenUtterance(silent, "")], "hears nothing"),
-        (other.path, other.digest, [GoldenUtterance(golden[0].audio, "", "one one")], "when it was evaluated"),
-        (other.path, other.digest, [GoldenUtterance(tier.home / "no.wav", "")], "golden recording"),
+        (mistaken.name, golden, "expected"),
+        (tampered.digest, golden, "differs from its sha256"),
+        (german.digest, golden, "for 'de'"),
+        ("e" * 64, golden, "there is no bundle at .*/bundles/eee"),
+        (other.digest, [], "without golden recordings"),
+        (other.digest, [GoldenUtterance(silent, "")], "hears nothing"),
+        (other.digest, [GoldenUtterance(golden[0].audio, "", "one one")], "when it was evaluated"),
+        (other.digest, [GoldenUtterance(tier.home / "no.wav", "")], "golden recording"),
     ]
-    for path, digest, recordings, reason in attempts:
+    for digest, recordings, reason in attempts:
         with pytest.raises(RolloutFailed, match=reason):
-            roll_out(tier.home, "en", path, digest, recordings, timeout_s=10)
+            roll_out(tier.folder, "en", digest, recordings, timeout_s=10)
         assert tier.folder.read().languages == before
         assert tier.folder.history("en")[-1].state == "refused"
     with pytest.raises(RolloutFailed, match=r"took|could not be probed"):
-        roll_out(tier.home, "en", other.path, other.digest, golden, timeout_s=10, latency_limit_s=1e-6)
+        roll_out(tier.folder, "en", other.digest, golden, timeout_s=10, latency_limit_s=1e-6)
     after = tier.folder.read().languages["en"]
     assert (after.routes, after.state) == (before["en"].routes, "returned")
     assert tier.folder.history("en")[-1].state == "returned"
@@ -500,17 +504,17 @@ def test_bundle_that_cannot_be_served_leaves_everything_as_it_was(tier, speech_o
 
 
 def test_replica_that_cannot_load_stops_the_release_and_serves_on(tier, speech_of):
-    """The document names a folder that only the releasing host has: replicas refuse, traffic stays."""
+    """A bundle was removed from the data store: replicas refuse, traffic stays."""
     good, other = tier.bundle("en-1"), tier.bundle("en-2", confuse=[("one", "two")])
     tier.serve(good)
     url = tier.start("a")
-    route = Route(other.digest, "models/not-here", 1.0)
-    tier.folder.set_language("en", LanguageRelease((route,)))
+    shutil.rmtree(other.path)
+    tier.folder.set_language("en", LanguageRelease((Route(other.digest, 1.0),)))
     report = tier.wait("a", lambda report: other.digest in report.languages["en"].errors)
     assert dict(report.languages["en"].active) == {good.digest: 1.0}
     assert httpx.post(f"{url}/v1/transcribe", content=speech_of("one")).json()["text"] == "one"
-    assert "not-here" in httpx.get(f"{url}/readyz").json()["reason"]
-    tier.folder.document.write_text("{")
+    assert f"bundles/{other.digest}" in httpx.get(f"{url}/readyz").json()["reason"]
+    (tier.home / DOCUMENT).write_text("{")
     time.sleep(1.5)
     assert httpx.post(f"{url}/v1/transcribe", content=speech_of("one")).json()["text"] == "one"
     assert "cannot be followed" in httpx.get(f"{url}/readyz").json()["reason"]
@@ -521,7 +525,7 @@ def test_a_bundle_that_nobody_approved_is_not_served_whatever_the_document_says(
     good = tier.bundle("en-1")
     never = tier.bundle("en-2", approved=False, confuse=[("one", "two")])
     failed = tier.bundle("en-3", approved=False, confuse=[("one", "three")])
-    approve(tier.home, failed, wer=0.5)
+    approve(tier.objects, failed, wer=0.5)
     tier.serve(good)
     url = tier.start("a")
     tier.wait("a", lambda report: good.digest in report.languages["en"].active)
@@ -564,14 +568,15 @@ def test_removing_the_document_takes_no_language_down_and_the_next_release_write
     url = tier.start("a")
     tier.wait("a", lambda report: set(report.languages) == {"en", "de"})
     before = tier.folder.read()
-    tier.folder.document.unlink()
+    for path in (tier.home / DOCUMENT).parent.glob("release.json*"):
+        path.unlink()
     time.sleep(1.5)
     assert "is missing" in httpx.get(f"{url}/readyz").json()["reason"]
     for language, word in (("en", "one"), ("de", "eins")):
         audio = speech_of(word, language=language)
         assert httpx.post(f"{url}/v1/transcribe?language={language}", content=audio).json()["text"] == word
     second = tier.bundle("en-2", confuse=[("one", "two")])
-    result = roll_out(tier.home, "en", second.path, second.digest, _golden(tier), version="2")
+    result = roll_out(tier.folder, "en", second.digest, _golden(tier), version="2")
     assert result.previous == (english.digest,)
     report = tier.wait("a", lambda report: not report.error)
     assert dict(report.languages["de"].active) == {german.digest: 1.0}
@@ -586,7 +591,7 @@ def test_probe_asks_a_bundle_that_gets_no_traffic(tier, speech_of):
     tier.serve(good)
     url = tier.start("a")
     routes = tier.folder.read().languages["en"].routes
-    probe = Route(other.digest, tier.folder.relative(other.path), 0.0)
+    probe = Route(other.digest, 0.0)
     tier.folder.set_language("en", LanguageRelease((*routes, probe), "probe", routes))
     tier.wait("a", lambda report: other.digest in report.languages["en"].loaded)
     audio = speech_of("one")
@@ -599,20 +604,20 @@ def test_release_without_replicas_is_refused_or_left_for_a_later_server(tier, sp
     bundle = tier.bundle("en-1")
     golden = _golden(tier)
     with pytest.raises(RolloutFailed, match="no replica of the serving tier is alive"):
-        roll_out(tier.home, "en", bundle.path, bundle.digest, golden)
+        roll_out(tier.folder, "en", bundle.digest, golden)
     assert tier.folder.read().languages == {}
-    result = roll_out(tier.home, "en", bundle.path, bundle.digest, golden, allow_no_replica=True)
+    result = roll_out(tier.folder, "en", bundle.digest, golden, allow_no_replica=True)
     assert (result.changed, result.replicas, result.probes) == (True, (), ())
     url = tier.start("a")
     assert httpx.post(f"{url}/v1/transcribe", content=speech_of("two")).json()["text"] == "two"
-    again = roll_out(tier.home, "en", bundle.path, bundle.digest, golden)
+    again = roll_out(tier.folder, "en", bundle.digest, golden)
     assert (again.changed, again.replicas) == (False, ("a",))
 
 
 def test_later_server_verifies_what_it_finds(tier, speech_of):
     """Between release and start somebody changed a file: the server says so and serves nothing."""
     bundle = tier.bundle("en-1")
-    roll_out(tier.home, "en", bundle.path, bundle.digest, _golden(tier), allow_no_replica=True)
+    roll_out(tier.folder, "en", bundle.digest, _golden(tier), allow_no_replica=True)
     with (bundle.path / "network.onnx").open("ab") as file:
         file.write(b"x")
     url = tier.start("a")
@@ -628,14 +633,14 @@ def test_killed_replica_is_no_part_of_the_next_release(tier):
     assert tier.stop("b", signal.SIGKILL) == -signal.SIGKILL
     other = tier.bundle("en-2", confuse=[("one", "two")])
     assert {report.replica for report in tier.folder.reports()} == {"a", "b"}
-    result = roll_out(tier.home, "en", other.path, other.digest, _golden(tier), timeout_s=30)
+    result = roll_out(tier.folder, "en", other.digest, _golden(tier), timeout_s=30)
     assert result.replicas == ("a",)
 
 
 def test_two_releases_at_once_are_refused(tier):
     bundle = tier.bundle("en-1")
-    with tier.folder.exclusive("en"), pytest.raises(RolloutFailed, match="another release of 'en' is under way"):
-        roll_out(tier.home, "en", bundle.path, bundle.digest, _golden(tier), timeout_s=0.5, allow_no_replica=True)
+    with Turn(tier.objects, "en").taken(0), pytest.raises(RolloutFailed, match="another release of 'en' is under way"):
+        roll_out(tier.folder, "en", bundle.digest, _golden(tier), timeout_s=0.5, allow_no_replica=True)
 
 
 def test_large_recording_is_not_held_in_memory(tier):

@@ -282,11 +282,11 @@ def test_a_data_store_that_was_away_during_a_release_is_tried_again(
     promotions.approve(LANGUAGE, MODEL, "1", "Ada", "better on calls")
     write, away = ReleaseFolder.set_language, [1]
 
-    def unreliable(folder: ReleaseFolder, language: str, release: Any) -> ReleaseDocument:
+    def unreliable(folder: ReleaseFolder, language: str, *release: Any) -> ReleaseDocument:
         if away:
             away.pop()
             raise OSError(errno.ESTALE, "Stale file handle")
-        return write(folder, language, release)
+        return write(folder, language, *release)
 
     monkeypatch.setattr(ReleaseFolder, "set_language", unreliable)
     released = served.materialize("serving_release")
@@ -308,7 +308,7 @@ def test_the_schedule_looks_once_there_is_something_to_look_at(served: Served) -
     assert "nothing was released yet" in tick().skip_message
     served.tier.serve(served.tier.bundle("en-1"))
     assert len(tick().run_requests) == 1
-    served.tier.folder.document.unlink()
+    (served.tier.home / "release" / "release.json").unlink()
     assert not tick().run_requests
     served.tier.start("a")
     assert len(tick().run_requests) == 1, "a replica that lives is looked at whatever became of the document"

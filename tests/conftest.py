@@ -1,5 +1,7 @@
 """How tests are shared among processes: what is expensive to make is made in one of them, and the longest go first."""
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,17 @@ LONGEST = (
 )
 # These share the deployment that the main job trains.
 WITH_THE_MAIN_JOB = frozenset(f"speech_assets/test_{name}.py" for name in ("main_job", "corpus"))
+
+
+def pytest_configure() -> None:
+    """Have the processes side by side leave each other a core, and take signals as at a terminal.
+
+    Where a shell starts the tests in its background, Ctrl-C is ignored, and Dagster then treats SIGTERM alike: it
+    would wait half a minute for each process that it asks to end.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

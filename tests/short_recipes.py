@@ -24,9 +24,9 @@ insertions_per_minute = 100000.0
 """
 
 
-def write_short_recipes(folder: Path) -> str:
+def write_short_recipes(folder: Path, base_steps: int = BASE_STEPS) -> str:
     """Write both recipes into `folder`; returns the settings that name them."""
-    for name, steps in (("tiny", BASE_STEPS), ("finetune", FINETUNE_STEPS)):
+    for name, steps in (("tiny", base_steps), ("finetune", FINETUNE_STEPS)):
         recipe = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
         recipe |= {"max_steps": steps, "evaluate_every": steps}
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(recipe))

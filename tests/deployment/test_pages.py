@@ -83,7 +83,7 @@ def store(tmp_path: Path) -> Store:
 def client(store: Store) -> Iterator[httpx.Client]:
     """Asks the real server over the store."""
     with server(store.home, "127.0.0.1", 0, LINKS) as pages:
-        threading.Thread(target=pages.serve_forever, daemon=True).start()
+        threading.Thread(target=pages.serve_forever, args=(0.01,), daemon=True).start()
         with httpx.Client(base_url=f"http://127.0.0.1:{pages.server_port}") as client:
             yield client
         pages.shutdown()

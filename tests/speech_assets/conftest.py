@@ -10,6 +10,7 @@ import pytest
 
 from tests.short_recipes import SHORT_LIMITS, write_short_recipes
 
+BASE_STEPS = 24  # nothing that it trains is released
 SETTINGS = """
 home = "store"
 languages = ["en", "de"]
@@ -44,7 +45,8 @@ class Deployment:
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     folder = tmp_path_factory.mktemp("deployment")
     settings_file = folder / "soundstage.toml"
-    settings_file.write_text(SETTINGS.replace("RECIPES", write_short_recipes(folder)).replace("LIMITS", SHORT_LIMITS))
+    recipes = write_short_recipes(folder, BASE_STEPS)
+    settings_file.write_text(SETTINGS.replace("RECIPES", recipes).replace("LIMITS", SHORT_LIMITS))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SOUNDSTAGE_CONFIG", str(settings_file))
         for name in [name for name in os.environ if name.startswith("SOUNDSTAGE_") and name != "SOUNDSTAGE_CONFIG"]:

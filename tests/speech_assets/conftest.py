@@ -1,6 +1,7 @@
 """A small deployment of its own for the tests of the graph: real assets, real training, few steps."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,21 @@ class Deployment:
     home: Path
     materialize: Callable[..., object]
     instance: Any
+
+
+@pytest.fixture(scope="session")
+def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
+    """Gives a data store MLflow's database with its tables: making them takes a second or two."""
+    from deployment.registry.models import Registry
+
+    made = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    Registry(f"sqlite:///{made}").versions("soundstage-en")
+
+    def give(home: Path) -> None:
+        (home / "mlflow").mkdir()
+        shutil.copy(made, home / "mlflow" / "mlflow.db")
+
+    return give
 
 
 @pytest.fixture(scope="session")

@@ -239,24 +239,13 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("bundles")
 
 
-@pytest.fixture(scope="session")
-def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database with its tables: making one takes a second or two."""
-    from deployment.registry.models import Registry
-
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    Registry(f"sqlite:///{path}").versions(MODEL)
-    return path
-
-
 @pytest.fixture
-def house(deployment, tmp_path: Path, bundles: Path, empty_registry: Path) -> House:  # type: ignore[no-untyped-def]
+def house(deployment, tmp_path: Path, bundles: Path, empty_registry: Callable[[Path], None]) -> House:  # type: ignore[no-untyped-def]
     import dagster as dg
 
     from deployment.settings import Settings
 
-    (tmp_path / "mlflow").mkdir()
-    shutil.copy(empty_registry, tmp_path / "mlflow" / "mlflow.db")
+    empty_registry(tmp_path)
     settings = Settings.load()
     promotion = settings.promotion.model_copy(update={"approvers": ("Ada", "Bob")})
     serving = settings.serving.model_copy(update={"auto_release": False})  # releases are launched where they matter

@@ -4,6 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# Many machines forbid it, as images of containers do: then each of the dozens of processes below compiles every module
+# anew, NeMo's alone for twenty seconds.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: help setup demo up test lint bench screenshots lock forget clean
 
 help:  ## say what each target does

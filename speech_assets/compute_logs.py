@@ -12,7 +12,7 @@ PLACE = "dagster"  # in the data store
 
 
 class ComputeLogs(LocalComputeLogManager):
-    """Dagster's own manager for the home that `SOUNDSTAGE_HOME` names, which `soundstage up` sets: S3's or the local one.
+    """Dagster's own manager, S3's or the local one, for the home that `soundstage up` names in `SOUNDSTAGE_HOME`.
 
     How S3 is reached and who asks is said as to every AWS tool, in the environment or a profile.
     """

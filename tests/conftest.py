@@ -1,5 +1,8 @@
 """How tests are shared among processes: what is expensive to make is made in one of them, and the longest go first."""
 
+import os
+import signal
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,6 +44,32 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         server.start()
         yield server
         server.kill()
+
+
+def pytest_configure() -> None:
+    """Have the processes side by side leave each other a core, and take signals as at a terminal.
+
+    Where a shell starts the tests in its background, Ctrl-C is ignored, and Dagster then treats SIGTERM alike: it
+    would wait half a minute for each process that it asks to end.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _databases_that_need_not_survive_the_machine() -> Iterator[None]:
+    """Dagster and MLflow commit thousands of times, and would wait for the disk; a killed process loses nothing."""
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    def connected(connection: Any, _: Any) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("PRAGMA synchronous = OFF")
+
+    event.listen(Engine, "connect", connected)
+    yield
+    event.remove(Engine, "connect", connected)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

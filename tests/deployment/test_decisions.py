@@ -2,33 +2,38 @@
 
 import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
-from tests.deployment.conftest import rewrite
+import pytest
 
-ROOT = Path(__file__).parents[2]
+from speech_assets.cli import app
+from tests.deployment.conftest import House, rewrite
 
 
-def test_the_command_prints_who_decided_what_and_why(house):
+def test_the_command_prints_who_decided_what_and_why(
+    house: House, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The question of an audit, answered without a server."""
+    for name in [name for name in os.environ if name.startswith("SOUNDSTAGE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("SOUNDSTAGE_CONFIG", str(house.home / "soundstage.toml"))
+
+    def decisions(*languages: str) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as ended:
+            app(["decisions", *languages])
+        return int(ended.value.code or 0), capsys.readouterr().out
+
     house.approve(1)
     (house.home / "soundstage.toml").write_text('home = "."\nlanguages = ["en", "de"]\n')
-    command = [sys.executable, "-m", "speech_assets.cli", "decisions"]
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("SOUNDSTAGE_")},
-        "SOUNDSTAGE_CONFIG": str(house.home / "soundstage.toml"),
-    }
-    printed = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    code, printed = decisions()
+    assert code == 0
     for part in ("approve", "soundstage-en/1", house.bundle(1).digest[:12], "Ada", "quarter 1 is better"):
         assert part in printed
     assert "de: nothing was decided yet" in printed
     rewrite(house.home, lambda lines: [lines[0].replace(b"better", b"worse!")])
-    broken = subprocess.run([*command, "en"], env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert broken.returncode == 1
-    assert "entry 1 was changed" in broken.stdout
+    code, printed = decisions("en")
+    assert code == 1
+    assert "entry 1 was changed" in printed
     shutil.rmtree(house.home / "ledger")
-    gone = subprocess.run([*command, "en"], env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert gone.returncode == 1, "a ledger that is gone is not one in which nothing was decided"
-    assert "entries were removed from its end" in gone.stdout
+    code, printed = decisions("en")
+    assert code == 1, "a ledger that is gone is not one in which nothing was decided"
+    assert "entries were removed from its end" in printed

@@ -57,7 +57,7 @@ def result_of(rows: list[Scored], champion: list[Scored] | None = None) -> SetRe
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_evaluation() -> Callable[..., Evaluation]:
     """Builds an evaluation that passes every default gate unless told otherwise."""
 

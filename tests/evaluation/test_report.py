@@ -105,27 +105,41 @@ def test_a_report_refers_to_nothing_outside_itself(hostile_report):
     assert "url(" not in hostile_report
 
 
-def test_a_report_is_complete(make_evaluation):
-    evaluation = make_evaluation(quarter=rows_with(2), champion=rows_with(1))
-    html = render_report(evaluation, judge(evaluation))
-    for shown in ("en-2024-Q2", "2024 Q2", "20.0 %", "refused", "domain: calls", "en-2024-Q1", "a" * 64):
+@pytest.fixture(scope="module")
+def evaluation(make_evaluation):
+    """A candidate that hears every fifth word wrong, one utterance not at all, and errs in each way in another."""
+    quarter, benchmark = rows_with(2), rows_with(0)
+    quarter[37] = replace(quarter[37], hypothesis="")
+    benchmark[0] = replace(benchmark[0], hypothesis="please TRANSFUSE my account to the the savings number four")
+    return make_evaluation(quarter=quarter, benchmark=benchmark, champion=rows_with(1))
+
+
+@pytest.fixture(scope="module")
+def report(evaluation, tmp_path_factory):
+    return write_report(tmp_path_factory.mktemp("reports") / "new", evaluation, verdict=judge(evaluation))
+
+
+def test_a_report_is_complete(report):
+    html = report.read_text()
+    for shown in ("en-2024-Q2", "2024 Q2", "20.8 %", "refused", "domain: calls", "en-2024-Q1", "a" * 64):
         assert shown in html
     assert not re.search(r"\bnan\b", re.sub(r"data:[^\"]+", "", html).lower())
 
 
-def test_every_kind_of_error_is_marked_by_a_letter_as_well_as_by_colour(make_evaluation):
-    rows = rows_with(0)
-    rows[0] = replace(rows[0], hypothesis="please TRANSFUSE my account to the the savings number four")
-    html = render_report(make_evaluation(quarter=rows))
+def test_every_kind_of_error_is_marked_by_a_letter_as_well_as_by_colour(report):
+    html = report.read_text()
     for kind, mark in (("substitute", "S"), ("delete", "D"), ("insert", "I")):
         assert re.search(rf'class="word {kind}"><span class="mark">{mark}</span>', html)
 
 
-def test_the_worst_utterance_comes_first(make_evaluation):
-    rows = rows_with(1)
-    rows[37] = replace(rows[37], hypothesis="")
-    html = render_report(make_evaluation(quarter=rows))
-    assert re.findall(r"<code>([^<]+)</code></div>", html)[0] == rows[37].id
+def test_the_worst_utterance_comes_first(report, evaluation):
+    listed = re.findall(r"<code>([^<]+)</code></div>", report.read_text())
+    assert listed[0] == evaluation.sets["quarter"].rows[37].id
+
+
+def test_the_report_is_one_file_of_moderate_size(report):
+    assert [found.name for found in report.parent.iterdir()] == ["report.html"]
+    assert report.stat().st_size < 3_000_000
 
 
 def test_an_utterance_is_listed_once_with_what_the_champion_made_of_it(make_evaluation):
@@ -175,12 +189,6 @@ def test_a_report_of_nothing_is_still_a_report(make_evaluation):
     assert "nothing was measured" not in html  # that text is inside the plots
     assert "not measured" in html
     assert "refused" in html
-
-
-def test_the_report_is_one_file_of_moderate_size(make_evaluation, tmp_path):
-    path = write_report(tmp_path / "reports", make_evaluation(quarter=rows_with(1)))
-    assert [found.name for found in path.parent.iterdir()] == ["report.html"]
-    assert path.stat().st_size < 3_000_000
 
 
 @pytest.mark.parametrize("dark", [False, True])

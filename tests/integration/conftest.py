@@ -2,9 +2,11 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +24,7 @@ from tests.toy_bundle import shelved, tones
 from tests.toy_registry import approve
 
 ROOT = Path(__file__).parents[2]
+ENOUGH_BYTES = 4 * 2**30
 
 
 class Tier:
@@ -92,6 +95,17 @@ class Tier:
         for bundle in bundles:
             route = Route(bundle.digest, 1.0, "1", f"soundstage-{bundle.language}")
             self.folder.set_language(bundle.language, LanguageRelease((route,)))
+
+
+@pytest.fixture(scope="module")
+def in_memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder for a whole deployment, whose servers commit thousands of times: in memory, where the machine has it."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or shutil.disk_usage(memory).free < ENOUGH_BYTES:
+        yield tmp_path_factory.mktemp("deployment")
+        return
+    with tempfile.TemporaryDirectory(dir=memory, prefix="soundstage-") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture

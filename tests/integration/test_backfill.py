@@ -74,8 +74,8 @@ def until(true: Any, timeout_s: float, why: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
-    folder = tmp_path_factory.mktemp("backfill")
+def deployment(in_memory: Path) -> Iterator[SimpleNamespace]:
+    folder = in_memory
     log = folder / "trainings"
     log.mkdir()
     quarters = quarters_before_now(4)

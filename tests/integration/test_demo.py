@@ -25,9 +25,8 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def settings_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("demo")
-    path = folder / "soundstage.toml"
+def settings_file(in_memory: Path) -> Path:
+    path = in_memory / "soundstage.toml"
     path.write_text(
         f"""
 home = "store"
@@ -38,7 +37,7 @@ minutes = 14
 
 [training]
 threads = 1
-{write_short_recipes(folder)}
+{write_short_recipes(in_memory)}
 
 [registry]
 ui_url = "http://127.0.0.1:{free_port()}"

@@ -1,6 +1,7 @@
 """A small deployment of its own for the tests of the graph: real assets, real training, few steps."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from tests.short_recipes import SHORT_LIMITS, write_short_recipes
 
+BASE_STEPS = 24  # nothing that it trains is released
 SETTINGS = """
 home = "store"
 languages = ["en", "de"]
@@ -41,10 +43,26 @@ class Deployment:
 
 
 @pytest.fixture(scope="session")
+def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
+    """Gives a data store MLflow's database with its tables: making them takes a second or two."""
+    from deployment.registry.models import Registry
+
+    made = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    Registry(f"sqlite:///{made}").versions("soundstage-en")
+
+    def give(home: Path) -> None:
+        (home / "mlflow").mkdir()
+        shutil.copy(made, home / "mlflow" / "mlflow.db")
+
+    return give
+
+
+@pytest.fixture(scope="session")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     folder = tmp_path_factory.mktemp("deployment")
     settings_file = folder / "soundstage.toml"
-    settings_file.write_text(SETTINGS.replace("RECIPES", write_short_recipes(folder)).replace("LIMITS", SHORT_LIMITS))
+    recipes = write_short_recipes(folder, BASE_STEPS)
+    settings_file.write_text(SETTINGS.replace("RECIPES", recipes).replace("LIMITS", SHORT_LIMITS))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SOUNDSTAGE_CONFIG", str(settings_file))
         for name in [name for name in os.environ if name.startswith("SOUNDSTAGE_") and name != "SOUNDSTAGE_CONFIG"]:

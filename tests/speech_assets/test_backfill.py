@@ -2,10 +2,8 @@
 
 import json
 import os
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -56,24 +54,31 @@ def dagster() -> Iterator[str]:
             return
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
 
 
-def backfill(*arguments: str, **variables: str) -> tuple[int, str]:
-    """A process of its own: quarters are those of the settings that a process loads first."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("SOUNDSTAGE_", "DAGSTER_"))}
-    command = [sys.executable, "-m", "speech_assets.cli", "backfill", *arguments]
-    ended = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**environment, "COLUMNS": "600", **variables},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return ended.returncode, ended.stdout + ended.stderr
+Backfill = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def backfill(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Backfill:
+    """Calls the command; returns its exit code and what it said."""
+    for name in [name for name in os.environ if name.startswith(("SOUNDSTAGE_", "DAGSTER_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("COLUMNS", "600")
+    monkeypatch.chdir(ROOT)
+
+    def call(*arguments: str, **variables: str) -> tuple[int, str]:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit) as ended:
+            app(["backfill", *arguments])
+        said = capsys.readouterr()
+        return int(ended.value.code or 0), said.out + said.err
+
+    return call
 
 
 @pytest.mark.parametrize(
@@ -84,14 +89,16 @@ def backfill(*arguments: str, **variables: str) -> tuple[int, str]:
         (("--assets", "[/foo]"), "[/foo]: choose from corpus, models, evaluation"),
     ],
 )
-def test_what_is_not_there_is_named_as_it_was_written(arguments: tuple[str, ...], said: str) -> None:
+def test_what_is_not_there_is_named_as_it_was_written(
+    backfill: Backfill, arguments: tuple[str, ...], said: str
+) -> None:
     code, output = backfill(*arguments)
     assert code == 1
     assert said in output
     assert "Traceback" not in output
 
 
-def test_the_last_line_says_that_all_was_made(dagster: str) -> None:
+def test_the_last_line_says_that_all_was_made(backfill: Backfill, dagster: str) -> None:
     code, output = backfill("--quarters", "2024-01", "--languages", "en", "--assets", "corpus", "--dagster", dagster)
     assert code == 0, output
     assert output.splitlines()[-1] == "1 of 1 made"
@@ -113,7 +120,9 @@ def test_a_dagster_of_other_settings_is_named_before_anything_is_launched() -> N
     refuse_other_settings(Deployment("/here", ("fr", "en"), ("2025-01",)), ours, "http://dagster")
 
 
-def test_a_command_with_another_settings_file_launches_nothing(dagster: str, tmp_path: Path) -> None:
+def test_a_command_with_another_settings_file_launches_nothing(
+    backfill: Backfill, dagster: str, tmp_path: Path
+) -> None:
     (tmp_path / "soundstage.toml").write_text('languages = ["en", "de"]\n[[sources]]\nkind = "synthetic"\n')
     code, output = backfill(
         "--quarters", "2024-01", "--dagster", dagster, SOUNDSTAGE_CONFIG=str(tmp_path / "soundstage.toml")

@@ -215,7 +215,7 @@ def server() -> Iterator[Any]:
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     http.received = received  # type: ignore[attr-defined]
     http.url = f"http://127.0.0.1:{http.server_port}"  # type: ignore[attr-defined]
-    threading.Thread(target=http.serve_forever, daemon=True).start()
+    threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
     yield http
     http.shutdown()
 

@@ -26,7 +26,6 @@ from speech.audio.decode import Waveform, encode_wav
 from speech.bundle import ModelBundle
 from speech.corpus.manifest import Utterance
 from speech.corpus.normalize import MANIFEST, Sorted
-from speech.store.objects import open_objects
 from speech.store.outputs import write_json
 from tests.evaluation.conftest import result_of, rows_with
 from tests.toy_bundle import tones, write_toy_bundle
@@ -143,11 +142,9 @@ class House:
         assert registered.success, registered.sentence
 
     def crown(self, number: int, **figures: Any) -> None:
-        """A champion, approved through the job."""
+        """A champion, approved as the job does it."""
         self.register(number, **figures)
-        version = str(len(self.registry.versions(MODEL)))
-        approved = self.promote(version)
-        assert approved.success, approved.sentence
+        self.promotions.approve(LANGUAGE, MODEL, str(len(self.registry.versions(MODEL))), "Ada", "good")
 
     def materialize(self, *assets: str, partition: str = PARTITION, tags: dict[str, str] | None = None) -> Outcome:
         import dagster as dg
@@ -242,24 +239,13 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("bundles")
 
 
-@pytest.fixture(scope="session")
-def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database with its tables: making one takes a second or two."""
-    from deployment.registry.models import Registry
-
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    Registry(f"sqlite:///{path}", open_objects(path.parent)).versions(MODEL)
-    return path
-
-
 @pytest.fixture
-def house(deployment, tmp_path: Path, bundles: Path, empty_registry: Path) -> House:  # type: ignore[no-untyped-def]
+def house(deployment, tmp_path: Path, bundles: Path, empty_registry: Callable[[Path], None]) -> House:  # type: ignore[no-untyped-def]
     import dagster as dg
 
     from deployment.settings import Settings
 
-    (tmp_path / "mlflow").mkdir()
-    shutil.copy(empty_registry, tmp_path / "mlflow" / "mlflow.db")
+    empty_registry(tmp_path)
     settings = Settings.load()
     promotion = settings.promotion.model_copy(update={"approvers": ("Ada", "Bob")})
     serving = settings.serving.model_copy(update={"auto_release": False})  # releases are launched where they matter
@@ -780,7 +766,7 @@ def slack() -> Iterator[tuple[str, list[dict[str, str]]]]:
             """Say nothing: the test reads `posted`."""
 
     server = HTTPServer(("127.0.0.1", 0), Slack)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}/api/", posted

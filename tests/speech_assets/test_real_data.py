@@ -24,7 +24,7 @@ def test_a_model_of_hard_real_speech_is_refused_and_nothing_moves(tmp_path: Path
             **environment,
             "PYTHONPATH": str(ROOT),
             "SOUNDSTAGE_REAL_DATA": data,
-            "SOUNDSTAGE_TRAINING__OVERRIDES": '{"max_steps": 36, "evaluate_every": 36}',
+            "SOUNDSTAGE_TRAINING__OVERRIDES": '{"max_steps": 36, "evaluate_every": 36, "batch.seconds": 12}',
         },
         capture_output=True,
         text=True,

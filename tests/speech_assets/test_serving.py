@@ -1,6 +1,7 @@
 """Decisions and releases in Dagster, with a real replica: who runs what, and what the asset page says about it."""
 
 import errno
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,13 +58,14 @@ class Served:
 
 
 @pytest.fixture
-def served(deployment, tmp_path: Path):  # type: ignore[no-untyped-def]
+def served(deployment, tmp_path: Path, empty_registry: Callable[[Path], None]):  # type: ignore[no-untyped-def]
     import dagster as dg
 
     from deployment.settings import Settings
     from speech_assets.definitions import build
     from speech_assets.defs.resources import Workspace
 
+    empty_registry(tmp_path)
     settings = Settings.load()
     promotion = settings.promotion.model_copy(update={"approvers": ("Ada",), "require_better": False})
     serving = settings.serving.model_copy(update={"canary_s": 1.5, "canary_requests": 20, "drain_s": 5.0})

@@ -1,7 +1,7 @@
 """The training command as people and the graph use it: a process that is killed, resumed, stopped, refused.
 
-Every process that trains imports NeMo (20 s of CPU), so one story of four processes carries most of
-the promises.
+One story of four processes carries most of the promises, and those that train are forked from one that has imported
+NeMo; what needs no NeMo, or starts processes itself, is the command as people type it.
 """
 
 import json
@@ -18,6 +18,7 @@ import pytest
 
 from speech.bundle import ModelBundle
 from speech.corpus.manifest import read_manifest, write_manifest
+from tests.training.forked import Command
 from tests.training.toy_corpus import write_toy_corpus
 
 ROOT = Path(__file__).parents[2]
@@ -67,34 +68,23 @@ def _spec(folder: Path, manifest: Path, **changes: Any) -> Path:
     return path
 
 
-def _start(spec: Path, *flags: str) -> subprocess.Popen[str]:
+def _run(spec: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "speech_assets.cli", "train", str(spec), *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
-def _end(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
-    output, errors = process.communicate(timeout=300)
-    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
-
-
-def _run(spec: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    return _end(_start(spec, *flags))
-
-
-def _wait_for_step(process: subprocess.Popen[str], checkpoints: Path, step: int) -> int:
+def _wait_for_step(command: Command, checkpoints: Path, step: int) -> int:
     """Return the newest checkpoint's step once it has reached `step`."""
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         steps = [int(path.stem.removeprefix("step-")) for path in checkpoints.glob("step-*.pt")]
         if steps and max(steps) >= step:
             return max(steps)
-        if process.poll() is not None:
-            pytest.fail(f"ended early with {process.returncode}: {_end(process).stderr}")
+        if command.poll() is not None:
+            pytest.fail(f"ended early with {command.poll()}: {command.end().stderr}")
         time.sleep(0.01)
-    process.kill()
+    command.send_signal(signal.SIGKILL)
     pytest.fail(f"no checkpoint of step {step} after 240 s")
 
 
@@ -105,22 +95,22 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     output = folder / "out"
     spec = _spec(folder, manifest)
 
-    alone = _start(_spec(folder, manifest, output=str(folder / "alone")))
-    victim = _start(spec)
+    victim = Command("train", str(spec))
     _wait_for_step(victim, output / "checkpoints", 2)
-    victim.kill()
-    victim.communicate()
+    victim.send_signal(signal.SIGKILL)
+    assert victim.end().returncode == -signal.SIGKILL
     killed_at = max(int(path.stem.removeprefix("step-")) for path in (output / "checkpoints").glob("step-*.pt"))
 
-    process = _start(spec)
+    process = Command("train", str(spec))
     _wait_for_step(process, output / "checkpoints", killed_at + 2)
     process.send_signal(signal.SIGTERM)
-    stopped = _end(process)
-    finished = _run(spec)
+    stopped = process.end()
+    finished = Command("train", str(spec)).end()
     began = time.monotonic()
     again = _run(spec)
     again_s = time.monotonic() - began
-    assert _end(alone).returncode == 0
+    alone = Command("train", str(_spec(folder, manifest, output=str(folder / "alone")))).end()
+    assert alone.returncode == 0, alone.stderr
     return Story(output, killed_at, stopped, finished, again, again_s, folder / "alone")
 
 
@@ -207,7 +197,7 @@ def test_a_fine_tune_keeps_the_tokenizer_and_geometry_of_its_base(story: Story, 
         },
         mlflow={"tracking_uri": tracking, "experiment": "toy", "tags": {"quarter": "2024-01"}},
     )
-    ended = _run(spec, "--set", "max_steps=4")
+    ended = Command("train", str(spec), "--set", "max_steps=4").end()
     assert ended.returncode == 0, ended.stderr
     base, tuned = ModelBundle.load(story.output / "bundle"), ModelBundle.load(tmp_path / "out" / "bundle")
     assert tuned.vocabulary == base.vocabulary

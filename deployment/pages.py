@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 HEALTH = "/healthz"
+INDEX = "index.html"
 PAGES = "pages"  # in the data store
 REPORTS, DATA_DOCS = "reports", "data-docs"  # below it, a quarter and language each
 READERS = 8  # of what the index shows, side by side
@@ -64,12 +65,13 @@ class PagesSettings(Section):
 
 def publish(objects: Objects, place: str, page: Path) -> None:
     """Show a page, or a folder of them, below `place` of the pages, in place of what was shown there."""
-    files = {"index.html": page}
+    files = {INDEX: page}
     if page.is_dir():
         files = {path.relative_to(page).as_posix(): path for path in page.rglob("*") if path.is_file()}
     below = f"{PAGES}/{place}"
-    for name in sorted(files, key=lambda name: name == "index.html"):  # what links to the others comes last
-        objects.put(f"{below}/{name}", files[name].read_bytes())
+    first = [name for name in files if name != INDEX]
+    objects.each(lambda name: objects.put(f"{below}/{name}", files[name].read_bytes()), first)
+    objects.put(f"{below}/{INDEX}", files[INDEX].read_bytes())  # it links to the others
     shown = {f"{below}/{name}" for name in files}
     objects.delete([item.key for item in objects.list(below) if item.key not in shown])
 
@@ -194,12 +196,12 @@ def application(objects: Objects, links: Mapping[str, str] | None = None) -> "St
 
     def page(request: Request) -> Response:
         path = request.path_params["path"]
-        name = f"{path}index.html" if path.endswith("/") else path
+        name = f"{path}{INDEX}" if path.endswith("/") else path
         try:
             return Response(objects.read(f"{PAGES}/{name}").data, media_type=guess_type(name)[0], headers=_FRESH)
         except StoreError:
             with suppress(StoreError):
-                if objects.folders(f"{PAGES}/{path}") or objects.read(f"{PAGES}/{path}/index.html"):
+                if objects.folders(f"{PAGES}/{path}") or objects.read(f"{PAGES}/{path}/{INDEX}"):
                     return RedirectResponse(f"/{path}/")
             return PlainTextResponse("There is no such page.", HTTPStatus.NOT_FOUND)
 
@@ -207,7 +209,7 @@ def application(objects: Objects, links: Mapping[str, str] | None = None) -> "St
         routes=[
             Route(HEALTH, health),
             Route("/", overview),
-            Route("/index.html", overview),
+            Route(f"/{INDEX}", overview),
             Route("/{path:path}", page),
         ]
     )

@@ -16,17 +16,18 @@ by who knows that nobody still means the old one.
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
 MAX_KEY_BYTES = 900  # S3 takes 1,024 in UTF-8, and a prefix comes before it
 MAX_PART_BYTES = 200  # file systems take 255, and versions and temporary names are longer than the part
 INCOMING = ".incoming"  # below it lies what the makers need for themselves
 REFERENCE = "store://"  # before a key where audio may lie outside of the data store, too
+T = TypeVar("T")
 VERSION = re.compile(r"@\d{8}")  # ends the names of a document's later versions in a folder
 
 
@@ -133,6 +134,11 @@ class Objects(ABC):
     @abstractmethod
     def staging(self, prefix: str) -> AbstractContextManager[Path]:
         """An empty local folder to write files into before they are uploaded below the prefix; removed afterwards."""
+
+    def each(self, act: Callable[[T], object], items: Iterable[T]) -> None:
+        """Do something with each item, as many at once as answer soonest here; raises what one of them raises."""
+        for item in items:
+            act(item)
 
     @abstractmethod
     def now(self) -> float:

@@ -287,9 +287,12 @@ class DataStore:
         files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
         if not files:
             raise StoreError(f"{key} has no file: an output that holds nothing cannot be published")
-        for path in files:
+
+        def upload(path: Path) -> None:
             with suppress(LostRace):  # the same content, by a publisher that was killed, or is as far as this one
                 self.objects.upload(path, f"{key}/{path.relative_to(folder).as_posix()}")
+
+        self.objects.each(upload, files)
 
     def _sweep(self, key: str, pointer: _Pointer) -> None:
         """Remove the outputs that the pointer does not list and never will."""

@@ -121,7 +121,7 @@ class S3Objects(Objects):
             place = {"Bucket": self.bucket, "Key": self._key(key)}
             self._ask(key, lambda: self._client.delete_object(**place))
 
-        self._each(delete, keys)
+        self.each(delete, keys)
 
     def local(self, key: str) -> Path:
         def fetch(file: BinaryIO) -> None:
@@ -134,7 +134,7 @@ class S3Objects(Objects):
         keys = [item.key for item in self.list(prefix)]
         if not keys:
             raise Missing(f"there is nothing below {prefix} in the data store {self.home}")
-        self._each(self.local, keys)
+        self.each(self.local, keys)
         return self.cache.root / prefix
 
     @contextmanager
@@ -142,6 +142,11 @@ class S3Objects(Objects):
         checked(prefix)
         with TemporaryDirectory(prefix="soundstage-", ignore_cleanup_errors=True) as folder:
             yield Path(folder)
+
+    def each(self, act: Callable[[T], object], items: Iterable[T]) -> None:
+        with ThreadPoolExecutor(THREADS) as threads:
+            for _ in threads.map(act, items):
+                pass
 
     def now(self) -> float:
         place = {"Bucket": self.bucket, "Prefix": self._below("")}
@@ -165,11 +170,6 @@ class S3Objects(Objects):
         place = {"Bucket": self.bucket, "Prefix": self._below(prefix)}
         pages = self._client.get_paginator("list_objects_v2")
         return self._ask(prefix, lambda: [*pages.paginate(**place, **how)])
-
-    def _each(self, act: Callable[[str], Any], keys: Iterable[str]) -> None:
-        with ThreadPoolExecutor(THREADS) as threads:
-            for _ in threads.map(act, keys):
-                pass
 
     def _body(self, key: str) -> "_Body":
         def get(start: int, etag: str | None) -> Any:

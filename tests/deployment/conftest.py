@@ -1,5 +1,6 @@
 """What the deployment tests share: a home folder with a real MLflow registry, toy bundles and verdicts."""
 
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -77,6 +78,19 @@ def rewrite(home: Path, change: Callable[[list[bytes]], list[bytes]], language: 
     folder.mkdir()
     for number, entry in enumerate(change(before), start=1):
         (folder / f"{number:08d}.json").write_bytes(entry)
+
+
+def forked(work: Callable[[], None]) -> int:
+    """Run `work` in another process, whose number is returned; the database must not have been opened in this one."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return pid
 
 
 @dataclass

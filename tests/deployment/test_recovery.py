@@ -7,7 +7,8 @@ import pytest
 from deployment.promotion.ledger import LedgerError
 from deployment.promotion.rules import PromotionRefused
 from deployment.registry.models import Registry
-from tests.deployment.conftest import MODEL, rewrite
+from speech.store.objects import open_objects
+from tests.deployment.conftest import MODEL, forked, rewrite
 
 
 def test_alias_moved_by_hand_is_seen_and_repaired(house):
@@ -41,12 +42,7 @@ class _Dies(Registry):
 def test_process_killed_between_ledger_and_alias_is_repaired(house):
     """The decision was recorded, so it holds: reconcile moves the alias, a repeat adds no second entry."""
     house.register(1)
-    pid = os.fork()
-    if pid == 0:
-        dying = house.promotions_over(_Dies(house.registry.tracking_uri))
-        dying.approve("en", MODEL, "1", "Ada", "good")
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+    _dies_in(house, lambda dying: dying.approve("en", MODEL, "1", "Ada", "good"))
     assert house.champion is None
     assert house.promotions.current("en").version == "1"
     assert "interrupted" in house.promotions.check_alias("en", MODEL)
@@ -61,12 +57,7 @@ def test_interrupted_rollback_is_finished_by_its_repeat(house):
     """A retried roll-back must not go back twice."""
     for number in (1, 2, 3):
         house.approve(number, house.bundle(number - 1).digest if number > 1 else None)
-    pid = os.fork()
-    if pid == 0:
-        dying = house.promotions_over(_Dies(house.registry.tracking_uri))
-        dying.rollback("en", "Ada", "worse")
-        os._exit(0)
-    os.waitpid(pid, 0)
+    _dies_in(house, lambda dying: dying.rollback("en", "Ada", "worse"))
     assert house.promotions.rollback("en", "Ada", "worse").version == "2"
     assert len(house.promotions.history("en")) == 4
     assert house.champion == "2"
@@ -74,11 +65,9 @@ def test_interrupted_rollback_is_finished_by_its_repeat(house):
 
 def _dies_in(house, decide) -> None:
     """Take a decision in a process that ends when the alias is to be moved."""
-    pid = os.fork()
-    if pid == 0:
-        rules = {"approvers": ("Ada", "Bob")}
-        decide(house.promotions_over(_Dies(house.registry.tracking_uri), **rules))
-        os._exit(0)
+    rules = {"approvers": ("Ada", "Bob")}
+    registry = _Dies(house.registry.tracking_uri, open_objects(house.home))
+    pid = forked(lambda: decide(house.promotions_over(registry, **rules)))
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
 
 

@@ -6,7 +6,6 @@ import shutil
 import signal
 import sqlite3
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote, urlparse
@@ -17,6 +16,7 @@ from deployment.registry.models import Registry, RegistryError
 from evaluation.gates import GateRefused, load_verdict, save_verdict
 from speech.bundle import BundleError, ModelBundle
 from speech.store.objects import open_objects
+from tests.deployment.conftest import forked
 from tests.toy_bundle import write_toy_bundle
 
 MODEL = "soundstage-en"
@@ -182,19 +182,6 @@ def test_unknown_version_is_named(house, key):
         house.registry.version("soundstage-xx", "1")
 
 
-def _forked(work: Callable[[], None]) -> int:
-    """Run `work` in another process; the database must not have been opened in this one."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    return pid
-
-
 def _register(house, bundle: ModelBundle, die_after: str = "") -> None:
     registry = Registry(house.registry.tracking_uri, open_objects(house.home))
     if die_after:
@@ -215,7 +202,7 @@ def test_killed_registration_is_completed_without_duplicates(house, verdict_of, 
     """kill -9 at any step, then the same call: one version, one run, challenger set."""
     bundle = house.bundle(1)
     save_verdict(verdict_of(bundle), open_objects(house.home))
-    pid = _forked(lambda: _register(house, bundle, step))
+    pid = forked(lambda: _register(house, bundle, step))
     assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
     version = house.register(1)
     assert [v.version for v in house.registry.versions(MODEL)] == [version.version] == ["1"]
@@ -235,7 +222,7 @@ def test_two_processes_register_the_same_bundles_at_once(house, verdict_of):
         for bundle in order:
             _register(house, bundle)
 
-    processes = [_forked(lambda order=order: all_of(order)) for order in (bundles, bundles[::-1])]
+    processes = [forked(lambda order=order: all_of(order)) for order in (bundles, bundles[::-1])]
     assert [os.waitpid(pid, 0)[1] for pid in processes] == [0, 0]
     assert sorted(v.digest for v in house.registry.versions(MODEL)) == sorted(bundle.digest for bundle in bundles)
 
@@ -272,7 +259,7 @@ def test_registration_waits_for_a_locked_database(house):
         time.sleep(7)  # longer than the five seconds that SQLite's driver waits by itself
         connection.execute("ROLLBACK")
 
-    pid = _forked(hold)
+    pid = forked(hold)
     os.read(ready, 1)
     assert house.register(2).version == "2"
     os.waitpid(pid, 0)

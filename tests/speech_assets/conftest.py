@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from speech.store.objects import open_objects
 from tests.short_recipes import SHORT_LIMITS, write_short_recipes
 
 BASE_STEPS = 24  # nothing that it trains is released
@@ -48,7 +49,7 @@ def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path],
     from deployment.registry.models import Registry
 
     made = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    Registry(f"sqlite:///{made}").versions("soundstage-en")
+    Registry(f"sqlite:///{made}", open_objects(made.parent)).versions("soundstage-en")
 
     def give(home: Path) -> None:
         (home / "mlflow").mkdir()

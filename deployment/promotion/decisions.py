@@ -31,7 +31,6 @@ from deployment.promotion.ledger import (
     GENESIS,
     Decision,
     Ledger,
-    LedgerError,
     champion_in_force,
     line_of_champions,
 )
@@ -218,24 +217,19 @@ class Promotions:
         Raises:
             RegistryError, LedgerError: the registry cannot be used; the ledger is broken.
         """
-        ledger = self.ledger(language)
         candidate = self.registry.challenger(model)
         if candidate is None:
             return None
         sha = self.rules.verdict_sha256(candidate.digest)  # before its age is read: of no newer verdict
         if not self.rules.overdue(candidate):
             return None
-        entries = ledger.entries()
-        if closed := self.rules.closed(entries, candidate):
+        ledger = self.ledger(language)
+        reason = f"waited longer than {self.rules.expires_days} days for a decision: evaluate and judge it again"
+        turn = _Turn(ledger, ledger.entries(), SYSTEM, reason)
+        if closed := self.rules.closed(turn.entries, candidate):
             self._aliases.finish(ledger)  # the process that closed it died before it moved the alias
             return closed
-        reason = f"waited longer than {self.rules.expires_days} days for a decision: evaluate and judge it again"
-        return self._decide(_Turn(ledger, entries, SYSTEM, reason), "expire", candidate, sha)
-
-    def overdue(self, model: str) -> ModelVersion | None:
-        """The challenger, if it waited too long."""
-        candidate = self.registry.challenger(model)
-        return candidate if candidate and self.rules.overdue(candidate) else None
+        return self._decide(turn, "expire", candidate, sha)
 
     @_again
     def override(self, language: str, model: str, bundle: Path, digest: str, approver: str, reason: str) -> Decision:
@@ -404,19 +398,15 @@ class Promotions:
         """All decisions of a language, oldest first, verified."""
         return self.ledger(language).entries()
 
-    def verify(self, language: str, model: str | None = None) -> str | None:
-        """None when the ledger is intact, else a sentence that names what is broken.
+    def whole(self, language: str, model: str) -> tuple[Decision, ...]:
+        """All decisions of a language, if none is missing that the registry notes about a model.
 
-        With `model`, the ledger's end is compared with what the registry notes of it: entries may be missing there.
+        Raises:
+            LedgerError: the ledger is broken or was cut off.
         """
         ledger = self.ledger(language)
-        try:
-            ledger.entries()
-            if model:
-                self._aliases.require_whole(ledger, model)
-        except LedgerError as broken:
-            return str(broken)
-        return None
+        self._aliases.require_whole(ledger, model)
+        return ledger.entries()
 
     def check_alias(self, language: str, model: str) -> str | None:
         """What the registry shows otherwise than the ledger says, in a sentence; None where they agree.

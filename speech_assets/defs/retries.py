@@ -19,12 +19,7 @@ from typing import Any, TypeVar
 
 import dagster as dg
 
-from deployment.promotion.ledger import LedgerError
-from deployment.promotion.rules import PromotionRefused
-from deployment.registry.models import RegistryError
-from evaluation.gates import GateRefused
-from speech.bundle import BundleError
-from speech.store.objects import StoreError
+from deployment.promotion.decisions import REFUSALS
 
 MAX_RETRIES = 4
 FIRST_WAIT_S = 5.0  # 5, 10, 20, 40 s: a restart of a server is over by then
@@ -72,7 +67,7 @@ def refusals_are_final() -> Iterator[None]:
     """Make a refusal a failed run with one sentence; what only could not be reached is left to be tried again."""
     try:
         yield
-    except (PromotionRefused, GateRefused, BundleError, LedgerError, RegistryError, StoreError) as refused:
+    except REFUSALS as refused:
         if unreachable(refused):
             raise
         raise dg.Failure(str(refused), allow_retries=False) from refused

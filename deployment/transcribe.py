@@ -9,8 +9,6 @@ from deployment.settings import Settings
 from speech.recognition.offline import Recognizer
 from speech.transcript import Transcript
 
-FORMATS = ("text", "json", "srt", "vtt", "ctm")
-
 
 def champion_bundle(settings: Settings, language: str) -> Path:
     """The folder of the bundle that people put into production for a language, its verdict read again.
@@ -31,7 +29,7 @@ def transcribe_file(path: Path, recognizer: Recognizer) -> Transcript:
 
 
 def written(transcript: Transcript, form: str, recording: str) -> str:
-    """A transcript in one of `FORMATS`, ended by a line break; JSON is one line."""
+    """A transcript as text, json, srt, vtt or ctm, ended by a line break; JSON is one line."""
     if form == "json":
         return json.dumps(transcript.to_json(), ensure_ascii=False) + "\n"
     if form == "ctm":

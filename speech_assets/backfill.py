@@ -13,12 +13,16 @@ down to the models that learn from them. Dagster must be running (`make up`). It
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import dropwhile
 
 from rich.console import Console
 
 from deployment.settings import Settings, SettingsError
 from speech_assets.chain import BASE_CORPUS, CORPUS, JUDGEMENT, LANGUAGE_BASE, MODELS
 from speech_assets.dagster_client import LAUNCHED_BY, BackfillStatus, DagsterClient, Deployment
+from speech_assets.defs.corpus import refused_by
+from speech_assets.defs.partitions import Grid
+from speech_assets.defs.resources import Workspace
 from speech_assets.partition_keys import partition_of, quarter_and_language_of
 
 GROUPS = {
@@ -54,8 +58,6 @@ def scope(quarters: Sequence[str], languages: Sequence[str], settings: Settings)
     Raises:
         SettingsError: a quarter or a language is not one of this deployment.
     """
-    from speech_assets.defs.partitions import Grid
-
     grid = Grid(settings)
     known = list(grid.quarters.get_partition_keys())
     chosen: list[str] = []
@@ -78,46 +80,33 @@ def scope(quarters: Sequence[str], languages: Sequence[str], settings: Settings)
 
 def refuse_other_settings(running: Deployment, settings: Settings, url: str) -> None:
     """Raise SettingsError where Dagster runs other settings than these: it would do other work than was asked for."""
-    ours = {
-        "home": settings.home,
-        "languages": sorted(settings.languages),
-        "first_quarter": settings.first_quarter,
-    }
-    theirs = {
-        "home": running.home or "unknown",
-        "languages": sorted(running.languages),
-        "first_quarter": running.quarters[0] if running.quarters else "none",
-    }
-    if differing := [
-        f"`{name}` is {theirs[name]} there and {ours[name]} here" for name in ours if ours[name] != theirs[name]
-    ]:
+    compared = (
+        ("home", running.home or "unknown", settings.home),
+        ("languages", sorted(running.languages), sorted(settings.languages)),
+        ("first_quarter", running.quarters[0] if running.quarters else "none", settings.first_quarter),
+    )
+    if differing := [f"`{name}` is {there} there and {here} here" for name, there, here in compared if there != here]:
         raise SettingsError(
             f"Dagster at {url} runs other settings than this command: {'; '.join(differing)}. Name its file in "
             "SOUNDSTAGE_CONFIG, restart Dagster after a change of the settings, or name another Dagster with --dagster"
         )
 
 
-def whole(wanted: Scope, assets: Sequence[str]) -> dict[str, list[str]]:
-    """Every partition of these assets inside the scope; those without one are left out."""
-    found = {asset: wanted.of(asset) for asset in assets}
-    return {asset: partitions for asset, partitions in found.items() if partitions}
+def unfinished(chain: Sequence[str], status: Mapping[str, str]) -> list[str]:
+    """The assets of a chain from the first that is missing or stale on."""
+    return list(dropwhile(lambda asset: status[asset] == UP_TO_DATE, chain))
 
 
 def outdated(dagster: DagsterClient, partitions: Sequence[str], chain: Sequence[str]) -> dict[str, list[str]]:
-    """By partition, the assets of a chain from the first that is missing or stale on; nothing where all are fresh."""
-    found: dict[str, list[str]] = {}
-    for partition in partitions:
-        status = dagster.stale(chain, partition)
-        first = next((index for index, asset in enumerate(chain) if status[asset] != UP_TO_DATE), len(chain))
-        if first < len(chain):
-            found[partition] = list(chain[first:])
-    return found
+    """By partition, what is `unfinished` of a chain; nothing where all is fresh."""
+    found = {partition: unfinished(chain, dagster.stale(chain, partition)) for partition in partitions}
+    return {partition: assets for partition, assets in found.items() if assets}
 
 
 def bring_up_to_date(
     dagster: DagsterClient,
     wanted: Scope,
-    refused: Callable[[str], bool],
+    workspace: Workspace,
     said: Callable[[str], None],
     tags: Mapping[str, str],
 ) -> list[str]:
@@ -125,18 +114,17 @@ def bring_up_to_date(
 
     Each partition of a layer is a run of its own in Dagster's queue: what is stale in the next layer is known only when
     this one has ended, and a backfill would take a minute of the daemon's turns for each. The runs carry a tag of their
-    own. `refused` says whether a partition's corpus stands refused: until its source changes, its models would be, too.
-    What rests on a partition that failed is not tried: it would only fail again, for reasons that lead nowhere.
+    own. A partition whose corpus stands refused is left: until its source changes, its models would be, too. What rests
+    on a partition that failed is not tried: it would only fail again, for reasons that lead nowhere.
     """
     tags = {**tags, UP_TO_DATE_TAG: secrets.token_hex(4)}
-    failures: list[str] = []
-    failed: set[str] = set()
+    failed: dict[str, str] = {}  # why, by partition
 
     def held_back(partition: str) -> bool:
         quarter, language = quarter_and_language_of(partition)
         rests_on = [partition, language]
         rests_on += [] if quarter else [partition_of(base, language) for base in wanted.base_quarters]
-        return not failed.isdisjoint(rests_on)
+        return not failed.keys().isdisjoint(rests_on)
 
     def make(layer: str, todo: Mapping[str, Sequence[str]]) -> None:
         todo = {partition: assets for partition, assets in todo.items() if not held_back(partition)}
@@ -147,17 +135,16 @@ def bring_up_to_date(
         launched = {dagster.materialize(assets, partition, tags): partition for partition, assets in todo.items()}
         for run, partition in launched.items():
             if dagster.wait(run, WAIT_S) != "SUCCESS":
-                failed.add(partition)
-                failures.append(f"{partition}: {'; '.join(dagster.why_failed(run))}")
+                failed[partition] = "; ".join(dagster.why_failed(run))
 
     # Only reading a source shows whether it holds something new; what follows from it is asked of Dagster.
     make("what the sources hold", dict.fromkeys(wanted.of(CORPUS[0]), CORPUS[:1]))
     make("corpus", outdated(dagster, wanted.of(CORPUS[0]), CORPUS[1:]))
     make("first quarters", outdated(dagster, wanted.of(BASE_CORPUS[0]), BASE_CORPUS))
     make("base models", outdated(dagster, wanted.of(LANGUAGE_BASE[0]), LANGUAGE_BASE))
-    whole_corpus = [partition for partition in wanted.of(MODELS[0]) if not refused(partition)]
-    make("models", outdated(dagster, whole_corpus, (*MODELS, *JUDGEMENT)))
-    return failures
+    passed = [key for key in wanted.of(MODELS[0]) if not refused_by(workspace, *quarter_and_language_of(key))]
+    make("models", outdated(dagster, passed, (*MODELS, *JUDGEMENT)))
+    return [f"{partition}: {why}" for partition, why in failed.items()]
 
 
 def run(
@@ -187,17 +174,10 @@ def run(
     refuse_other_settings(dagster.deployment(CORPUS[0]), settings, url)
     tags = {LAUNCHED_BY: launched_by} if launched_by else {}
     if up_to_date:
-        from speech_assets.defs.corpus import refused_by
-        from speech_assets.defs.resources import Workspace
-
-        workspace = Workspace(settings)
-
-        def refused(partition: str) -> bool:
-            return bool(refused_by(workspace, *quarter_and_language_of(partition)))
-
-        return bring_up_to_date(dagster, wanted, refused, console.print, tags)
+        return bring_up_to_date(dagster, wanted, Workspace(settings), console.print, tags)
     title = f"{wanted.quarters[0]} to {wanted.quarters[-1]}: {', '.join(wanted.languages)}"
-    backfill_id = dagster.backfill(whole(wanted, named), title, tags)
+    partitions = {asset: inside for asset in named if (inside := wanted.of(asset))}
+    backfill_id = dagster.backfill(partitions, title, tags)
     console.print(f"backfill {backfill_id}: {settings.dagster_url}/runs/b/{backfill_id}")
     if not wait:
         return []

@@ -7,9 +7,8 @@ Dagster. A refusal is one sentence on stderr and exit code 1; an option that can
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -32,17 +31,8 @@ app = typer.Typer(
 Home = Annotated[
     str | None, typer.Option(help="Data store, a folder or s3://bucket/prefix (default: from the settings).")
 ]
+Form = Literal["text", "json", "srt", "vtt", "ctm"]
 Names = Annotated[list[str] | None, typer.Option(metavar="TAG,...", help="Languages (default: all of the settings).")]
-
-
-class Form(StrEnum):
-    """How a transcript is written."""
-
-    text = "text"
-    json = "json"
-    srt = "srt"
-    vtt = "vtt"
-    ctm = "ctm"
 
 
 def _told(problem: object) -> None:
@@ -204,23 +194,20 @@ def transcribe(
     bundle: Annotated[Path | None, typer.Option(help="Folder of another model than the champion.")] = None,
     form: Annotated[
         Form, typer.Option("--format", help="How transcripts are written; json is a line a file.")
-    ] = Form.text,
+    ] = "text",
     output: Annotated[
         Path | None, typer.Option(help="Folder that gets a file a recording (default: all go to stdout).")
     ] = None,
 ) -> None:
     """Transcribe files here, without a server; exit code 1 when one of them cannot be."""
-    from deployment.promotion.ledger import LedgerError
-    from deployment.promotion.rules import PromotionRefused
-    from deployment.registry.models import RegistryError
+    from deployment.promotion.decisions import REFUSALS
     from deployment.settings import SettingsError
     from deployment.transcribe import champion_bundle, transcribe_file, written
-    from evaluation.gates import GateRefused
     from speech.audio.source import AudioError
-    from speech.bundle import BundleError, ModelBundle
+    from speech.bundle import ModelBundle
     from speech.recognition.offline import Recognizer
 
-    with _refusing(PromotionRefused, GateRefused, LedgerError, RegistryError, BundleError):
+    with _refusing(*REFUSALS):
         if bundle is None:
             settings = _settings()
             if language is None and len(settings.languages) > 1:
@@ -230,14 +217,12 @@ def transcribe(
     failed = False
     for file in files:
         try:
-            said = written(transcribe_file(file, recognizer), form.value, file.stem)
+            said = written(transcribe_file(file, recognizer), form, file.stem)
             if output is None:
                 sys.stdout.write(said)
             else:
                 output.mkdir(parents=True, exist_ok=True)
-                (output / f"{file.name}.{'txt' if form is Form.text else form.value}").write_text(
-                    said, encoding="utf-8"
-                )
+                (output / f"{file.name}.{'txt' if form == 'text' else form}").write_text(said, encoding="utf-8")
         except (AudioError, OSError) as unusable:
             _told(unusable if str(file) in str(unusable) else f"{file}: {unusable}")
             failed = True

@@ -25,7 +25,7 @@ from evaluation.gates import load_verdict
 from speech.corpus.manifest import Utterance
 from speech.corpus.normalize import rows_of
 from speech.store.outputs import StoreError
-from speech_assets.backfill import UP_TO_DATE
+from speech_assets.backfill import UP_TO_DATE, unfinished
 from speech_assets.chain import BASE_CORPUS, CORPUS, JUDGEMENT, LANGUAGE_BASE, MODELS
 from speech_assets.dagster_client import ENDED, LAUNCHED_BY, DagsterClient, DagsterError
 from speech_assets.defs.corpus import refused_by
@@ -129,13 +129,11 @@ class Demo:
     def _to_do(self, step: Step) -> list[str]:
         """The assets of a step from the first that is missing or stale on, unless the partition was refused already."""
         stale = self.dagster.stale(step.assets, step.partition)
-        fresh = [stale[asset] == UP_TO_DATE for asset in step.assets]
-        if all(fresh):
-            return []
-        if refusal := self._standing_refusal(step, stale):
+        todo = unfinished(step.assets, stale)
+        if todo and (refusal := self._standing_refusal(step, stale)):
             self.refusals[step.partition] = refusal
             return []
-        return list(step.assets[fresh.index(False) :])
+        return todo
 
     def _standing_refusal(self, step: Step, stale: Mapping[str, str]) -> str | None:
         """Why a partition stands refused though what was judged is up to date; None when it does not."""

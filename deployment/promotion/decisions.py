@@ -1,21 +1,12 @@
 """Promotion: a person's decision about a version, under the team's rules, and what waits for one.
 
-An alias in MLflow can be moved by anyone with a browser, remembers nobody, and is not what a deployment may rest on. So
-a decision is first written to the ledger of its language (`deployment.promotion.ledger`), after the rules allow it
+A decision is written to the ledger of its language (`deployment.promotion.ledger`) after the rules allow it
 (`deployment.promotion.rules`), and only then are the registry's aliases moved (`deployment.promotion.aliases`). A
-process killed in between leaves an alias that the next decision, or `reconcile`, repairs from the ledger.
-
-Every step forward, roll-back included, reads the persisted verdict for exactly the bundle in question again, and
-compares the registry's bytes with its digest. An entry names the very bytes of the verdict that were judged for it.
-
-What a person can decide about a version that waits: `approve`, `reject` (final for that bundle), `request_changes`
-(closed until it is judged again). The system closes what waited too long (`expire`). Under the two-person rule an
-approval by the person who launched the training is one `voice`, and another approver has to approve.
+process killed in between leaves an alias that the next decision, or `reconcile`, sets right.
 
 A bundle that failed gates reaches production only through two entries: `override`, about exactly this bundle and
 verdict, which lets it be registered, and an approval that repeats which gates were overridden. Roll-back and release
-honour that approval for exactly that bundle and verdict. A missing, altered, stale or foreign verdict, an expired
-challenger or a bundle whose bytes differ cannot be overridden.
+honour that approval for exactly that bundle and verdict.
 """
 
 import functools
@@ -45,16 +36,17 @@ from deployment.promotion.rules import (
     require_language,
     require_still_passed,
 )
-from deployment.registry.models import ModelVersion, Registry
+from deployment.registry.models import ModelVersion, Registry, RegistryError
 from evaluation.gates import GateRefused, Verdict, load_verdict
 from evaluation.results import BENCHMARK
-from speech.bundle import ModelBundle
-from speech.store.objects import LostRace
+from speech.bundle import BundleError, ModelBundle
+from speech.store.objects import LostRace, StoreError
 from speech.store.records import TRIES, pause
 
 P = ParamSpec("P")
 T = TypeVar("T")
 SYSTEM = "soundstage"  # who closes what waited too long
+REFUSALS = (PromotionRefused, GateRefused, BundleError, LedgerError, RegistryError, StoreError)  # no decision
 
 
 @dataclass(frozen=True)
@@ -132,7 +124,7 @@ class _Turn:
 
 
 class Promotions:
-    """Decisions about champions.
+    """Decisions about champions. Each raises LedgerError where the ledger of its language is broken or was cut off.
 
     Args:
         registry: where versions and aliases are.
@@ -161,7 +153,7 @@ class Promotions:
                 no better than the champion, or an override is not allowed.
             GateRefused: no passing, current verdict for exactly this bundle.
             BundleError: the registry's bytes are not those that were registered.
-            RegistryError, LedgerError: no such version; the ledger is broken.
+            RegistryError: no such version.
         """
         turn = self._turn(language, approver, reason)
         if override_gates:
@@ -200,7 +192,7 @@ class Promotions:
 
         Raises:
             PromotionRefused: the approver may not decide, there is no reason, or the version is the champion.
-            RegistryError, LedgerError: no such version; the ledger is broken.
+            RegistryError: no such version.
         """
         turn = self._turn(language, approver, reason)
         candidate = require_language(self.registry.version(model, version), language)
@@ -213,29 +205,20 @@ class Promotions:
 
     @_again
     def expire(self, language: str, model: str) -> Decision | None:
-        """Close the challenger if it waited too long; None when there is nothing to close.
-
-        Raises:
-            RegistryError, LedgerError: the registry cannot be used; the ledger is broken.
-        """
-        ledger = self.ledger(language)
+        """Close the challenger if it waited too long; None when there is nothing to close."""
         candidate = self.registry.challenger(model)
         if candidate is None:
             return None
         sha = self.rules.verdict_sha256(candidate.digest)  # before its age is read: of no newer verdict
         if not self.rules.overdue(candidate):
             return None
-        entries = ledger.entries()
-        if closed := self.rules.closed(entries, candidate):
+        ledger = self.ledger(language)
+        reason = f"waited longer than {self.rules.expires_days} days for a decision: evaluate and judge it again"
+        turn = _Turn(ledger, ledger.entries(), SYSTEM, reason)
+        if closed := self.rules.closed(turn.entries, candidate):
             self._aliases.finish(ledger)  # the process that closed it died before it moved the alias
             return closed
-        reason = f"waited longer than {self.rules.expires_days} days for a decision: evaluate and judge it again"
-        return self._decide(_Turn(ledger, entries, SYSTEM, reason), "expire", candidate, sha)
-
-    def overdue(self, model: str) -> ModelVersion | None:
-        """The challenger, if it waited too long."""
-        candidate = self.registry.challenger(model)
-        return candidate if candidate and self.rules.overdue(candidate) else None
+        return self._decide(turn, "expire", candidate, sha)
 
     @_again
     def override(self, language: str, model: str, bundle: Path, digest: str, approver: str, reason: str) -> Decision:
@@ -246,7 +229,6 @@ class Promotions:
                 gate was passed.
             GateRefused: the verdict is missing, altered, stale or foreign, which nobody can override.
             BundleError: the bundle is not the one of that digest.
-            LedgerError: the ledger is broken.
         """
         turn = self._turn(language, approver, reason)
         self.rules.require_override_allowed()
@@ -259,11 +241,7 @@ class Promotions:
         return self._decide(turn, "override", unregistered, verdict.file_sha256, labels(verdict))
 
     def overridden(self, language: str, digest: str) -> tuple[str, ...]:
-        """Labels of the gates that people accepted for exactly this bundle and its present verdict.
-
-        Raises:
-            LedgerError: the ledger is broken.
-        """
+        """Labels of the gates that people accepted for exactly this bundle and its present verdict."""
         if not self.rules.allow_override:
             return ()
         sha = self.rules.verdict_sha256(digest)
@@ -273,9 +251,6 @@ class Promotions:
         """Note in the registry what a registered version waits for; one judged anew after it was closed waits again.
 
         Returns what waits, when that is news: nothing when the version was offered so before or is closed.
-
-        Raises:
-            LedgerError: the ledger is broken.
         """
         entries = self.history(language)
         decided = {entry.action for entry in entries if about(entry, version)}
@@ -293,11 +268,7 @@ class Promotions:
         return waiting
 
     def waiting(self, language: str, model: str) -> Waiting | None:
-        """The challenger and what has to happen with it; None when nobody has to decide.
-
-        Raises:
-            LedgerError: the ledger is broken.
-        """
+        """The challenger and what has to happen with it; None when nobody has to decide."""
         challenger = self.registry.challenger(model)
         if challenger is None:
             return None
@@ -334,7 +305,7 @@ class Promotions:
 
         Raises:
             PromotionRefused: the approver may not decide, there is no reason, or no such earlier champion.
-            GateRefused, BundleError, RegistryError, LedgerError: as for `approve`.
+            GateRefused, BundleError, RegistryError: as for `approve`.
         """
         turn = self._turn(language, approver, reason)
         line = line_of_champions(turn.entries)
@@ -386,7 +357,6 @@ class Promotions:
         Raises:
             PromotionRefused: there is no champion.
             GateRefused: no passing verdict for exactly this bundle.
-            LedgerError: the ledger is broken or cut off.
         """
         ledger = self.ledger(language)
         now = champion_in_force(ledger.entries())
@@ -404,26 +374,14 @@ class Promotions:
         """All decisions of a language, oldest first, verified."""
         return self.ledger(language).entries()
 
-    def verify(self, language: str, model: str | None = None) -> str | None:
-        """None when the ledger is intact, else a sentence that names what is broken.
-
-        With `model`, the ledger's end is compared with what the registry notes of it: entries may be missing there.
-        """
+    def whole(self, language: str, model: str) -> tuple[Decision, ...]:
+        """All decisions of a language, if none is missing that the registry notes about a model."""
         ledger = self.ledger(language)
-        try:
-            ledger.entries()
-            if model:
-                self._aliases.require_whole(ledger, model)
-        except LedgerError as broken:
-            return str(broken)
-        return None
+        self._aliases.require_whole(ledger, model)
+        return ledger.entries()
 
     def check_alias(self, language: str, model: str) -> str | None:
-        """What the registry shows otherwise than the ledger says, in a sentence; None where they agree.
-
-        Raises:
-            LedgerError: the ledger is broken or was cut off.
-        """
+        """What the registry shows otherwise than the ledger says, in a sentence; None where they agree."""
         return self._aliases.check(self.ledger(language), model)
 
     def reconcile(self, language: str, model: str, approver: str, reason: str) -> str | None:
@@ -431,7 +389,6 @@ class Promotions:
 
         Raises:
             PromotionRefused: the approver may not decide, or there is no reason.
-            LedgerError: the ledger is broken or was cut off: the alias is then left as it is.
         """
         ledger = self._turn(language, approver, reason).ledger
         before = self._aliases.check(ledger, model)

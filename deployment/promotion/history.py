@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from deployment.promotion.assembly import promotions_of
-from deployment.promotion.ledger import Ledger, LedgerError
+from deployment.promotion.ledger import Decision, Ledger, LedgerError
 from deployment.settings import Settings
 
 WIDE = 240  # columns of a page that is kept in a file: nothing is cut there
@@ -21,12 +21,14 @@ def print_decisions(settings: Settings, languages: Sequence[str]) -> int:
     console, broken = Console(markup=False, width=None if sys.stdout.isatty() else WIDE), 0
     promotions = promotions_of(settings)
     for language in languages:
+        entries: tuple[Decision, ...] = ()
+        wrong = ""
         try:
             entries = promotions.history(language)
-            model = f"{settings.registry.model_prefix}-{language}"
-            wrong = promotions.verify(language, model) if promotions.registry.exists else None
+            if promotions.registry.exists:
+                promotions.whole(language, f"{settings.registry.model_prefix}-{language}")
         except LedgerError as error:
-            entries, wrong = (), str(error)
+            wrong = str(error)
         table = Table(title=f"{language}: who decided what, when and why", title_justify="left")
         for column in ("#", "when (UTC)", "what", "version", "bundle", "who", "why", "training launched by"):
             table.add_column(column, overflow="fold")

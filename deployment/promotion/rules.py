@@ -21,8 +21,6 @@ from evaluation.gates import GateRefused, GateSettings, Verdict, load_verdict, v
 from evaluation.results import Interval
 from speech.store.objects import Missing, Objects
 
-NAME_CHARACTERS, REASON_CHARACTERS = 200, 2_000  # of a decision: it is shown wherever people look
-
 # Control characters but tab and line feed, those that turn the direction of writing, and halves of surrogate pairs.
 _UNFIT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -62,7 +60,7 @@ class Rules:
         """The name and the reason, trimmed, if that person may decide.
 
         Raises:
-            PromotionRefused: no name, one that is not on the list, no reason, or too long or unprintable a text.
+            PromotionRefused: no name, one that is not on the list, no reason, or a text that cannot be printed.
         """
         approver, reason = approver.strip(), reason.strip()
         if not approver:
@@ -71,13 +69,8 @@ class Rules:
             raise PromotionRefused(f"'{approver}' may not decide about production ({self.allowed})")
         if not reason:
             raise PromotionRefused("a decision needs a reason that others can read later")
-        for what, text, most in (("the name", approver, NAME_CHARACTERS), ("the reason", reason, REASON_CHARACTERS)):
-            if len(text) > most:
-                raise PromotionRefused(f"{what} has {len(text):,} characters; {most:,} are enough: link to the rest")
-            if unfit := _UNFIT.search(text):
-                raise PromotionRefused(
-                    f"{what} holds the character U+{ord(unfit[0]):04X}, which does not print as it reads: remove it"
-                )
+        if unfit := _UNFIT.search(approver + reason):
+            raise PromotionRefused(f"the character U+{ord(unfit[0]):04X} does not print as it reads: leave it out")
         return approver, reason
 
     @property

@@ -18,23 +18,18 @@ from pydantic import Field
 from deployment.promotion.actions import CHOICES, DONE, PRODUCTION, Choice
 from deployment.promotion.decisions import Promotions
 from deployment.promotion.ledger import Decision, LedgerError
-from deployment.promotion.rules import PromotionRefused
 from deployment.promotion.tag_requests import APPROVER_TAG, DECISION_TAG, answer, remark, requested
 from deployment.registry.models import RegistryError
-from evaluation.gates import GateRefused
-from speech.bundle import BundleError
-from speech.store.outputs import StoreError
 from speech_assets.defs.metadata import markdown_table
 from speech_assets.defs.partitions import Grid
 from speech_assets.defs.promotion import CHAMPION, log_checks, version_urls
 from speech_assets.defs.resources import Workspace
-from speech_assets.defs.retries import retried_when_unreachable, unreachable
+from speech_assets.defs.retries import refusals_are_final, retried_when_unreachable
 from speech_assets.defs.serving import RELEASES_ITSELF, release_decided
 from speech_assets.slack import announce, links
 
 REQUEST_TAG = "soundstage/request"  # run tag: the request in MLflow that a run of `promote` answers
 CHECK_INTERVAL_S = 30
-REFUSALS = (PromotionRefused, GateRefused, BundleError, LedgerError, RegistryError, StoreError)
 
 
 class SignedConfig(dg.Config):
@@ -87,21 +82,10 @@ class ReconcileConfig(SignedConfig):
 def definitions(grid: Grid) -> dg.Definitions:
     """The jobs that people decide with, and who takes requests from elsewhere."""
     return dg.Definitions(
-        jobs=[promote, rollback, override_gates, expire_challengers, reconcile, check_champion],
+        jobs=[promote, rollback, override_gates, reconcile, check_champion],
         schedules=[watch_champion],
         sensors=[approvals],
     )
-
-
-@contextmanager
-def _refusals_are_final() -> Iterator[None]:
-    """Make a refusal a failed run with one sentence; what only could not be reached is left to be tried again."""
-    try:
-        yield
-    except REFUSALS as refused:
-        if unreachable(refused):
-            raise
-        raise dg.Failure(str(refused), allow_retries=False) from refused
 
 
 def _show(context: dg.OpExecutionContext, workspace: Workspace, promotions: Promotions, decision: Decision) -> str:
@@ -111,7 +95,7 @@ def _show(context: dg.OpExecutionContext, workspace: Workspace, promotions: Prom
     if decision.action in PRODUCTION:
         _report(context, promotions, decision)
     log_checks(context, workspace, promotions)
-    announce(f"{said}\n{_more(workspace, promotions, decision)}", workspace.settings.alerts, context.log)
+    announce(_told(workspace, promotions, decision), workspace.settings.alerts, context.log)
     return said
 
 
@@ -153,7 +137,7 @@ def decide_promotion(
     """Approve or reject a registered version, or ask for changes to it."""
     promotions = workspace.promotions()
     with _answered(context, promotions) as tell:
-        with _refusals_are_final():
+        with refusals_are_final():
             language = workspace.language_of(config.model)
             about = (config.model, config.version, config.approver, config.reason)
             if config.decision == "approve":
@@ -173,7 +157,7 @@ def decide_rollback(
     promotions, language = workspace.promotions(), workspace.language_of(config.model)
     launched = context.instance.get_run_record_by_id(context.run_id)
     since = launched.create_timestamp.astimezone(UTC) if launched else None  # a try that Dagster repeats goes back once
-    with _refusals_are_final():
+    with refusals_are_final():
         decision = promotions.rollback(
             language, config.approver, config.reason, version=config.version, model=config.model, since=since
         )
@@ -188,7 +172,7 @@ def decide_override(
 ) -> None:
     """Accept the failed gates of exactly one bundle."""
     promotions, language = workspace.promotions(), config.language
-    with _refusals_are_final():
+    with refusals_are_final():
         decision = promotions.override(
             language,
             workspace.registered_name(language),
@@ -198,25 +182,6 @@ def decide_override(
             config.reason,
         )
     _show(context, workspace, promotions, decision)
-
-
-@dg.op
-@retried_when_unreachable
-def close_overdue(context: dg.OpExecutionContext, workspace: dg.ResourceParam[Workspace]) -> None:
-    """Close every challenger that waited too long; one that cannot be closed does not keep the others open."""
-    promotions = workspace.promotions()
-    refused: list[str] = []
-    for language in workspace.settings.languages:
-        try:
-            with _refusals_are_final():
-                closed = promotions.expire(language, workspace.registered_name(language))
-        except dg.Failure as failure:
-            refused.append(str(failure.description))
-        else:
-            if closed:
-                _show(context, workspace, promotions, closed)
-    if refused:
-        raise dg.Failure(". ".join(refused), allow_retries=False)
 
 
 @dg.job(
@@ -249,12 +214,6 @@ def override_gates() -> None:
     decide_override()
 
 
-@dg.job(description="Close challengers that waited longer than `promotion.challenger_expires_days`.")
-def expire_challengers() -> None:
-    """The system's decision, launched by the sensor `approvals`."""
-    close_overdue()
-
-
 @dg.op
 @retried_when_unreachable
 def set_to_ledger(
@@ -263,7 +222,7 @@ def set_to_ledger(
     """Set the aliases of a language's model to what its ledger says."""
     promotions, model = workspace.promotions(), workspace.registered_name(config.language)
     workspace.language_of(model)  # refuses a language that this deployment does not have
-    with _refusals_are_final():
+    with refusals_are_final():
         found = promotions.reconcile(config.language, model, config.approver, config.reason)
     said = f"{config.approver} set {model} to its ledger: {config.reason}; found: {found or 'that they agree'}"
     context.log.info(said)
@@ -296,7 +255,7 @@ watch_champion = dg.ScheduleDefinition(
 
 
 @dg.sensor(
-    jobs=[promote, expire_challengers],
+    jobs=[promote, check_champion],
     minimum_interval_seconds=CHECK_INTERVAL_S,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Takes decisions that people ask for by tags on a version in MLflow, each once, and closes challengers "
@@ -305,7 +264,7 @@ watch_champion = dg.ScheduleDefinition(
 def approvals(
     context: dg.SensorEvaluationContext, workspace: dg.ResourceParam[Workspace]
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:
-    """One run a request and one an overdue challenger."""
+    """One run a request; what waited too long is closed here, and the checks of `champion` then look again."""
     promotions = workspace.promotions()
     if not promotions.registry.exists:
         yield dg.SkipReason("nothing was registered yet")
@@ -314,13 +273,13 @@ def approvals(
         try:
             yield from _asked_for(context, workspace, promotions, language)
         except (LedgerError, RegistryError) as broken:  # one language's trouble is not the others'
-            context.log.error(f"nothing more can be launched for '{language}' now: {broken}")
+            context.log.error(f"nothing more can be done for '{language}' now: {broken}")
 
 
 def _asked_for(
     context: dg.SensorEvaluationContext, workspace: Workspace, promotions: Promotions, language: str
 ) -> Iterator[dg.RunRequest]:
-    """The runs that a language's requests and its overdue challenger ask for."""
+    """The runs that a language's requests ask for, and one of the checks where its challenger was overdue."""
     registry, model = promotions.registry, workspace.registered_name(language)
     for request in requested(registry, model):
         key = request.key
@@ -337,11 +296,9 @@ def _asked_for(
         elif runs[0].is_failure_or_canceled and runs[0].tags.get("dagster/will_retry") != "true":
             url = f"{workspace.settings.dagster_url}/runs/{runs[0].run_id}"
             answer(registry, key, f"failed: {url} ended without an answer; set {APPROVER_TAG} and the others again")
-    if overdue := promotions.overdue(model):
-        yield dg.RunRequest(
-            run_key=f"expire/{model}/{overdue.version}/{len(promotions.history(language))}",
-            job_name="expire_challengers",
-        )
+    if closed := promotions.expire(language, model):
+        announce(_told(workspace, promotions, closed), workspace.settings.alerts, context.log)
+        yield dg.RunRequest(f"{model}/{closed.sequence}", job_name="check_champion")
 
 
 @contextmanager
@@ -368,11 +325,11 @@ def _sentence(decision: Decision) -> str:
     return f"{about}{made} {done}: {decision.reason}{accepting} (decision {decision.sequence})"
 
 
-def _more(workspace: Workspace, promotions: Promotions, decision: Decision) -> str:
-    """The figures of a decision's version, and where to read on."""
-    urls = {"champion": f"{workspace.settings.dagster_url}/assets/champion"}
-    if not decision.version:
-        return links(urls)
-    version = promotions.registry.version(decision.model, decision.version)
-    figures = ", ".join(f"{name} {value:.4f}" for name, value in sorted(version.metrics.items()))
-    return f"{figures}\n{links(urls | version_urls(workspace, version))}"
+def _told(workspace: Workspace, promotions: Promotions, decision: Decision) -> str:
+    """A decision as Slack hears of it: what it was, the figures of its version, and where to read on."""
+    said, urls = [_sentence(decision)], {"champion": f"{workspace.settings.dagster_url}/assets/champion"}
+    if decision.version:
+        version = promotions.registry.version(decision.model, decision.version)
+        said.append(", ".join(f"{name} {value:.4f}" for name, value in sorted(version.metrics.items())))
+        urls |= version_urls(workspace, version)
+    return "\n".join((*said, links(urls)))

@@ -6,7 +6,6 @@ from functools import partial
 import dagster as dg
 
 from deployment.pages import REPORTS, publish
-from deployment.promotion.ledger import LedgerError
 from deployment.registry.models import RegistryError
 from evaluation.corpus.expectations import in_delivered_order
 from evaluation.corpus.listening import misplaced
@@ -23,7 +22,7 @@ from speech_assets.defs.corpus import UTTERANCES, validated_utterances
 from speech_assets.defs.metadata import candidate_name, inline_plot, markdown_table, place_of, quarter_heading
 from speech_assets.defs.partitions import CPU_POOL, Grid, quarter_and_language, same_language
 from speech_assets.defs.resources import Workspace, version_of
-from speech_assets.defs.retries import retried_when_unreachable, unreachable
+from speech_assets.defs.retries import refusals_are_final, retried_when_unreachable, unreachable
 
 REPORT_PLACE = "report"  # of a partition: the page of its evaluation, with the verdict in force
 
@@ -226,10 +225,8 @@ def _champion(workspace: Workspace, language: str) -> Contestant | None:
         dg.Failure: the ledger is broken, or its champion's bundle is nowhere.
     """
     promotions = workspace.promotions()
-    try:
+    with refusals_are_final():
         now = promotions.current(language)
-    except LedgerError as broken:
-        raise dg.Failure(str(broken), allow_retries=False) from broken
     if now is None:
         return None
     try:

@@ -4,9 +4,9 @@
 read again. Its checks say whether someone has to decide, and whether the ledger and the registry still say the same.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import dagster as dg
@@ -21,7 +21,7 @@ from deployment.registry.models import LAUNCHED_BY_TAG, ModelVersion
 from evaluation.gates import GateRefused, Verdict, require_passed
 from evaluation.report import REPORT_NAME
 from evaluation.results import Evaluation
-from speech.bundle import BundleError, ModelBundle
+from speech.bundle import ModelBundle
 from speech.store.outputs import DataStore, StoreError
 from speech_assets.dagster_client import LAUNCHED_BY, LOCATION
 from speech_assets.defs.evaluation import REPORT_PLACE, figures_of, load_evaluation
@@ -29,10 +29,12 @@ from speech_assets.defs.metadata import markdown_table, quarter_heading
 from speech_assets.defs.models import BUNDLE, CHECKPOINT, FINETUNED_MODEL, training_record
 from speech_assets.defs.partitions import CPU_POOL, Grid, quarter_and_language, same_language
 from speech_assets.defs.resources import Workspace, git_revision
-from speech_assets.defs.retries import retried_when_unreachable
+from speech_assets.defs.retries import refusals_are_final, retried_when_unreachable
 from speech_assets.slack import announce, links
 
 CHAMPION = dg.AssetKey("champion")
+
+Found = TypeVar("Found")
 
 
 def definitions(grid: Grid) -> dg.Definitions:
@@ -70,7 +72,7 @@ def registered_model(context: dg.AssetExecutionContext, workspace: dg.ResourcePa
     """
     quarter, language = quarter_and_language(context)
     store, settings, promotions = workspace.store, workspace.settings, workspace.promotions()
-    try:
+    with refusals_are_final():
         bundle = workspace.bundle(quarter, language)
         accepted = promotions.overridden(language, bundle.digest)
         passed = require_passed(
@@ -79,8 +81,6 @@ def registered_model(context: dg.AssetExecutionContext, workspace: dg.ResourcePa
         evaluation = load_evaluation(workspace, quarter, language)
         model = store.current("finetuned_model", quarter, language).path
         _require_one_line(bundle, passed, evaluation, ModelBundle.load(model / BUNDLE), context.partition_key)
-    except (StoreError, BundleError, LedgerError, GateRefused) as refused:
-        raise dg.Failure(str(refused), allow_retries=False) from refused
     record = training_record(model)
     launched_by = _launched_by(context)
     promotions.rules.launchers.note(bundle.digest, launched_by)
@@ -107,10 +107,8 @@ def registered_model(context: dg.AssetExecutionContext, workspace: dg.ResourcePa
         overridden=accepted,
         guide=decision_guide(workspace),
     )
-    try:
+    with refusals_are_final():
         waiting = promotions.offer(language, version)
-    except LedgerError as broken:
-        raise dg.Failure(str(broken), allow_retries=False) from broken
     if waiting:
         urls = {"decide": launchpad(workspace, waiting.version), **version_urls(workspace, waiting.version)}
         announce(f"{waiting.sentence}\n{links(urls)}", settings.alerts, context.log)
@@ -152,14 +150,7 @@ def log_checks(
 
 def challenger_waits(workspace: Workspace, promotions: Promotions) -> dg.AssetCheckResult:
     """Whether someone has to decide about a challenger: who, on what figures, until when, and where to read more."""
-    found: list[Waiting] = []
-    broken: list[str] = []
-    for language, model in _models(workspace, promotions):
-        try:
-            waiting = promotions.waiting(language, model)
-            found += [waiting] if waiting else []
-        except LedgerError as error:
-            broken.append(str(error))
+    found, broken = _each(workspace, promotions, promotions.waiting)
     return dg.AssetCheckResult(
         passed=not found and not broken,
         severity=dg.AssetCheckSeverity.WARN,
@@ -174,13 +165,11 @@ def challenger_waits(workspace: Workspace, promotions: Promotions) -> dg.AssetCh
 
 def ledger_intact(workspace: Workspace, promotions: Promotions) -> dg.AssetCheckResult:
     """Whether each language's ledger is the chain of decisions that was written, and none is missing at its end."""
-    broken: list[str] = []
-    entries: list[tuple[str, int]] = []
-    for language, model in _models(workspace, promotions):
-        if wrong := promotions.verify(language, model):
-            broken.append(wrong)
-        else:
-            entries.append((language, len(promotions.history(language))))
+
+    def count(language: str, model: str) -> tuple[str, int]:
+        return language, len(promotions.whole(language, model))
+
+    entries, broken = _each(workspace, promotions, count)
     return dg.AssetCheckResult(
         passed=not broken,
         description=". ".join(broken) or "every entry is as it was written",
@@ -190,13 +179,25 @@ def ledger_intact(workspace: Workspace, promotions: Promotions) -> dg.AssetCheck
 
 def alias_follows_ledger(workspace: Workspace, promotions: Promotions) -> dg.AssetCheckResult:
     """Whether MLflow's alias `champion` points to what people decided; releases follow the ledger in any case."""
-    wrong: list[str] = []
-    for language, model in _models(workspace, promotions):
-        try:
-            wrong += filter(None, [promotions.check_alias(language, model)])
-        except LedgerError as broken:
-            wrong.append(str(broken))
+    differing, broken = _each(workspace, promotions, promotions.check_alias)
+    wrong = [*differing, *broken]
     return dg.AssetCheckResult(passed=not wrong, description=". ".join(wrong) or "every alias is as decided")
+
+
+def _each(
+    workspace: Workspace, promotions: Promotions, look: Callable[[str, str], Found | None]
+) -> tuple[list[Found], list[str]]:
+    """What a look at each language and its model finds, and why the ledgers of others cannot be relied on."""
+    found: list[Found] = []
+    broken: list[str] = []
+    for language in workspace.settings.languages if promotions.registry.exists else ():
+        try:
+            seen = look(language, workspace.registered_name(language))
+        except LedgerError as error:
+            broken.append(str(error))
+        else:
+            found += [] if seen is None else [seen]
+    return found, broken
 
 
 CHECKS = (challenger_waits, ledger_intact, alias_follows_ledger)
@@ -318,13 +319,6 @@ def _launched_by(context: dg.AssetExecutionContext) -> tuple[str, ...]:
 def _data_version(record: dg.EventLogRecord) -> str | None:
     tags: dict[str, Any] = dict((record.asset_materialization and record.asset_materialization.tags) or {})
     return tags.get("dagster/data_version")
-
-
-def _models(workspace: Workspace, promotions: Promotions) -> Iterator[tuple[str, str]]:
-    """Language and registered model, once there is a registry."""
-    if promotions.registry.exists:
-        for language in workspace.settings.languages:
-            yield language, workspace.registered_name(language)
 
 
 def version_urls(workspace: Workspace, version: ModelVersion) -> dict[str, str]:

@@ -14,9 +14,12 @@ import functools
 import random
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import dagster as dg
+
+from deployment.promotion.decisions import REFUSALS
 
 MAX_RETRIES = 4
 FIRST_WAIT_S = 5.0  # 5, 10, 20, 40 s: a restart of a server is over by then
@@ -57,6 +60,17 @@ def backoff(attempt: int, first_s: float) -> float:
 def unreachable(error: BaseException) -> bool:
     """Whether an error, or one that it was raised from, says that something could not be reached just now."""
     return any(_says_unreachable(found) for found in _chain(error))
+
+
+@contextmanager
+def refusals_are_final() -> Iterator[None]:
+    """Make a refusal a failed run with one sentence; what only could not be reached is left to be tried again."""
+    try:
+        yield
+    except REFUSALS as refused:
+        if unreachable(refused):
+            raise
+        raise dg.Failure(str(refused), allow_retries=False) from refused
 
 
 def retried_when_unreachable(compute: Compute) -> Compute:

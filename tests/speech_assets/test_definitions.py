@@ -32,7 +32,6 @@ JOBS = {
     "rollback",
     "override_gates",
     "reconcile",
-    "expire_challengers",
     "check_champion",
     "check_serving",
     "retrain",

@@ -250,7 +250,7 @@ def house(deployment, tmp_path: Path, bundles: Path, empty_registry: Callable[[P
     promotion = settings.promotion.model_copy(update={"approvers": ("Ada", "Bob")})
     serving = settings.serving.model_copy(update={"auto_release": False})  # releases are launched where they matter
     changed = {"languages": (LANGUAGE,), "gates": GateSettings(), "promotion": promotion, "serving": serving}
-    settings = settings.model_copy(update={"home": tmp_path, **changed})
+    settings = settings.model_copy(update={"home": str(tmp_path), **changed})
     return House(tmp_path, settings, dg.DagsterInstance.ephemeral(), bundles)
 
 
@@ -626,9 +626,8 @@ def test_a_request_whose_run_was_killed_is_answered(house: House) -> None:
 def test_an_overdue_challenger_is_closed_by_the_system(house: House) -> None:
     house.register(1, judged_at=long_ago())
     assert "cannot be approved" in house.checks()["challenger_waits"][1]
-    (request,) = ticked(house)
-    assert request.job_name == "expire_challengers"
-    assert started(house, request).success
+    (looked,) = ticked(house)
+    assert looked.job_name == "check_champion"
     (entry,) = house.promotions.history(LANGUAGE)
     assert (entry.action, entry.approver) == ("expire", "soundstage")
     assert house.registry.challenger(MODEL) is None

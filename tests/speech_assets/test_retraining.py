@@ -15,7 +15,7 @@ def asking(deployment, tmp_path) -> Iterator[object]:  # type: ignore[no-untyped
     from deployment.settings import Settings
     from speech_assets.defs.resources import Workspace
 
-    settings = Settings.load().model_copy(update={"home": tmp_path, "languages": ("en",)})
+    settings = Settings.load().model_copy(update={"home": str(tmp_path), "languages": ("en",)})
     workspace = Workspace(settings)
 
     class Asking:

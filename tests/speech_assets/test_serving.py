@@ -70,7 +70,7 @@ def served(deployment, tmp_path: Path, empty_registry: Callable[[Path], None]): 
     promotion = settings.promotion.model_copy(update={"approvers": ("Ada",), "require_better": False})
     serving = settings.serving.model_copy(update={"canary_s": 1.5, "canary_requests": 20, "drain_s": 5.0})
     gates = type(settings.gates)()
-    changed = {"home": tmp_path, "promotion": promotion, "serving": serving, "gates": gates}
+    changed = {"home": str(tmp_path), "promotion": promotion, "serving": serving, "gates": gates}
     workspace = Workspace(settings.model_copy(update=changed))
     write_golden(workspace)
     tier = Tier(tmp_path)

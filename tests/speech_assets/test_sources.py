@@ -28,7 +28,7 @@ def ingest(deployment: Any, tmp_path: Path) -> Callable[..., Any]:
     from speech_assets.defs.resources import Workspace
 
     def run(sources: Sequence[Source], *assets: str) -> Any:
-        settings = Settings.load().model_copy(update={"home": tmp_path / "store", "sources": tuple(sources)})
+        settings = Settings.load().model_copy(update={"home": str(tmp_path / "store"), "sources": tuple(sources)})
         with dg.DagsterInstance.ephemeral() as instance:
             result = (
                 build(settings)

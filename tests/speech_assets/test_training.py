@@ -73,7 +73,7 @@ def trainings(deployment: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     settings = Settings.load()
     stub = Path(__file__).parents[2] / "benchmarks" / "stub_trainer.py"
     training = settings.training.model_copy(update={"command": f"python {stub}"})
-    return Trainings(settings.model_copy(update={"home": tmp_path / "store", "training": training}), manifest, log)
+    return Trainings(settings.model_copy(update={"home": str(tmp_path / "store"), "training": training}), manifest, log)
 
 
 def test_a_training_is_repeated_for_other_inputs_and_not_for_other_threads(trainings: Trainings) -> None:

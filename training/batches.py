@@ -391,19 +391,12 @@ def _band_limited(samples: np.ndarray) -> np.ndarray:
 
 
 def _noises(folder: Path) -> list[np.ndarray]:
-    import soundfile
-    import soxr
+    from speech.audio.decode import AudioError, decode
 
-    noises = []
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in (".wav", ".flac", ".ogg"):
-            continue
-        try:
-            samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-        except (OSError, RuntimeError) as error:
-            raise TrainingError(f"Noise recording {path} cannot be read: {error}.") from error
-        if len(samples):
-            noises.append(soxr.resample(samples.mean(axis=1), rate, SAMPLE_RATE))
-    if not noises:
+    recordings = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in (".wav", ".flac", ".ogg")]
+    if not recordings:
         raise TrainingError(f"Noise folder {folder} holds no .wav, .flac or .ogg recording.")
-    return noises
+    try:
+        return [decode(path).samples for path in recordings]
+    except AudioError as error:
+        raise TrainingError(f"Noise recording {error.path} cannot be read: {error.reason}.") from error

@@ -3,6 +3,7 @@
 All randomness of a step is seeded by the step, so a run that was killed and resumed does what it would have done.
 """
 
+import contextlib
 import math
 import os
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speech.scripts import join_words
+from speech.store.outputs import replacing
 from speech.text import words_of
 from training.batches import BatchMaker, Corpus, StepSampler, collate
 from training.recipe import Recipe, TrainingError
@@ -110,7 +112,7 @@ def run_loop(module: Any, recipe: Recipe) -> None:
     trainer = lightning.Trainer(
         accelerator="gpu" if gpu else "cpu",
         devices=devices,
-        strategy="ddp" if devices not in (1, "auto") or (gpu and _gpus() > 1) else "auto",
+        strategy="ddp" if devices not in (1, "auto") or (gpu and torch.cuda.device_count() > 1) else "auto",
         precision=_precision(recipe),
         max_steps=recipe.max_steps - module.step,
         max_epochs=-1,
@@ -139,7 +141,6 @@ def module_of(
     corpus: Corpus,
     dev: Corpus,
     checkpoints: Path,
-    fingerprint: str,
     seed: int,
     state: Mapping[str, Any] | None,
     report: Callable[[Progress], None],
@@ -379,7 +380,6 @@ def module_of(
                 save_state(
                     checkpoints,
                     {
-                        "fingerprint": fingerprint,
                         "step": self.step,
                         "epoch": self.epoch,
                         "loss": self.loss,
@@ -470,29 +470,21 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> Path:
     """Write a checkpoint so that a kill at any time leaves either the whole file or none; drop old ones."""
     import torch
 
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{state['step']:09d}.pt"
-    unfinished = path.with_suffix(".tmp")
-    with open(unfinished, "wb") as stream:
+    with replacing(path) as stream:
         torch.save(dict(state), stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(unfinished, path)
     for old in sorted(folder.glob("step-*.pt"))[:-KEPT_CHECKPOINTS]:
         old.unlink(missing_ok=True)
     return path
 
 
-def load_state(folder: Path, fingerprint: str) -> dict[str, Any] | None:
-    """Return the newest whole checkpoint of this run; a torn one or another run's is passed over."""
+def load_state(folder: Path) -> dict[str, Any] | None:
+    """Return the newest whole checkpoint in a run's folder; a torn one is passed over."""
     import torch
 
     for path in sorted(folder.glob("step-*.pt"), reverse=True):
-        try:
+        with contextlib.suppress(Exception):  # whatever torch raises over a torn file
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception:
-            continue
-        if state.get("fingerprint") == fingerprint:
             return state
     return None
 
@@ -508,12 +500,6 @@ def _on_gpu(recipe: Recipe) -> bool:
     if recipe.accelerator == "gpu" and not torch.cuda.is_available():
         raise TrainingError("The recipe asks for a GPU and none is there: set accelerator to 'auto' or 'cpu'.")
     return recipe.accelerator != "cpu" and torch.cuda.is_available()
-
-
-def _gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
 
 
 def _precision(recipe: Recipe) -> str:

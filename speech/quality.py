@@ -19,7 +19,7 @@ Silence made of zeros, and no samples at all, measure rms and peak -120 dBFS, SN
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -66,13 +66,9 @@ class Quality:
         """Whether the recording holds no more than a telephone line carries; silence counts as neither."""
         return 0.0 < self.bandwidth_hz <= NARROW_BAND_HZ
 
-    def to_dict(self) -> dict[str, float]:
-        """Plain numbers for a manifest."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Quality":
-        """The inverse of `to_dict`; unknown keys are ignored, a missing one raises KeyError."""
+        """From its fields by name; unknown ones are ignored, a missing one raises KeyError."""
         return cls(**{f.name: float(values[f.name]) for f in fields(cls)})
 
 

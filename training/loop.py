@@ -23,6 +23,7 @@ from training.recipe import Recipe, TrainingError
 if TYPE_CHECKING:
     from nemo.collections.asr.models.ctc_bpe_models import EncDecCTCModelBPE
 
+KEPT_STATE = ("step", "epoch", "loss", "audio_s", "seconds", "history", "best", "stale")  # of a run, beside weights
 KEPT_CHECKPOINTS = 2  # the newest, and the one before it should the newest be torn
 
 
@@ -168,7 +169,7 @@ def module_of(
             self.interrupted = False
             self.average: dict[str, torch.Tensor] = {}
             self._optimizer_state: dict[str, Any] | None = None
-            self._stale = 0
+            self.stale = 0
             if state is not None:
                 self._restore(state)
             if recipe.optimizer.average and not self.average:
@@ -275,7 +276,7 @@ def module_of(
             if stop and not done:
                 self.interrupted = True
                 self.trainer.should_stop = True
-            if recipe.patience and self._stale >= recipe.patience:
+            if recipe.patience and self.stale >= recipe.patience:
                 self.trainer.should_stop = True
 
         # -- our own
@@ -294,9 +295,9 @@ def module_of(
             if not self.best or (wer, cer) < (self.best["wer"], self.best["cer"]):
                 weights = {name: value.detach().cpu().clone() for name, value in self.asr.state_dict().items()}
                 self.best = {"wer": wer, "cer": cer, "step": self.step, "weights": weights}
-                self._stale = 0
+                self.stale = 0
             else:
-                self._stale += 1
+                self.stale += 1
             if current is not None:
                 self._load_floats(current)
             self.asr.train()
@@ -380,14 +381,7 @@ def module_of(
                 save_state(
                     checkpoints,
                     {
-                        "step": self.step,
-                        "epoch": self.epoch,
-                        "loss": self.loss,
-                        "audio_s": self.audio_s,
-                        "seconds": self.seconds,
-                        "history": self.history,
-                        "best": self.best,
-                        "stale": self._stale,
+                        **{name: getattr(self, name) for name in KEPT_STATE},
                         "average": {name: value.cpu() for name, value in self.average.items()},
                         "weights": {name: value.cpu() for name, value in self.asr.state_dict().items()},
                         "optimizer": optimizer.state_dict(),
@@ -397,10 +391,8 @@ def module_of(
 
         def _restore(self, saved: Mapping[str, Any]) -> None:
             self.asr.load_state_dict(saved["weights"])
-            self.step, self.epoch, self.loss = saved["step"], saved["epoch"], saved["loss"]
-            self.audio_s, self.seconds = saved["audio_s"], saved["seconds"]
-            self.history, self.best, self._stale = list(saved["history"]), dict(saved["best"]), saved["stale"]
-            self.average = dict(saved["average"])
+            for name in (*KEPT_STATE, "average"):
+                setattr(self, name, saved[name])
             self._optimizer_state = saved["optimizer"]
 
     return Run()

@@ -347,6 +347,7 @@ class _Tracker:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         with self._guarded():
+            import pandas
             from mlflow.entities import Param
             from mlflow.tracking import MlflowClient
 
@@ -360,7 +361,8 @@ class _Tracker:
                 tags = {**tracking.tags, "language": spec.language, "recipe": recipe.name}
                 run = client.create_run(experiment, tags=tags, run_name=spec.name)
                 remembered.write_text(run.info.run_id)
-                parameters = {"seed": spec.seed, "base": spec.base or "", **_flat(recipe.model_dump(mode="json"))}
+                (fields,) = pandas.json_normalize(recipe.model_dump(mode="json")).to_dict("records")
+                parameters = {"seed": spec.seed, "base": spec.base or "", **fields}
                 params = [Param(key, str(value)[:500]) for key, value in parameters.items()]
                 client.log_batch(run.info.run_id, params=params)
             self.run_id, self.experiment_id = str(run.info.run_id), str(run.info.experiment_id)
@@ -411,16 +413,6 @@ class _Tracker:
         """Close the run as it went."""
         ended = "FINISHED" if kind is None else "KILLED" if issubclass(kind, _Terminated) else "FAILED"
         self._tell("set_terminated", status=ended)
-
-
-def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in document.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 # ------------------------------------------------------------------------------------------------ stopping and failing

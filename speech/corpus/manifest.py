@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +81,7 @@ class Utterance:
         if self.channel is not None:
             row["channel"] = self.channel
         if self.quality is not None:
-            row["quality"] = self.quality.to_dict()
+            row["quality"] = asdict(self.quality)
         return row
 
     @classmethod

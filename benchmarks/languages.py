@@ -171,9 +171,7 @@ def measure(language: str, folder: Path, recipe: Recipe) -> Row:
         ticks.append(time.process_time())
         return False
 
-    fitted = fit(
-        recipe, train, dev, language=language, checkpoints=folder / "checkpoints", fingerprint="", should_stop=tick
-    )
+    fitted = fit(recipe, train, dev, language=language, checkpoints=folder / "checkpoints", should_stop=tick)
     cache = AudioCache(0)
     bundle = export(
         fitted.model,

@@ -49,10 +49,6 @@ class MelConfig:
         """Seconds from one frame to the next."""
         return self.hop / self.sample_rate
 
-    def frames_of(self, samples: int) -> int:
-        """Return how many frames a recording of that many samples has."""
-        return samples // self.hop
-
 
 def mel_filters(config: MelConfig) -> np.ndarray:
     """Return the triangular filters [mels, fft/2 + 1], Slaney's scale and area normalisation, float32."""
@@ -93,16 +89,6 @@ class MelStream:
         self._frames = 0
         self._ended = False
 
-    @property
-    def samples(self) -> int:
-        """Samples pushed so far."""
-        return self._samples
-
-    @property
-    def frames(self) -> int:
-        """Frames returned so far."""
-        return self._frames
-
     def push(self, chunk: np.ndarray) -> np.ndarray:
         """Take mono float samples [n]; return the new frames [k, mels], k may be 0."""
         if self._ended:
@@ -118,13 +104,13 @@ class MelStream:
             self._samples += chunk.size
             self._held = np.concatenate([self._held, chunk - np.float32(self.config.preemphasis) * previous])
         settled = (self._samples - (self.config.window - self._half)) // self.config.hop + 1
-        return self._take(min(settled, self.config.frames_of(self._samples)))
+        return self._take(min(settled, self._samples // self.config.hop))
 
     def flush(self) -> np.ndarray:
         """End the recording; return its last frames [k, mels]."""
         self._ended = True
         self._held = np.concatenate([self._held, np.zeros(self.config.window, np.float32)])
-        return self._take(self.config.frames_of(self._samples))
+        return self._take(self._samples // self.config.hop)
 
     def _take(self, until: int) -> np.ndarray:
         count = max(0, until - self._frames)

@@ -18,13 +18,13 @@ All measures are taken on 16 kHz mono audio, over frames of 20 ms, in memory tha
 Silence made of zeros, and no samples at all, measure rms and peak -120 dBFS, SNR 0, clipping 0, silence 1, bandwidth 0.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
-from speech.audio.decode import SAMPLE_RATE
+from speech.audio.mixdown import SAMPLE_RATE, cut_anew
 
 FLOOR_DBFS = -120.0
 FRAME_SAMPLES = 320  # 20 ms at 16 kHz
@@ -66,13 +66,9 @@ class Quality:
         """Whether the recording holds no more than a telephone line carries; silence counts as neither."""
         return 0.0 < self.bandwidth_hz <= NARROW_BAND_HZ
 
-    def to_dict(self) -> dict[str, float]:
-        """Plain numbers for a manifest."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Quality":
-        """The inverse of `to_dict`; unknown keys are ignored, a missing one raises KeyError."""
+        """From its fields by name; unknown ones are ignored, a missing one raises KeyError."""
         return cls(**{f.name: float(values[f.name]) for f in fields(cls)})
 
 
@@ -86,7 +82,10 @@ def measure(audio: Iterable[np.ndarray] | np.ndarray) -> Quality:
     spectrum = _LongTermSpectrum()
     clipping = _Clipping()
     samples, energy, peak = 0, 0.0, 0.0
-    for block in _blocks([audio] if isinstance(audio, np.ndarray) else audio):
+    # cut anew, so that no measure depends on how the audio came
+    for block in cut_anew([audio] if isinstance(audio, np.ndarray) else audio, _BLOCK_SAMPLES):
+        if block.ndim != 1:
+            raise ValueError(f"audio has shape {block.shape}; give mono samples of shape [n]")
         squares = np.square(block, dtype=np.float64)
         total = float(squares.sum())
         if not np.isfinite(total):
@@ -106,24 +105,6 @@ def measure(audio: Iterable[np.ndarray] | np.ndarray) -> Quality:
         silence_share=levels.silence_share(),
         bandwidth_hz=spectrum.bandwidth_hz(),
     )
-
-
-def _blocks(chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """The audio cut anew into blocks of ten seconds, so that no measure depends on how it came."""
-    held: list[np.ndarray] = []
-    count = 0
-    for chunk in chunks:
-        if chunk.ndim != 1:
-            raise ValueError(f"audio has shape {chunk.shape}; give mono samples of shape [n]")
-        for start in range(0, len(chunk), _BLOCK_SAMPLES):  # a whole recording in one chunk is not copied at once
-            held.append(chunk[start : start + _BLOCK_SAMPLES])
-            count += len(held[-1])
-            if count >= _BLOCK_SAMPLES:
-                joined = np.concatenate(held)
-                yield joined[:_BLOCK_SAMPLES]
-                held, count = [joined[_BLOCK_SAMPLES:]], count - _BLOCK_SAMPLES
-    if count:
-        yield np.concatenate(held)
 
 
 def _dbfs(power: float) -> float:

@@ -61,7 +61,6 @@ def fit(
     *,
     language: str,
     checkpoints: Path,
-    fingerprint: str,
     base: str | None = None,
     seed: int = 0,
     report: Callable[[Progress], None] = lambda progress: None,
@@ -69,7 +68,7 @@ def fit(
 ) -> Fitted:
     """Train the recipe's model and return it with the weights to keep.
 
-    Resumes from `checkpoints` when they belong to `fingerprint`. Raises TrainingError for data or a base
+    Goes on from what is in `checkpoints`, which is of this training alone. Raises TrainingError for data or a base
     that cannot be used, Interrupted after saving when `should_stop` says so.
     """
     if recipe.start == "base" and not base:
@@ -122,8 +121,8 @@ def fit(
     if too_long := _too_long(corpus, int(model.encoder.subsampling_factor) / FRAMES_PER_SECOND):
         findings.append(too_long)
         report(Progress("tokenizer", 0, recipe.max_steps, finding=too_long))
-    state = load_state(checkpoints, fingerprint)
-    module = module_of(model, recipe, corpus, dev_corpus, checkpoints, fingerprint, seed, state, report, should_stop)
+    state = load_state(checkpoints)
+    module = module_of(model, recipe, corpus, dev_corpus, checkpoints, seed, state, report, should_stop)
     run_loop(module, recipe)
     if module.interrupted:
         raise Interrupted(module.step)

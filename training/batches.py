@@ -82,10 +82,10 @@ def _read(utterance: Utterance) -> np.ndarray:
                 return _segment(audio, utterance)
         with soundfile.SoundFile(utterance.audio) as audio:
             return _segment(audio, utterance)
-    except FileNotFoundError as error:
-        raise TrainingError(f"Audio of utterance '{utterance.id}' is missing: {utterance.audio}.") from error
     except (OSError, RuntimeError, ValueError) as error:
-        missing = "://" not in utterance.audio and not os.path.exists(utterance.audio)
+        missing = isinstance(error, FileNotFoundError) or not (
+            "://" in utterance.audio or os.path.exists(utterance.audio)
+        )
         what = "is missing" if missing else f"cannot be read ({str(error).strip().rstrip('.')})"
         raise TrainingError(
             f"Audio of utterance '{utterance.id}' {what}: {utterance.audio}. Run normalisation again or drop the row."
@@ -176,25 +176,19 @@ class _EndlessCuts:
                 yield MonoCut(example.id, start=0.0, duration=duration, channel=0, custom={"example": example})
 
 
+@dataclass
 class StepSampler:
     """The number and examples of each batch from `start` on, for one of `world_size` devices."""
 
-    def __init__(
-        self,
-        corpus: Corpus,
-        batch: BatchSettings,
-        join: JoinSettings,
-        seed: int,
-        start: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        *,
-        start_longest_s: float = 0.0,
-        lengthen_s_per_step: float = 0.01,
-    ) -> None:
-        self.corpus, self.batch, self.join, self.seed = corpus, batch, join, seed
-        self.start, self.rank, self.world_size = start, rank, world_size
-        self.start_longest_s, self.lengthen_s_per_step = start_longest_s, lengthen_s_per_step
+    corpus: Corpus
+    batch: BatchSettings
+    join: JoinSettings
+    seed: int
+    start: int = 0
+    rank: int = 0
+    world_size: int = 1
+    start_longest_s: float = 0.0
+    lengthen_s_per_step: float = 0.01
 
     @property
     def graded_steps(self) -> int:
@@ -391,19 +385,12 @@ def _band_limited(samples: np.ndarray) -> np.ndarray:
 
 
 def _noises(folder: Path) -> list[np.ndarray]:
-    import soundfile
-    import soxr
+    from speech.audio.decode import AudioError, decode
 
-    noises = []
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in (".wav", ".flac", ".ogg"):
-            continue
-        try:
-            samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-        except (OSError, RuntimeError) as error:
-            raise TrainingError(f"Noise recording {path} cannot be read: {error}.") from error
-        if len(samples):
-            noises.append(soxr.resample(samples.mean(axis=1), rate, SAMPLE_RATE))
-    if not noises:
+    recordings = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in (".wav", ".flac", ".ogg")]
+    if not recordings:
         raise TrainingError(f"Noise folder {folder} holds no .wav, .flac or .ogg recording.")
-    return noises
+    try:
+        return [decode(path).samples for path in recordings]
+    except AudioError as error:
+        raise TrainingError(f"Noise recording {error.path} cannot be read: {error.reason}.") from error

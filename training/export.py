@@ -361,11 +361,10 @@ def _evaluating(model: Any) -> Iterator[None]:
 
     training = {module: module.training for module in model.modules()}
     model.eval()
-    typecheck.set_typecheck_enabled(enabled=False)
     try:
-        yield
+        with typecheck.disable_checks():
+            yield
     finally:
-        typecheck.set_typecheck_enabled(enabled=True)
         for module, was_training in training.items():
             module.training = was_training
 
@@ -416,8 +415,6 @@ def _subsample(convolutions: Any, x: Any, lengths: Any) -> tuple[Any, Any]:
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
     """Keep the exporters' warnings and prints off the log: none of them is for the person who trains."""
-    loud = [logging.getLogger(name) for name in ("torch.onnx", "onnxruntime", "onnxruntime.quantization")]
-    levels = [logger.level for logger in loud]
     disabled = logging.root.manager.disable
     with (
         warnings.catch_warnings(),
@@ -430,5 +427,3 @@ def _silence() -> Iterator[None]:
             yield
         finally:
             logging.disable(disabled)
-            for logger, level in zip(loud, levels, strict=True):
-                logger.setLevel(level)

@@ -3,6 +3,7 @@
 All randomness of a step is seeded by the step, so a run that was killed and resumed does what it would have done.
 """
 
+import contextlib
 import math
 import os
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speech.scripts import join_words
+from speech.store.outputs import replacing
 from speech.text import words_of
 from training.batches import BatchMaker, Corpus, StepSampler, collate
 from training.recipe import Recipe, TrainingError
@@ -21,6 +23,7 @@ from training.recipe import Recipe, TrainingError
 if TYPE_CHECKING:
     from nemo.collections.asr.models.ctc_bpe_models import EncDecCTCModelBPE
 
+KEPT_STATE = ("step", "epoch", "loss", "audio_s", "seconds", "history", "best", "stale")  # of a run, beside weights
 KEPT_CHECKPOINTS = 2  # the newest, and the one before it should the newest be torn
 
 
@@ -110,7 +113,7 @@ def run_loop(module: Any, recipe: Recipe) -> None:
     trainer = lightning.Trainer(
         accelerator="gpu" if gpu else "cpu",
         devices=devices,
-        strategy="ddp" if devices not in (1, "auto") or (gpu and _gpus() > 1) else "auto",
+        strategy="ddp" if devices not in (1, "auto") or (gpu and torch.cuda.device_count() > 1) else "auto",
         precision=_precision(recipe),
         max_steps=recipe.max_steps - module.step,
         max_epochs=-1,
@@ -139,7 +142,6 @@ def module_of(
     corpus: Corpus,
     dev: Corpus,
     checkpoints: Path,
-    fingerprint: str,
     seed: int,
     state: Mapping[str, Any] | None,
     report: Callable[[Progress], None],
@@ -167,7 +169,7 @@ def module_of(
             self.interrupted = False
             self.average: dict[str, torch.Tensor] = {}
             self._optimizer_state: dict[str, Any] | None = None
-            self._stale = 0
+            self.stale = 0
             if state is not None:
                 self._restore(state)
             if recipe.optimizer.average and not self.average:
@@ -274,7 +276,7 @@ def module_of(
             if stop and not done:
                 self.interrupted = True
                 self.trainer.should_stop = True
-            if recipe.patience and self._stale >= recipe.patience:
+            if recipe.patience and self.stale >= recipe.patience:
                 self.trainer.should_stop = True
 
         # -- our own
@@ -293,9 +295,9 @@ def module_of(
             if not self.best or (wer, cer) < (self.best["wer"], self.best["cer"]):
                 weights = {name: value.detach().cpu().clone() for name, value in self.asr.state_dict().items()}
                 self.best = {"wer": wer, "cer": cer, "step": self.step, "weights": weights}
-                self._stale = 0
+                self.stale = 0
             else:
-                self._stale += 1
+                self.stale += 1
             if current is not None:
                 self._load_floats(current)
             self.asr.train()
@@ -379,15 +381,7 @@ def module_of(
                 save_state(
                     checkpoints,
                     {
-                        "fingerprint": fingerprint,
-                        "step": self.step,
-                        "epoch": self.epoch,
-                        "loss": self.loss,
-                        "audio_s": self.audio_s,
-                        "seconds": self.seconds,
-                        "history": self.history,
-                        "best": self.best,
-                        "stale": self._stale,
+                        **{name: getattr(self, name) for name in KEPT_STATE},
                         "average": {name: value.cpu() for name, value in self.average.items()},
                         "weights": {name: value.cpu() for name, value in self.asr.state_dict().items()},
                         "optimizer": optimizer.state_dict(),
@@ -397,10 +391,8 @@ def module_of(
 
         def _restore(self, saved: Mapping[str, Any]) -> None:
             self.asr.load_state_dict(saved["weights"])
-            self.step, self.epoch, self.loss = saved["step"], saved["epoch"], saved["loss"]
-            self.audio_s, self.seconds = saved["audio_s"], saved["seconds"]
-            self.history, self.best, self._stale = list(saved["history"]), dict(saved["best"]), saved["stale"]
-            self.average = dict(saved["average"])
+            for name in (*KEPT_STATE, "average"):
+                setattr(self, name, saved[name])
             self._optimizer_state = saved["optimizer"]
 
     return Run()
@@ -470,29 +462,21 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> Path:
     """Write a checkpoint so that a kill at any time leaves either the whole file or none; drop old ones."""
     import torch
 
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{state['step']:09d}.pt"
-    unfinished = path.with_suffix(".tmp")
-    with open(unfinished, "wb") as stream:
+    with replacing(path) as stream:
         torch.save(dict(state), stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(unfinished, path)
     for old in sorted(folder.glob("step-*.pt"))[:-KEPT_CHECKPOINTS]:
         old.unlink(missing_ok=True)
     return path
 
 
-def load_state(folder: Path, fingerprint: str) -> dict[str, Any] | None:
-    """Return the newest whole checkpoint of this run; a torn one or another run's is passed over."""
+def load_state(folder: Path) -> dict[str, Any] | None:
+    """Return the newest whole checkpoint in a run's folder; a torn one is passed over."""
     import torch
 
     for path in sorted(folder.glob("step-*.pt"), reverse=True):
-        try:
+        with contextlib.suppress(Exception):  # whatever torch raises over a torn file
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception:
-            continue
-        if state.get("fingerprint") == fingerprint:
             return state
     return None
 
@@ -508,12 +492,6 @@ def _on_gpu(recipe: Recipe) -> bool:
     if recipe.accelerator == "gpu" and not torch.cuda.is_available():
         raise TrainingError("The recipe asks for a GPU and none is there: set accelerator to 'auto' or 'cpu'.")
     return recipe.accelerator != "cpu" and torch.cuda.is_available()
-
-
-def _gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
 
 
 def _precision(recipe: Recipe) -> str:

@@ -12,12 +12,12 @@ sum of their readings and not the product.
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from speech.store.outputs import write_json
 from speech.text import readings
 from training.batches import Corpus, collate
 
@@ -47,7 +47,7 @@ def readings_said(model: "EncDecCTCModelBPE", corpus: Corpus, language: str, rem
     texts = list(corpus.texts)
     every = ((index, readings(row.text, language)) for index, row in enumerate(corpus.utterances))
     open_ones = {index: pieces for index, pieces in every if any(len(piece) > 1 for piece in pieces)}
-    known = _recalled(remembered)
+    known = json.loads(remembered.read_text(encoding="utf-8")) if remembered.is_file() else {}
     chosen: dict[str, str] = {}
     if open_ones:
         model.eval()
@@ -56,18 +56,9 @@ def readings_said(model: "EncDecCTCModelBPE", corpus: Corpus, language: str, rem
         chosen[name] = known.get(name) or _likeliest(model, corpus, index, pieces)
         texts[index] = chosen[name]
     if chosen and chosen != known:
-        unfinished = remembered.with_name(f".{remembered.name}.{os.getpid()}")  # every device writes the same
-        unfinished.write_text(json.dumps(chosen, ensure_ascii=False, sort_keys=True), encoding="utf-8")
-        os.replace(unfinished, remembered)
+        write_json(remembered, chosen)  # every device writes the same
     other = sum(after != before for after, before in zip(texts, corpus.texts, strict=True))
     return Readings(tuple(texts), len(open_ones), other)
-
-
-def _recalled(remembered: Path) -> dict[str, str]:
-    if not remembered.is_file():
-        return {}
-    found: dict[str, str] = json.loads(remembered.read_text(encoding="utf-8"))
-    return found
 
 
 def _likeliest(model: "EncDecCTCModelBPE", corpus: Corpus, index: int, pieces: Sequence[Sequence[str]]) -> str:
@@ -81,31 +72,25 @@ def _likeliest(model: "EncDecCTCModelBPE", corpus: Corpus, index: int, pieces: S
         )
     heard = log_probs[0, : int(lengths[0])].float().cpu()
     said = [piece[0] for piece in pieces]
+    unknown = int(model.tokenizer.tokenizer.unk_id())
     for place, piece in enumerate(pieces):
         if len(piece) > 1:
             texts = [" ".join([*said[:place], reading, *said[place + 1 :]]) for reading in piece]
-            losses = _losses(heard, [model.tokenizer.text_to_ids(text) for text in texts], _unknown(model))
+            losses = _losses(heard, [model.tokenizer.text_to_ids(text) for text in texts], unknown)
             said[place] = piece[min(range(len(piece)), key=losses.__getitem__)]
     return " ".join(said)
-
-
-def _unknown(model: "EncDecCTCModelBPE") -> int:
-    return int(model.tokenizer.tokenizer.unk_id())
 
 
 def _losses(heard: Any, candidates: Sequence[Sequence[int]], unknown: int) -> list[float]:
     """How unlikely each row of pieces is for the log probabilities [frames, pieces + 1]; infinite if it cannot be."""
     import torch
 
-    lengths = [len(candidate) for candidate in candidates]
-    targets = torch.zeros(len(candidates), max(1, *lengths), dtype=torch.long)
-    for row, candidate in enumerate(candidates):
-        targets[row, : len(candidate)] = torch.tensor(candidate)
+    targets = torch.nn.utils.rnn.pad_sequence([torch.tensor(list(one), dtype=torch.long) for one in candidates], True)
     losses: list[float] = torch.nn.functional.ctc_loss(
         heard[:, None].expand(-1, len(candidates), -1),
         targets,
         torch.full((len(candidates),), len(heard)),
-        torch.tensor(lengths),
+        torch.tensor(list(map(len, candidates))),
         blank=heard.shape[-1] - 1,
         reduction="none",
     ).tolist()

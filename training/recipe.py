@@ -203,7 +203,7 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, Any] | None = None) -
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise TrainingError(f"Recipe {path} cannot be read: {_first_line(error)}.") from error
+        raise TrainingError(f"Recipe {path} cannot be read: {str(error).splitlines()[0].rstrip('.')}.") from error
     if not isinstance(document, dict):
         raise TrainingError(f"Recipe {path} must hold a mapping of settings.")
     document.setdefault("name", path.stem)
@@ -229,10 +229,6 @@ def _replace(document: dict[str, Any], key: str, value: Any) -> None:
             _replace(nested, str(inner), content)
     else:
         document[field] = value
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _lower_first(message: str) -> str:

@@ -24,18 +24,19 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from types import FrameType, TracebackType
+from typing import Any, Self
 
 from pydantic import ValidationError
 
+from speech.store.outputs import write_json
 from training.asr import Interrupted, fit, recorded
 from training.data import read_split, require_disjoint_speakers
 from training.loop import Progress
 from training.recipe import Recipe, TrainingError, load_recipe
-from training.specification import TrainingSpec, fingerprint_of
+from training.specification import TrackingSpec, TrainingSpec, fingerprint_of
 
 OK, FAILED, REFUSED, TERMINATED = 0, 1, 2, 128 + signal.SIGTERM
 
@@ -89,7 +90,10 @@ def run(spec: TrainingSpec, stop: "_Stop | None" = None) -> dict[str, Any]:
         require_disjoint_speakers(train, dev)
     fingerprint = fingerprint_of(spec)
     output = spec.output
-    _make_folder(output)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"Output folder {output} cannot be made: {error.strerror}.") from error
     with _exclusive(output) if first else contextlib.nullcontext(), _pipes() as pipes:
         if first:
             done = _finished(output, fingerprint, spec.replace)
@@ -97,77 +101,61 @@ def run(spec: TrainingSpec, stop: "_Stop | None" = None) -> dict[str, Any]:
                 _say(pipes, f"{spec.name}: already trained ({done['steps']} steps); nothing to do.")
                 _report_to_dagster(pipes, done)
                 return done
-            _drop_foreign_checkpoints(output / CHECKPOINTS, fingerprint, pipes)
+            drop_foreign_checkpoints(output / CHECKPOINTS, fingerprint, pipes)
         _say(
             pipes,
             f"{spec.name}: recipe {recipe.name}, {len(train.utterances)} train utterances"
             f" ({train.hours * 60:.1f} min), {len(dev.utterances)} dev; loading NeMo, which takes half a minute.",
         )
-        tracker = _Tracker(spec, recipe, output / CHECKPOINTS, pipes) if first else None
-
-        def report(progress: Progress) -> None:
-            if not first:
-                return
-            _write_json(output / PROGRESS, {**asdict(progress), "updated_at": _now()})
-            _say(pipes, _line(progress))
-            if tracker is not None:
-                tracker.metrics(progress)
-
         began = time.monotonic()
-        try:
-            with stop.deferred():
-                fitted = fit(
-                    recipe,
-                    train,
-                    dev,
-                    language=spec.language,
-                    checkpoints=output / CHECKPOINTS,
-                    fingerprint=fingerprint,
-                    base=spec.base,
-                    seed=spec.seed,
-                    report=report,
-                    should_stop=lambda: stop.asked,
-                )
-        except Interrupted as error:
-            if first:
-                _write_json(
-                    output / PROGRESS,
-                    {**asdict(Progress("stopped", error.step, recipe.max_steps)), "updated_at": _now()},
-                )
-            if tracker is not None:
-                tracker.finish("KILLED")
-            raise _Terminated(str(error)) from error
-        except BaseException:
-            if tracker is not None:
-                tracker.finish("FAILED")
-            raise
-        if not first:
-            return {}
-        report(Progress("exporting", fitted.steps, recipe.max_steps, fitted.epochs, fitted.loss, fitted.dev_wer))
-        record = {
-            **recorded(fitted),
-            "name": spec.name,
-            "language": spec.language,
-            "seed": spec.seed,
-            "base": spec.base,
-            "fingerprint": fingerprint,
-            "recipe": recipe.model_dump(mode="json"),
-            "manifest_digests": {**train.digests, **dev.digests},
-            "train": _described(train),
-            "dev": _described(dev),
-            "wall_seconds": round(time.monotonic() - began, 3),
-            "mlflow_run_id": tracker.run_id if tracker is not None else None,
-            "mlflow_experiment_id": tracker.experiment_id if tracker is not None else None,
-        }
-        _publish(spec, record, fitted, dev, train)
-        report(
-            Progress(
-                "finished", fitted.steps, recipe.max_steps, fitted.epochs, fitted.loss, fitted.dev_wer, fitted.dev_cer,
-                eta_s=0.0,
-            )
-        )  # fmt: skip
-        if tracker is not None:
-            tracker.finish("FINISHED", record)
+        with _Tracker(pipes) as tracker:
+            if first and spec.mlflow is not None:
+                tracker.start(spec, spec.mlflow, recipe, output / CHECKPOINTS / "mlflow_run_id")
+
+            def report(progress: Progress) -> None:
+                if first:
+                    write_json(output / PROGRESS, {**asdict(progress), "updated_at": _now()})
+                    _say(pipes, _line(progress))
+                    tracker.metrics(progress)
+
+            try:
+                with stop.deferred():
+                    fitted = fit(
+                        recipe,
+                        train,
+                        dev,
+                        language=spec.language,
+                        checkpoints=output / CHECKPOINTS,
+                        base=spec.base,
+                        seed=spec.seed,
+                        report=report,
+                        should_stop=lambda: stop.asked,
+                    )
+            except Interrupted as error:
+                report(Progress("stopped", error.step, recipe.max_steps))
+                raise _Terminated(str(error)) from error
+            if not first:
+                return {}
+            last = Progress("exporting", fitted.steps, recipe.max_steps, fitted.epochs, fitted.loss, fitted.dev_wer)
+            report(last)
+            record = {
+                **recorded(fitted),
+                "name": spec.name,
+                "language": spec.language,
+                "seed": spec.seed,
+                "base": spec.base,
+                "fingerprint": fingerprint,
+                "recipe": recipe.model_dump(mode="json"),
+                "manifest_digests": {**train.digests, **dev.digests},
+                "train": _described(train),
+                "dev": _described(dev),
+                "wall_seconds": round(time.monotonic() - began, 3),
+                "mlflow_run_id": tracker.run_id,
+                "mlflow_experiment_id": tracker.experiment_id,
+            }
+            _publish(spec, record, fitted, dev, train)
+            report(replace(last, phase="finished", cer=fitted.dev_cer, eta_s=0.0))
+            tracker.summary(record)
         shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
         _report_to_dagster(pipes, record)
         return record
@@ -210,13 +198,6 @@ def _assignment(text: str) -> tuple[str, Any]:
 # ------------------------------------------------------------------------------------------------ output folder
 
 
-def _make_folder(output: Path) -> None:
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainingError(f"Output folder {output} cannot be made: {error.strerror}.") from error
-
-
 @contextlib.contextmanager
 def _exclusive(output: Path) -> Iterator[None]:
     """Keep a second process out of the folder; the system frees the lock however this one ends."""
@@ -250,7 +231,7 @@ def _finished(output: Path, fingerprint: str, replace: bool) -> dict[str, Any] |
     return None
 
 
-def _drop_foreign_checkpoints(folder: Path, fingerprint: str, pipes: Any) -> None:
+def drop_foreign_checkpoints(folder: Path, fingerprint: str, pipes: Any) -> None:
     """Begin afresh when the folder's checkpoints belong to another specification."""
     owner = folder / "fingerprint"
     if folder.is_dir() and (not owner.is_file() or owner.read_text().strip() != fingerprint):
@@ -298,7 +279,7 @@ def _publish(spec: TrainingSpec, record: dict[str, Any], fitted: Any, dev: Any, 
     shutil.rmtree(output / BUNDLE, ignore_errors=True)
     for name in (CHECKPOINT, BUNDLE):
         os.replace(staging / name, output / name)
-    _write_json(output / RECORD, record)
+    write_json(output / RECORD, record)
     shutil.rmtree(staging, ignore_errors=True)
 
 
@@ -309,12 +290,6 @@ def _described(rows: Any) -> dict[str, Any]:
         "hours": round(rows.hours, 6),
         "left_out": dict(rows.left_out),
     }
-
-
-def _write_json(path: Path, document: Mapping[str, Any]) -> None:
-    unfinished = path.with_name(f".{path.name}.tmp")
-    unfinished.write_text(json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
 
 
 # ------------------------------------------------------------------------------------------------ telling the world
@@ -355,81 +330,70 @@ def _pipes() -> Iterator[Any]:
 
 def _report_to_dagster(pipes: Any, record: Mapping[str, Any]) -> None:
     if pipes is not None:
-        pipes.report_custom_message({"training": json.loads(json.dumps(record, default=str))})
+        pipes.report_custom_message({"training": dict(record)})
 
 
 class _Tracker:
     """MLflow logging that never costs a training run: a server that fails is reported once and left alone."""
 
-    def __init__(self, spec: TrainingSpec, recipe: Recipe, checkpoints: Path, pipes: Any) -> None:
+    def __init__(self, pipes: Any) -> None:
         self.run_id: str | None = None
         self.experiment_id: str | None = None
         self._pipes = pipes
         self._client: Any = None
-        if spec.mlflow is None:
-            return
+
+    def start(self, spec: TrainingSpec, tracking: TrackingSpec, recipe: Recipe, remembered: Path) -> None:
+        """Begin a run, or go on with the one whose id is in the file `remembered`."""
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        remembered = checkpoints / "mlflow_run_id"
         with self._guarded():
+            import pandas
             from mlflow.entities import Param
             from mlflow.tracking import MlflowClient
 
-            client = MlflowClient(tracking_uri=spec.mlflow.tracking_uri)
+            client = self._client = MlflowClient(tracking_uri=tracking.tracking_uri)
             if remembered.is_file():
-                self.run_id = remembered.read_text().strip()
-                self.experiment_id = str(client.get_run(self.run_id).info.experiment_id)
-                client.update_run(self.run_id, status="RUNNING")
+                run = client.get_run(remembered.read_text().strip())
+                client.update_run(run.info.run_id, status="RUNNING")
             else:
-                experiment = client.get_experiment_by_name(spec.mlflow.experiment)
-                self.experiment_id = str(
-                    experiment.experiment_id if experiment else client.create_experiment(spec.mlflow.experiment)
-                )
-                tags = {**spec.mlflow.tags, "language": spec.language, "recipe": recipe.name}
-                created = client.create_run(self.experiment_id, tags=tags, run_name=spec.name)
-                self.run_id = str(created.info.run_id)
-                remembered.write_text(self.run_id)
-                parameters = {"seed": spec.seed, "base": spec.base or "", **_flat(recipe.model_dump(mode="json"))}
-                client.log_batch(
-                    self.run_id, params=[Param(key, str(value)[:500]) for key, value in parameters.items()]
-                )
-            self._client = client
+                found = client.get_experiment_by_name(tracking.experiment)
+                experiment = found.experiment_id if found else client.create_experiment(tracking.experiment)
+                tags = {**tracking.tags, "language": spec.language, "recipe": recipe.name}
+                run = client.create_run(experiment, tags=tags, run_name=spec.name)
+                remembered.write_text(run.info.run_id)
+                (fields,) = pandas.json_normalize(recipe.model_dump(mode="json")).to_dict("records")
+                parameters = {"seed": spec.seed, "base": spec.base or "", **fields}
+                params = [Param(key, str(value)[:500]) for key, value in parameters.items()]
+                client.log_batch(run.info.run_id, params=params)
+            self.run_id, self.experiment_id = str(run.info.run_id), str(run.info.experiment_id)
 
     def metrics(self, progress: Progress) -> None:
         """Log the numbers of a report at its step."""
-        if self._client is None or progress.loss is None:
+        if progress.loss is None:
             return
-        values = {
-            "loss": progress.loss,
-            "learning_rate": progress.learning_rate,
-            "audio_s_per_s": progress.audio_s_per_s,
-        }
+        values = {key: getattr(progress, key) for key in ("loss", "learning_rate", "audio_s_per_s")}
         if progress.phase == "evaluated":
             values |= {"dev_wer": progress.wer, "dev_cer": progress.cer}
         self._log(values, progress.step)
 
-    def finish(self, status: str, record: Mapping[str, Any] | None = None) -> None:
-        """Close the run, with its final numbers."""
-        if self._client is None:
-            return
-        if record is not None:
-            numbers = ("dev_wer", "dev_cer", "seconds", "audio_hours_seen")
-            self._log({f"final_{key}": record[key] for key in numbers}, record["steps"])
-        if self._client is not None:
-            with self._guarded():
-                if record is not None:
-                    self._client.set_tag(self.run_id, "bundle_digest", record["bundle_digest"])
-                self._client.set_terminated(self.run_id, status=status)
+    def summary(self, record: Mapping[str, Any]) -> None:
+        """Log the final numbers, and what bundle came of them."""
+        numbers = ("dev_wer", "dev_cer", "seconds", "audio_hours_seen")
+        self._log({f"final_{key}": record[key] for key in numbers}, record["steps"])
+        self._tell("set_tag", "bundle_digest", record["bundle_digest"])
 
     def _log(self, values: Mapping[str, float | None], step: int) -> None:
-        from mlflow.entities import Metric
-
         now = int(time.time() * 1000)
-        with self._guarded():
-            self._client.log_batch(
-                self.run_id,
-                metrics=[Metric(key, float(value), now, step) for key, value in values.items() if value is not None],
-            )
+        if self._client is not None:
+            from mlflow.entities import Metric
+
+            known = {key: float(value) for key, value in values.items() if value is not None}
+            self._tell("log_batch", metrics=[Metric(key, value, now, step) for key, value in known.items()])
+
+    def _tell(self, what: str, *values: Any, **named: Any) -> None:
+        if self._client is not None:
+            with self._guarded():
+                getattr(self._client, what)(self.run_id, *values, **named)
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -440,15 +404,15 @@ class _Tracker:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             _say(self._pipes, f"MLflow cannot be used ({reason}); training goes on without it.")
 
+    def __enter__(self) -> Self:
+        return self
 
-def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in document.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the run as it went."""
+        ended = "FINISHED" if kind is None else "KILLED" if issubclass(kind, _Terminated) else "FAILED"
+        self._tell("set_terminated", status=ended)
 
 
 # ------------------------------------------------------------------------------------------------ stopping and failing
@@ -491,15 +455,14 @@ class _Stop:
 
 def _known_failure(error: BaseException) -> str | None:
     """Return one sentence for failures that need no traceback."""
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return "The disk is full: free some space; the same command goes on from the last checkpoint."
-    if isinstance(error, OSError) and error.errno == errno.EDQUOT:
-        return "The disk quota is used up: free some space; the same command goes on from the last checkpoint."
     text = str(error).lower()
+    torn = isinstance(error, RuntimeError) and ("no space left" in text or "unexpected pos" in text)
+    if torn or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+        return (
+            "The disk is full or its quota used up: free some space; the same command goes on from the last checkpoint."
+        )
     if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
         return "Memory ran out: lower batch.seconds (and raise batch.accumulate), then run the same command."
-    if isinstance(error, RuntimeError) and ("no space left" in text or "unexpected pos" in text):
-        return "The disk is full: free some space; the same command goes on from the last checkpoint."
     return None
 
 

@@ -10,16 +10,16 @@ Text of which too little would be covered is refused, with the size to ask for.
 
 import hashlib
 import io
-import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from speech.scripts import is_unspaced, letters_of, scripts_of
 from speech.spelling import digits_for, hangul, is_syllable, reading, spelt
+from speech.store.outputs import write_atomically
 from speech.text import alphabet
 from training.recipe import TrainingError
 
@@ -180,32 +180,53 @@ def write_tokenizer(model: bytes, folder: Path) -> Path:
     """Write a sentencepiece model as NeMo reads it: tokenizer.model, and its pieces in vocab.txt."""
     import sentencepiece
 
-    folder.mkdir(parents=True, exist_ok=True)
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
     vocabulary = "".join(f"{_wordpiece(pieces.id_to_piece(index))}\n" for index in range(1, len(pieces)))
-    for name, content in (("tokenizer.model", model), ("vocab.txt", vocabulary.encode())):
-        # Every device of a run writes the same bytes at the same time.
-        unfinished = folder / f".{name}.{os.getpid()}"
-        unfinished.write_bytes(content)
-        os.replace(unfinished, folder / name)
+    for name, content in (("tokenizer.model", model), ("vocab.txt", vocabulary)):
+        write_atomically(folder / name, content)  # every device of a run writes the same at the same time
     return folder / "tokenizer.model"
+
+
+# What of sentencepiece_model.proto holds places of files; all else stays as it is. sentencepiece's own protobuf classes
+# are not used, as their generator must not be newer than the protobuf installed.
+_PLACES = """
+name: "places.proto"
+message_type {
+  name: "Model"
+  field { name: "pieces" number: 1 type: TYPE_BYTES label: LABEL_REPEATED }
+  field { name: "trainer" number: 2 type: TYPE_MESSAGE type_name: "Trainer" label: LABEL_OPTIONAL }
+  field { name: "normalizer" number: 3 type: TYPE_MESSAGE type_name: "Normalizer" label: LABEL_OPTIONAL }
+  field { name: "self_test" number: 4 type: TYPE_BYTES label: LABEL_OPTIONAL }
+  field { name: "denormalizer" number: 5 type: TYPE_MESSAGE type_name: "Normalizer" label: LABEL_OPTIONAL }
+}
+message_type {
+  name: "Trainer"
+  field { name: "input" number: 1 type: TYPE_STRING label: LABEL_REPEATED }
+  field { name: "model_prefix" number: 2 type: TYPE_STRING label: LABEL_OPTIONAL }
+}
+message_type { name: "Normalizer" field { name: "rule_file" number: 6 type: TYPE_STRING label: LABEL_OPTIONAL } }
+"""
 
 
 def without_paths(model: bytes) -> bytes:
     """Drop the places of the files that a sentencepiece model was trained from; they differ from run to run.
 
-    They are fields 1 and 2 of trainer_spec (field 2 of sentencepiece_model.proto) and field 6 of normalizer_spec and
-    denormalizer_spec (fields 3 and 5). sentencepiece's own protobuf classes are not used, as their generator must not
-    be newer than the protobuf installed. Raises IndexError or ValueError for what is no such model.
+    Raises ValueError for what is no such model.
     """
-    places = {2: (1, 2), 3: (6,), 5: (6,)}
-    kept = []
-    for field, raw, body in _protobuf_fields(model):
-        if field in places and body is not None:
-            spec = b"".join(part for number, part, _ in _protobuf_fields(body) if number not in places[field])
-            raw = bytes([field << 3 | 2]) + _varint(len(spec)) + spec
-        kept.append(raw)
-    return b"".join(kept)
+    from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory, text_format
+
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(text_format.Parse(_PLACES, descriptor_pb2.FileDescriptorProto()))
+    read: Any = message_factory.GetMessageClass(pool.FindMessageTypeByName("Model"))()
+    try:
+        read.ParseFromString(model)
+    except message.DecodeError as error:
+        raise ValueError(str(error)) from None
+    for part, field in read.ListFields():
+        if part.message_type is not None:
+            for place, _ in field.ListFields():
+                field.ClearField(place.name)
+    return bytes(read.SerializeToString(deterministic=True))
 
 
 def _rules(rules: Mapping[str, str], path: Path) -> str:
@@ -222,45 +243,3 @@ def _rules(rules: Mapping[str, str], path: Path) -> str:
 def _wordpiece(piece: str) -> str:
     """Spell a piece as NeMo's vocab.txt does: continuations carry '##', word starts nothing."""
     return piece[1:] if piece.startswith("▁") and len(piece) > 1 else f"##{piece}"
-
-
-def _protobuf_fields(message: bytes) -> Iterator[tuple[int, bytes, bytes | None]]:
-    """Yield (number, whole field, its body when it is a message or text) of a protobuf message."""
-
-    def varint(at: int) -> tuple[int, int]:
-        value = shift = 0
-        while True:
-            value |= (message[at] & 0x7F) << shift
-            at, shift = at + 1, shift + 7
-            if message[at - 1] < 0x80:
-                return value, at
-
-    at = 0
-    while at < len(message):
-        start = at
-        key, at = varint(at)
-        body = None
-        match key & 7:
-            case 0:
-                _, at = varint(at)
-            case 1:
-                at += 8
-            case 2:
-                size, at = varint(at)
-                body = message[at : at + size]
-                at += size
-            case 5:
-                at += 4
-            case kind:
-                raise ValueError(f"wire type {kind}")
-        if at > len(message):
-            raise ValueError("cut off")
-        yield key >> 3, message[start:at], body
-
-
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes(encoded) + bytes([value])

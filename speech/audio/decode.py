@@ -22,7 +22,7 @@ import numpy as np
 import soundfile
 
 from speech.audio.decoders import AudioInfo, header
-from speech.audio.mixdown import SAMPLE_RATE, resampled
+from speech.audio.mixdown import SAMPLE_RATE, cut_anew, resampled
 from speech.audio.source import AudioError, AudioLimits, AudioSource, opened
 
 DEFAULT_LIMITS = AudioLimits()
@@ -115,20 +115,8 @@ def encode_wav(waveform: Waveform) -> bytes:
 def _chunked(
     source: AudioSource, limits: AudioLimits, size: int, name: str | None, channel: int | None
 ) -> Iterator[np.ndarray]:
-    pending: list[np.ndarray] = []
-    held = 0
     with opened(source, limits, name) as recording:
-        for piece in resampled(recording, limits, channel):
-            pending.append(piece)
-            held += len(piece)
-            if held >= size:
-                joined = np.concatenate(pending)
-                whole = held - held % size
-                for start in range(0, whole, size):
-                    yield joined[start : start + size]
-                pending, held = [joined[whole:]], held - whole
-        if held:
-            yield np.concatenate(pending)
+        yield from cut_anew(resampled(recording, limits, channel), size)
 
 
 def _pcm16(samples: np.ndarray) -> np.ndarray:

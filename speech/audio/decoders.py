@@ -50,26 +50,7 @@ _CONTAINERS = (
     "xwma"
 )
 # Containers whose header states how long the chosen track is; elsewhere FFmpeg's number is a guess from the bit rate.
-_DECLARES_TRACK = frozenset(
-    {
-        "aiff",
-        "ape",
-        "au",
-        "caf",
-        "dsf",
-        "flac",
-        "iff",
-        "mov",
-        "mpc",
-        "mpc8",
-        "nistsphere",
-        "tak",
-        "tta",
-        "w64",
-        "wav",
-        "wv",
-    }
-)
+_DECLARES_TRACK = frozenset("aiff ape au caf dsf flac iff mov mpc mpc8 nistsphere tak tta w64 wav wv".split())
 # Containers that state the length of the whole: true of the audio only when it is alone in there.
 _DECLARES_WHOLE = frozenset({"asf", "avi", "flv", "matroska"})
 

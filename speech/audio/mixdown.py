@@ -6,12 +6,13 @@ that loudness would give takes its loudest channel instead, cross-faded over 10 
 frequencies is not noticed.
 """
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import soxr
 
-from speech.audio.decoders import blocks
+from speech.audio.decoders import Block, blocks
 from speech.audio.source import AudioLimits, OpenAudio
 
 SAMPLE_RATE = 16_000  # Hz; what every model of the platform listens to
@@ -28,8 +29,35 @@ def resampled(recording: OpenAudio, limits: AudioLimits, channel: int | None = N
 
     `channel`, counted from 0, is cut out alone; None mixes all.
     """
-    line: _Line | None = None
-    seconds, decoded_bytes, delivered = 0.0, 0, 0
+    delivered = 0
+    accepted = _accepted(recording, limits, channel)
+    for (rate, channels), stretch in itertools.groupby(accepted, key=lambda found: (found[1], found[0].shape[1])):
+        for piece in _Line(recording, rate, channels).heard(block for block, _ in stretch):
+            delivered += len(piece)
+            yield piece
+    if not delivered:
+        raise recording.refuse("empty", "holds less than one sample at 16 kHz; deliver it again")
+
+
+def cut_anew(pieces: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """The same frames in pieces of `size`, the last one shorter but never empty."""
+    held: list[np.ndarray] = []
+    count = 0
+    for piece in pieces:
+        for start in range(0, len(piece), size):  # a whole recording in one piece is not copied at once
+            held.append(piece[start : start + size])
+            count += len(held[-1])
+            if count >= size:
+                joined = np.concatenate(held)
+                yield joined[:size]
+                held, count = [joined[size:]], count - size
+    if count:
+        yield np.concatenate(held)
+
+
+def _accepted(recording: OpenAudio, limits: AudioLimits, channel: int | None) -> Iterator[Block]:
+    """The blocks of a recording, or of one of its channels, within the limits."""
+    seconds, decoded_bytes = 0.0, 0
     for block, rate in blocks(recording, limits):
         seconds += len(block) / rate
         decoded_bytes += block.size * 4
@@ -39,28 +67,13 @@ def resampled(recording: OpenAudio, limits: AudioLimits, channel: int | None = N
             raise recording.refuse(
                 "too-large", f"decodes to more than the limit of {limits.max_decoded_bytes:,} bytes; split it"
             )
-        if channel is not None:
-            if not 0 <= channel < block.shape[1]:
-                raise recording.refuse(
-                    "no-such-channel",
-                    f"has no channel {channel}: it holds {block.shape[1]}, counted from 0; "
-                    "correct the channel at the source",
-                )
-            block = block[:, channel : channel + 1]
-        if line is None or (line.rate, line.channels) != (rate, block.shape[1]):
-            if line is not None:
-                for piece in line.flush():
-                    delivered += len(piece)
-                    yield piece
-            line = _Line(recording, rate, block.shape[1])
-        for piece in line.push(block):
-            delivered += len(piece)
-            yield piece
-    for piece in line.flush() if line is not None else ():
-        delivered += len(piece)
-        yield piece
-    if not delivered:
-        raise recording.refuse("empty", "holds less than one sample at 16 kHz; deliver it again")
+        if channel is not None and not 0 <= channel < block.shape[1]:
+            raise recording.refuse(
+                "no-such-channel",
+                f"has no channel {channel}: it holds {block.shape[1]}, counted from 0; "
+                "correct the channel at the source",
+            )
+        yield block if channel is None else block[:, channel : channel + 1], rate
 
 
 class _Line:
@@ -71,12 +84,10 @@ class _Line:
     """
 
     def __init__(self, recording: OpenAudio, rate: int, channels: int) -> None:
-        self.rate, self.channels = rate, channels
+        self.channels = channels
         self._recording = recording
         self._size = max(1, round(rate * _MIX_BLOCK_S))
         self._fade = np.linspace(0, 1, max(1, round(rate * _MIX_FADE_S)), dtype=np.float32)
-        self._pending: list[np.ndarray] = []
-        self._held = 0
         self._channel: int | None = None  # None: the mean of all
         self._resampler = (
             None
@@ -84,22 +95,12 @@ class _Line:
             else soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality=RESAMPLER_QUALITY)
         )
 
-    def push(self, block: np.ndarray) -> Iterator[np.ndarray]:
-        if self.channels == 1 and self._resampler is None:
+    def heard(self, stretch: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Mono pieces at 16 kHz of the stretch, whose blocks are float32 [frames, channels]."""
+        unchanged = self.channels == 1 and self._resampler is None
+        for block in stretch if unchanged else cut_anew(stretch, self._size):
             yield self._through(block, last=False)
-            return
-        self._pending.append(block)
-        self._held += len(block)
-        if self._held >= self._size:
-            joined = self._pending[0] if len(self._pending) == 1 else np.concatenate(self._pending)
-            whole = self._held - self._held % self._size
-            for start in range(0, whole, self._size):
-                yield self._through(joined[start : start + self._size], last=False)
-            self._pending, self._held = [joined[whole:]], self._held - whole
-
-    def flush(self) -> Iterator[np.ndarray]:
-        rest = np.concatenate(self._pending) if self._pending else np.zeros((0, self.channels), np.float32)
-        yield self._through(rest, last=True)
+        yield self._through(np.zeros((0, self.channels), np.float32), last=True)
 
     def _through(self, block: np.ndarray, last: bool) -> np.ndarray:
         mono = self._mix(block)

@@ -128,7 +128,7 @@ def _build(folder: Path, kind: str, path: str, defaults: Defaults) -> dict[str, 
     (folder / REJECTED).touch()
     for row in IMPORTERS[kind](path, defaults):
         if isinstance(row, RejectedRow):
-            file, line = REJECTED, json.dumps(row.to_json())
+            file, line = REJECTED, json.dumps(asdict(row))
             rejected += 1
         else:
             partition = quarter_of(row.recorded_at), row.language

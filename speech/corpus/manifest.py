@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +81,7 @@ class Utterance:
         if self.channel is not None:
             row["channel"] = self.channel
         if self.quality is not None:
-            row["quality"] = self.quality.to_dict()
+            row["quality"] = asdict(self.quality)
         return row
 
     @classmethod
@@ -116,10 +116,6 @@ class RejectedRow:
     row: int  # counted from 1; 0 where the fault is a missing row
     reason: str
     id: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """The row as JSON-ready values."""
-        return {"source": self.source, "row": self.row, "reason": self.reason, "id": self.id}
 
 
 _encoded = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
@@ -180,7 +176,7 @@ def quarter_title(quarter: str) -> str:
     return f"{found[1]} Q{(int(found[2]) + 2) // 3}"
 
 
-def split_of_speaker(speaker: str, dev_share: float = 0.1, test_share: float = 0.1, salt: str = "soundstage") -> str:
+def split_of_speaker(speaker: str, dev_share: float = 0.1, test_share: float = 0.1) -> str:
     """The set that a speaker belongs to, from the speaker's name alone.
 
     The name is hashed to a number in [0, 1): the first ``test_share`` of the range is the test set, the last
@@ -188,21 +184,14 @@ def split_of_speaker(speaker: str, dev_share: float = 0.1, test_share: float = 0
     """
     if dev_share < 0 or test_share < 0 or dev_share + test_share > 1:
         raise ValueError(f"shares of {dev_share} dev and {test_share} test do not fit into one corpus")
-    digest = hashlib.sha256(f"{salt}\0{speaker}".encode(errors="surrogatepass")).digest()
+    digest = hashlib.sha256(f"soundstage\0{speaker}".encode(errors="surrogatepass")).digest()
     position = int.from_bytes(digest[:8]) / 2**64
     if position < test_share:
         return "test"
     return "dev" if position >= 1 - dev_share else "train"
 
 
-def assign_splits(
-    utterances: Iterable[Utterance],
-    dev_share: float = 0.1,
-    test_share: float = 0.1,
-    salt: str = "soundstage",
-    *,
-    minimum_speakers: int = 0,
-) -> list[Utterance]:
+def assign_splits(utterances: Iterable[Utterance], dev_share: float = 0.1, test_share: float = 0.1) -> list[Utterance]:
     """The utterances with a speaker-disjoint split that is the same in every run and every quarter.
 
     A speaker's set follows from a hash of the name (:func:`split_of_speaker`). It depends on nothing else: not on who
@@ -211,12 +200,8 @@ def assign_splits(
     speaker in spring and is a training speaker in autumn makes the score a lie that nobody sees. The shares therefore
     hold for many speakers, and a small corpus may miss them, even leave a set empty.
 
-    ``minimum_speakers`` is for a corpus that small: each of dev and test that falls short takes the training speakers
-    whose hashes come first. Ranks depend on who is present, so a later, larger corpus could place such a speaker
-    otherwise; keep the result (rows that carry a split keep it, see below) to hold them where they are.
-
     A row that already carries a split keeps it, and pulls its speaker's other rows along. Raises ManifestError where a
-    speaker's rows carry different splits, or where the minimum would leave no training speaker.
+    speaker's rows carry different splits.
     """
     rows = list(utterances)
     placed: dict[str, str] = {}
@@ -232,20 +217,9 @@ def assign_splits(
                 f"speaker {row.speaker} is in {placed[row.speaker]} and in {row.split} ({row.id}); "
                 "give all rows of a speaker one split, or none",
             )
-    fixed = set(placed)
     for row in rows:
         if row.speaker not in placed:
-            placed[row.speaker] = split_of_speaker(row.speaker, dev_share, test_share, salt)
-    for name in ("test", "dev"):
-        missing = minimum_speakers - sum(split == name for split in placed.values())
-        movable = [speaker for speaker, split in placed.items() if split == "train" and speaker not in fixed]
-        if missing > 0:
-            if len(movable) <= missing:
-                raise ManifestError(
-                    "", None, f"{len(placed)} speakers are too few for {minimum_speakers} in each of dev and test"
-                )
-            movable.sort(key=lambda speaker: hashlib.sha256(f"{salt}\0{name}\0{speaker}".encode()).digest())
-            placed.update(dict.fromkeys(movable[:missing], name))
+            placed[row.speaker] = split_of_speaker(row.speaker, dev_share, test_share)
     return [row if row.split == placed[row.speaker] else replace(row, split=placed[row.speaker]) for row in rows]
 
 

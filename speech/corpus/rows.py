@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from speech.quality import Quality
 
 SPLITS = ("train", "dev", "test")
-MAX_LINE_BYTES = 4 * 2**20  # a transcript row is a few hundred bytes; a longer "line" is a file of another kind
+MAX_LINE = 4 * 2**20  # a transcript row is a few hundred bytes; a longer "line" is a file of another kind
 EARLIEST_DATE = dt.date(1900, 1, 1)
+_NOT_UTF_8 = re.compile("[\udc80-\udcff]")  # how Python decodes a byte that is no part of a character
 
 PathLike = str | os.PathLike[str]
 
@@ -54,24 +55,18 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, "str | BadLine"]]:
     """
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
-            stream = _recoded(cast(BinaryIO, file))
+            text = _decoded(cast(BinaryIO, file))
             number = 0
-            while line := stream.readline(MAX_LINE_BYTES):
+            while line := text.readline(MAX_LINE):
                 number += 1
-                if number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")
-                if len(line) >= MAX_LINE_BYTES and not line.endswith(b"\n"):
-                    while (rest := stream.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+                if len(line) >= MAX_LINE and not line.endswith("\n"):
+                    while (rest := text.readline(MAX_LINE)) and not rest.endswith("\n"):
                         pass
-                    yield number, BadLine(f"the line is longer than {MAX_LINE_BYTES // 2**20} MiB")
-                    continue
-                line = line.rstrip(b"\r\n")
-                try:
-                    text = line.decode()
-                except UnicodeDecodeError:
+                    yield number, BadLine(f"the line is longer than {MAX_LINE // 2**20} MiB")
+                elif not line.isascii() and _NOT_UTF_8.search(line):
                     yield number, BadLine("the line is not UTF-8: save the file anew in that encoding")
-                    continue
-                yield number, BadLine("the line holds a NUL character") if "\x00" in text else text
+                else:
+                    yield number, BadLine("the line holds a NUL character") if "\x00" in line else line.rstrip("\r\n")
     except FileNotFoundError:
         raise ManifestError(path, None, "is missing") from None
     except UnicodeError:  # of a line that is UTF-8 it is met above
@@ -80,26 +75,14 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, "str | BadLine"]]:
         raise ManifestError(path, None, f"cannot be read ({reason_of(error)})") from error
 
 
-class _Recoded:
-    """A text file of another encoding or with other ends of lines, read as if it had ours."""
-
-    def __init__(self, file: BinaryIO, encoding: str, written: str, newline: str | None) -> None:
-        self._text = io.TextIOWrapper(file, encoding, newline=newline)
-        self._written = written
-
-    def readline(self, limit: int) -> bytes:
-        return self._text.readline(limit).encode(self._written)
-
-
-def _recoded(file: BinaryIO) -> "BinaryIO | _Recoded":
-    """The file, from its beginning, with lines of UTF-8 that end in a line feed."""
-    first = file.readline(MAX_LINE_BYTES)
+def _decoded(file: BinaryIO) -> io.TextIOWrapper:
+    """The text of a file from its beginning; bytes that are not UTF-8 become lone surrogates."""
+    first = file.readline(MAX_LINE)
     file.seek(0)
     if first.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return _Recoded(file, "utf-16", "utf-8", newline="\n")
-    if b"\n" not in first and b"\r" in first:
-        return _Recoded(file, "latin-1", "latin-1", newline=None)
-    return file
+        return io.TextIOWrapper(file, "utf-16", newline="\n")
+    newline = None if b"\n" not in first and b"\r" in first else "\n"
+    return io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline=newline)
 
 
 def numbered_objects(path: Path) -> Iterator[tuple[int, "dict[str, Any] | BadLine"]]:

@@ -25,18 +25,16 @@ import random
 import re
 import shutil
 import tempfile
-import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from speech.corpus.manifest import LANGUAGE_TAG, quarter_of, split_of_speaker
+from speech.corpus.manifest import LANGUAGE_TAG, quarter_title, split_of_speaker
 from speech.settings import Section
 from speech.text import normalize
 
@@ -163,7 +161,8 @@ def drift(quarter_index: int) -> Drift:
 
 def quarter_index(quarter: str) -> int:
     """Quarters from FIRST_QUARTER to this one. Raises ValueError for a month in which no quarter starts."""
-    return _months(quarter) // 3 - _months(FIRST_QUARTER) // 3
+    (start, _), (first, _) = _calendar(quarter), _calendar(FIRST_QUARTER)
+    return ((start.year - first.year) * 12 + start.month - first.month) // 3
 
 
 def write_quarter(
@@ -208,7 +207,7 @@ def write_quarter(
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        quarter_written = _write_into(staging, grammar, change, cast, order)
+        receipt = _write_into(staging, grammar, change, cast, order)
         os.chmod(staging, 0o755)
         if folder.exists():
             shutil.rmtree(folder)
@@ -216,7 +215,7 @@ def write_quarter(
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    return SyntheticQuarter(folder=folder, drift=change, **quarter_written)
+    return _written(folder, receipt)
 
 
 # ------------------------------------------------------------------------------------------------ who speaks
@@ -394,8 +393,8 @@ class Voicebox:
 
     espeak-ng keeps its state in global variables, and what it says depends (through the phase of its oscillators and
     its flutter) on all that the process has said before. Each box therefore loads a private copy of the library: what
-    comes out depends only on what this box was asked, and boxes do not disturb each other. One box takes one thread
-    at a time. Use it as a context manager.
+    comes out depends only on what this box was asked, and boxes do not disturb each other. One box serves one thread,
+    and is to be closed.
     """
 
     _PARAMETERS: Mapping[str, int] = {"rate": 1, "volume": 2, "pitch": 3, "range": 4}
@@ -406,11 +405,10 @@ class Voicebox:
     def __init__(self) -> None:
         import espeakng_loader
 
-        self._lock = threading.Lock()
         self._chunks: list[NDArray[np.int16]] = []
         with tempfile.TemporaryDirectory(prefix="voicebox-") as private:
             copy = shutil.copy(espeakng_loader.get_library_path(), private)
-            self._library: ctypes.CDLL | None = ctypes.CDLL(copy)
+            self._library = ctypes.CDLL(copy)
         callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
         self._callback = callback(self._take)  # kept: espeak-ng holds only its address
         self._library.espeak_Synth.argtypes = [
@@ -423,23 +421,10 @@ class Voicebox:
             raise SynthesisError(f"espeak-ng did not start (answer {rate}); reinstall the package espeakng-loader")
         self._library.espeak_SetSynthCallback(self._callback)
 
-    def __enter__(self) -> Self:
-        """The box itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Free espeak-ng's tables."""
-        self.close()
-
     def close(self) -> None:
         """Free espeak-ng's tables; the box cannot speak after this."""
-        with self._lock:
-            if self._library is not None:
-                self._library.espeak_Terminate()
-                _ctypes.dlclose(self._library._handle)  # ctypes itself never unloads, and a private copy is 0.6 MB
-                self._library = None
+        self._library.espeak_Terminate()
+        _ctypes.dlclose(self._library._handle)  # ctypes itself never unloads, and a private copy is 0.6 MB
 
     def say(self, text: str, speaker: Speaker, sample_rate: int = ESPEAK_RATE) -> Samples:
         """The text in the speaker's voice, float32 mono [n] at ``sample_rate``. Raises SynthesisError for silence.
@@ -447,27 +432,23 @@ class Voicebox:
         The vocal tract is changed by playing the speech faster or slower, which moves all formants alike; espeak-ng
         talks slower or faster to make up for the time.
         """
-        with self._lock:
-            if self._library is None:
-                raise SynthesisError("this voice box is closed; open another one")
-            self._chunks.clear()
-            if self._library.espeak_SetVoiceByName(speaker.voice.encode()) != 0:
-                raise SynthesisError(f"espeak-ng has no voice {speaker.voice}; see the voices in {VOCABULARY}")
-            settings = {
-                "rate": round(speaker.words_per_minute / speaker.vocal_tract),
-                "volume": 60,  # at the default 100 some variants clip inside espeak-ng
-                "pitch": speaker.pitch,
-                "range": speaker.pitch_range,
-            }
-            for name, value in settings.items():
-                self._library.espeak_SetParameter(self._PARAMETERS[name], value, 0)
-            self._library.espeak_ng_SetRandSeed(1)  # breath noise would otherwise be seeded from the clock
-            encoded = text.encode() + b"\0"
-            answer = self._library.espeak_Synth(encoded, len(encoded), 0, 1, 0, self._UTF8, None, None)
-            if answer != 0 or not self._chunks:
-                raise SynthesisError(f"espeak-ng said nothing for {text!r} (answer {answer})")
-            raw = np.concatenate(self._chunks).astype(np.float32) / 32_768
-            self._chunks.clear()
+        self._chunks.clear()
+        if self._library.espeak_SetVoiceByName(speaker.voice.encode()) != 0:
+            raise SynthesisError(f"espeak-ng has no voice {speaker.voice}; see the voices in {VOCABULARY}")
+        settings = {
+            "rate": round(speaker.words_per_minute / speaker.vocal_tract),
+            "volume": 60,  # at the default 100 some variants clip inside espeak-ng
+            "pitch": speaker.pitch,
+            "range": speaker.pitch_range,
+        }
+        for name, value in settings.items():
+            self._library.espeak_SetParameter(self._PARAMETERS[name], value, 0)
+        self._library.espeak_ng_SetRandSeed(1)  # breath noise would otherwise be seeded from the clock
+        encoded = text.encode() + b"\0"
+        answer = self._library.espeak_Synth(encoded, len(encoded), 0, 1, 0, self._UTF8, None, None)
+        if answer != 0 or not self._chunks:
+            raise SynthesisError(f"espeak-ng said nothing for {text!r} (answer {answer})")
+        raw = np.concatenate(self._chunks).astype(np.float32) / 32_768
         import soxr
 
         spoken: Samples = soxr.resample(raw, round(ESPEAK_RATE * speaker.vocal_tract), sample_rate)
@@ -690,7 +671,7 @@ def _write_into(
         )
         return len(signal) / form.sample_rate if kind is None else 0.0
 
-    with Voicebox() as box:
+    with contextlib.closing(Voicebox()) as box:
         pending = list(BROKEN_KINDS)
         sound_rows = 0
         while audio_s < order["minutes"] * 60 or pending:
@@ -721,11 +702,12 @@ def _write_into(
     }
     receipt = {"order": dict(order), "drift": asdict(change), "result": result}
     (folder / RECEIPT).write_text(json.dumps(receipt, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return _fields(result)
+    return receipt
 
 
-def _fields(result: Mapping[str, Any]) -> dict[str, Any]:
-    return {**result, "speakers": tuple(result["speakers"])}
+def _written(folder: Path, receipt: Mapping[str, Any]) -> SyntheticQuarter:
+    result = {**receipt["result"], "speakers": tuple(receipt["result"]["speakers"])}
+    return SyntheticQuarter(folder=folder, drift=Drift(**receipt["drift"]), **result)
 
 
 def _finished(folder: Path, order: Mapping[str, Any]) -> SyntheticQuarter | None:
@@ -739,9 +721,7 @@ def _finished(folder: Path, order: Mapping[str, Any]) -> SyntheticQuarter | None
         if folder.is_dir() and not any(folder.iterdir()):
             return None
         raise FileExistsError(f"{folder} holds something that is not a synthetic quarter; give a new or empty folder")
-    if receipt["order"] != dict(order):
-        return None
-    return SyntheticQuarter(folder=folder, drift=Drift(**receipt["drift"]), **_fields(receipt["result"]))
+    return _written(folder, receipt) if receipt["order"] == dict(order) else None
 
 
 # ------------------------------------------------------------------------------------------ chance and time
@@ -756,18 +736,9 @@ def _random(seed: int, *names: str) -> random.Random:
     return random.Random(_number(seed, *names))
 
 
-def _months(quarter: str) -> int:
-    start, _ = _calendar(quarter)
-    return start.year * 12 + start.month - 1
-
-
 def _calendar(quarter: str) -> tuple[dt.date, int]:
-    """(first day, number of days) of a quarter."""
-    try:
-        start = dt.date.fromisoformat(f"{quarter}-01")
-    except ValueError:
-        start = None
-    if start is None or quarter_of(start) != quarter:
-        raise ValueError(f"{quarter!r} is not a quarter; write its first month, such as 2024-04")
-    months = start.year * 12 + start.month - 1 + 3
-    return start, (dt.date(months // 12, months % 12 + 1, 1) - start).days
+    """(first day, number of days) of a quarter. Raises ValueError for a month in which none starts."""
+    quarter_title(quarter)
+    start = dt.date.fromisoformat(f"{quarter}-01")
+    following = (start + dt.timedelta(days=92)).replace(day=1)  # a quarter has 90 to 92 days
+    return start, (following - start).days

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -131,7 +132,7 @@ def test_stereo_is_refused():
 
 def test_quality_survives_json():
     quality = measure(bursts(2))
-    assert Quality.from_dict(json.loads(json.dumps(quality.to_dict()))) == quality
+    assert Quality.from_dict(json.loads(json.dumps(asdict(quality)))) == quality
 
 
 def test_telephone_recordings_are_narrow_band_and_studio_recordings_are_not():

@@ -15,6 +15,7 @@ from training.batches import AudioCache, Augmentation, BatchMaker, Corpus, StepS
 from training.data import SplitRows, read_split, require_disjoint_speakers
 from training.loop import load_state, rate_of, save_state, word_errors
 from training.recipe import AugmentationSettings, JoinSettings, TrainingError, load_recipe, recipe_names
+from training.run import drop_foreign_checkpoints
 from training.tokenizer import train_tokenizer
 
 
@@ -213,14 +214,22 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None:
     import torch
 
     for step in (10, 20, 30):
-        save_state(tmp_path, {"fingerprint": "f", "step": step, "weights": torch.full((1000,), float(step))})
+        save_state(tmp_path, {"step": step, "weights": torch.full((1000,), float(step))})
     newest = sorted(tmp_path.glob("step-*.pt"))
     assert len(newest) == 2, "older checkpoints are dropped"
     newest[-1].write_bytes(newest[-1].read_bytes()[:-900])
-    state = load_state(tmp_path, "f")
+    state = load_state(tmp_path)
     assert state is not None
     assert state["step"] == 20
-    assert load_state(tmp_path, "another run") is None
+
+
+def test_a_run_goes_on_from_its_own_checkpoints_alone(tmp_path: Path) -> None:
+    """Weights of another recipe would be trained on as if they were its own."""
+    folder = tmp_path / "checkpoints"
+    for fingerprint, kept in (("a", 0), ("a", 1), ("b", 0)):
+        drop_foreign_checkpoints(folder, fingerprint, None)
+        assert len(list(folder.glob("step-*.pt"))) == kept
+        save_state(folder, {"step": 10})
 
 
 def test_word_errors_add_up_over_batches() -> None:
@@ -253,11 +262,11 @@ def test_what_a_script_needs_is_said_before_audio_is_read_or_nemo_imported(tmp_p
     )  # fmt: skip
     split = SplitRows(rows, texts, {}, {})
     with pytest.raises(TrainingError, match=r"vocabulary_size 1,502 covers"):
-        fit(load_recipe("tiny"), split, split, language="zh", checkpoints=tmp_path, fingerprint="f")
+        fit(load_recipe("tiny"), split, split, language="zh", checkpoints=tmp_path)
     said: list[str] = []
     with pytest.raises(TrainingError, match=r"none\.flac"):
         fit(
             load_recipe("tiny", {"tokenizer.vocabulary_size": 1_490}), split, split, language="zh",
-            checkpoints=tmp_path, fingerprint="f", report=lambda progress: said.append(progress.finding),
+            checkpoints=tmp_path, report=lambda progress: said.append(progress.finding),
         )  # fmt: skip
     assert any("1,500 distinct characters" in finding for finding in said)

@@ -6,6 +6,7 @@ import itertools
 import subprocess
 import sys
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,7 @@ def test_another_process_writes_the_same_bytes(english: SyntheticQuarter, tmp_pa
 
 def test_what_was_said_before_changes_nothing(english: SyntheticQuarter, tmp_path: Path) -> None:
     """espeak-ng remembers; partitions are written in any order and by one process or many."""
-    with Voicebox() as box:
+    with closing(Voicebox()) as box:
         box.say("something else before", speaker_of("spk-en-0001", "en"))
         again = write_quarter(tmp_path / "q", "2024-04", "en", minutes=MINUTES)
     assert digests(again.folder) == digests(english.folder)
@@ -231,7 +232,7 @@ def test_telephone_line_has_its_band() -> None:
 
 def test_unknown_voice_and_language_are_said() -> None:
     """A typo in a vocabulary file is found by its message."""
-    with Voicebox() as box, pytest.raises(SynthesisError, match="no voice nobody"):
+    with closing(Voicebox()) as box, pytest.raises(SynthesisError, match="no voice nobody"):
         box.say("hello", dataclasses.replace(speaker_of("a", "en"), voice="nobody"))
     with pytest.raises(ValueError, match="no synthetic vocabulary for 'xx'"):
         roster("2024-01", "xx")

@@ -20,8 +20,7 @@ from pydantic import Field
 from deployment.release.forms import RELEASE_SCHEMA, Form, ReleaseDocumentError, write_json
 from speech.store.outputs import parse_json
 
-READABLE = (1, 2, RELEASE_SCHEMA)  # until 2 a route said where its bundle lies
-UNSEALED = 1
+READABLE = (2, RELEASE_SCHEMA)  # in 2 a route said where its bundle lies
 State = Literal["verify", "load", "warm", "probe", "canary", "full", "drained", "refused", "returned"]
 UNDER_WAY = frozenset({"load", "warm", "probe", "canary"})  # states that a document only has while somebody releases
 
@@ -103,7 +102,7 @@ class ReleaseDocument:
             raise ReleaseDocumentError(f"it is no release document ({type(error).__name__}: {error})") from error
         if schema not in READABLE:
             raise ReleaseDocumentError(f"it has schema {schema}, this version reads {RELEASE_SCHEMA}: upgrade")
-        if schema != UNSEALED and digest != _digest(said):
+        if digest != _digest(said):
             raise ReleaseDocumentError("it was edited since it was written")
         return _FORM.of(said)
 

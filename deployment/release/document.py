@@ -17,13 +17,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from deployment.release.forms import RELEASE_SCHEMA, Form, ReleaseDocumentError, write_json
-from speech.store.outputs import parse_json
+from speech.plain import from_plain, to_plain
+from speech.store.outputs import parse_json, to_json
 
-READABLE = (1, 2, RELEASE_SCHEMA)  # until 2 a route said where its bundle lies
-UNSEALED = 1
+RELEASE_SCHEMA = 3
+READABLE = (2, RELEASE_SCHEMA)  # in 2 a route said where its bundle lies
 State = Literal["verify", "load", "warm", "probe", "canary", "full", "drained", "refused", "returned"]
 UNDER_WAY = frozenset({"load", "warm", "probe", "canary"})  # states that a document only has while somebody releases
+
+
+class ReleaseDocumentError(Exception):
+    """The release document cannot be followed."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +86,12 @@ class ReleaseDocument:
 
     def values(self) -> dict[str, Any]:
         """As JSON values, with their digest."""
-        said = _FORM.values(self)
+        said = {"schema": RELEASE_SCHEMA, **to_plain(self)}
         return {**said, "sha256": _digest(said)}
 
     def write(self) -> bytes:
         """As it is stored."""
-        return write_json(self.values())
+        return to_json(self.values())
 
     @staticmethod
     def read(data: bytes) -> "ReleaseDocument":
@@ -103,12 +107,12 @@ class ReleaseDocument:
             raise ReleaseDocumentError(f"it is no release document ({type(error).__name__}: {error})") from error
         if schema not in READABLE:
             raise ReleaseDocumentError(f"it has schema {schema}, this version reads {RELEASE_SCHEMA}: upgrade")
-        if schema != UNSEALED and digest != _digest(said):
+        if digest != _digest(said):
             raise ReleaseDocumentError("it was edited since it was written")
-        return _FORM.of(said)
-
-
-_FORM = Form(ReleaseDocument, "release document")
+        try:
+            return from_plain(ReleaseDocument, said)
+        except ValueError as error:
+            raise ReleaseDocumentError(f"it is not valid ({error})") from error
 
 
 def _digest(said: Mapping[str, Any]) -> str:

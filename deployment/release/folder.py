@@ -6,13 +6,15 @@ What was tried and how it ended is an object a step, in `history/<language>/`.
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import PurePosixPath
 
-from deployment.release.document import LanguageRelease, ReleaseDocument
-from deployment.release.forms import ReleaseDocumentError
-from deployment.release.history import TRANSITION, Transition, utc_now
-from deployment.release.reports import REPORT, ReplicaReport
+from deployment.release.document import LanguageRelease, ReleaseDocument, ReleaseDocumentError
+from deployment.release.history import Transition, utc_now
+from deployment.release.reports import ReplicaReport
+from speech.plain import from_plain, to_plain
 from speech.store.objects import Missing, Objects, Stored
+from speech.store.outputs import parse_json, to_json
 from speech.store.records import Document, Records
 
 DOCUMENT = "release/release.json"
@@ -110,8 +112,8 @@ class ReleaseFolder:
         """What replicas wrote last, dead ones too (`life.Replicas` tells); one that is not valid says nothing."""
 
         def read(key: str) -> ReplicaReport | None:
-            with suppress(Missing, ReleaseDocumentError):
-                report = REPORT.read(self.objects.read(key).data)
+            with suppress(Missing, ValueError):
+                report = from_plain(ReplicaReport, parse_json(self.objects.read(key).data))
                 return report if report.replica == PurePosixPath(key).stem else None
             return None
 
@@ -121,7 +123,7 @@ class ReleaseFolder:
 
     def report(self, report: ReplicaReport) -> None:
         """Write a replica's report."""
-        self.objects.put(f"{REPORTS}/{report.replica}.json", REPORT.write(report))
+        self.objects.put(f"{REPORTS}/{report.replica}.json", to_json(to_plain(report)))
 
     def forget(self, replica: str) -> None:
         """Remove a replica's report: it has ended. One that has not writes it again."""
@@ -129,14 +131,15 @@ class ReleaseFolder:
 
     def record(self, transition: Transition) -> None:
         """Add a step to the history of its language."""
-        self._history(transition.language).add(TRANSITION.write(transition))
+        reason = transition.reason.encode(errors="replace").decode()  # it may hold a file's name that is not valid text
+        self._history(transition.language).add(to_json(to_plain(replace(transition, reason=reason))))
 
     def history(self, language: str, count: int = 100) -> tuple[Transition, ...]:
         """The last steps of a language's roll-outs, oldest first; what cannot be read is left out."""
         steps = []
         for data in self._history(language).last(count):
-            with suppress(ReleaseDocumentError):
-                steps.append(TRANSITION.read(data))
+            with suppress(ValueError):
+                steps.append(from_plain(Transition, parse_json(data)))
         return tuple(steps)
 
     def _history(self, language: str) -> Records:

@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, FiniteFloat
 
 from deployment.release.canary import Summary
 from deployment.release.document import State
-from deployment.release.forms import Form
 
 
 def utc_now() -> str:
@@ -45,12 +44,9 @@ class Transition:
     digest: str
     model: str
     version: str
-    share: float
-    seconds: float
+    share: FiniteFloat
+    seconds: FiniteFloat
     replicas: tuple[str, ...] = ()
     reason: str = ""
     figures: Summary | None = None
     against: Summary | None = None
-
-
-TRANSITION = Form(Transition, "step")

@@ -15,9 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 
+from deployment.release.document import ReleaseDocumentError
 from deployment.release.folder import ReleaseFolder
-from deployment.release.forms import ReleaseDocumentError
-from deployment.release.reports import REPORT, RUNNING_PATH, LanguageReport, ReplicaReport, named
+from deployment.release.reports import RUNNING_PATH, LanguageReport, ReplicaReport, named
+from speech.plain import from_plain
 
 POLL_S = 0.2
 FRESH_S = 2.5  # reports come every second; one that changed so lately speaks for its replica
@@ -162,9 +163,9 @@ def _answer(said: ReplicaReport) -> ReplicaReport | bool:
 
     try:
         answer = httpx.get(f"{said.url}{RUNNING_PATH}", timeout=ANSWER_S, trust_env=False)
-        report = REPORT.of(answer.json()["running"])
+        report = from_plain(ReplicaReport, answer.json()["running"])
     except httpx.ConnectError:
         return True
-    except (httpx.HTTPError, httpx.InvalidURL, ReleaseDocumentError, ValueError, KeyError, TypeError):
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError):
         return False
     return report if report.replica == said.replica else True

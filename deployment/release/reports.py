@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 
 from deployment.release.canary import Figures
 from deployment.release.document import Route
-from deployment.release.forms import Form
 
 BUNDLE_HEADER = "X-Soundstage-Bundle"  # asks a replica for a loaded bundle by its digest, and names it in the answer
 TIMING_HEADER = "Server-Timing"  # how long the work for an answer took, in ms (W3C Server Timing)
@@ -58,9 +57,6 @@ class ReplicaReport:
     beat: int = 0
     started_at: str = ""
     error: str = ""
-
-
-REPORT = Form(ReplicaReport, "replica report")
 
 
 def named(digest: str, versions: Mapping[str, str]) -> str:

@@ -29,15 +29,21 @@ from dataclasses import dataclass, field, replace
 
 from deployment.registry.shelf import Shelf
 from deployment.release.canary import Canary, Figures
-from deployment.release.document import UNDER_WAY, LanguageRelease, ReleaseDocument, Route, State
+from deployment.release.document import (
+    UNDER_WAY,
+    LanguageRelease,
+    ReleaseDocument,
+    ReleaseDocumentError,
+    Route,
+    State,
+)
 from deployment.release.folder import LostTurn, ReleaseFolder
-from deployment.release.forms import ReleaseDocumentError
 from deployment.release.history import Transition, utc_now
 from deployment.release.life import POLL_S, Replicas, Tier, silence
 from deployment.release.probes import GoldenUtterance, ProbeResult, Probes, Unfit
 from deployment.release.reports import LanguageReport, ReplicaReport
 from deployment.release.trial import Trial
-from deployment.release.turns import BEAT_S, DEAD_S, ReleaseBusy, Turn
+from deployment.release.turns import ReleaseBusy, Turn
 from speech.store.objects import Objects, StoreError
 
 PROBE_LATENCY_S = 10.0  # beyond this a first answer is a fault and not a slow machine
@@ -61,9 +67,6 @@ class RolloutFailed(Exception):
 class RolloutResult:
     """A roll-out that came through; `changed` is False when the bundle was being served already."""
 
-    language: str
-    digest: str
-    revision: int
     changed: bool
     replicas: tuple[str, ...]
     probes: tuple[ProbeResult, ...]
@@ -86,8 +89,6 @@ def roll_out(
     latency_limit_s: float = PROBE_LATENCY_S,
     drain_s: float = DRAIN_S,
     superseded: Callable[[], str | None] = lambda: None,
-    beat_s: float = BEAT_S,
-    dead_s: float = DEAD_S,
 ) -> RolloutResult:
     """Give a language's traffic to a bundle, after every live replica has proved that it can serve it.
 
@@ -103,13 +104,12 @@ def roll_out(
         superseded: says why the bundle may not be released any more (None: it may). Asked once nobody else releases the
             language, and again before it gets all the traffic: a decision that fell meanwhile must not be undone by a
             release that took longer.
-        beat_s, dead_s: as `turns.Turn` says.
 
     Raises:
         RolloutFailed: the document is again what it was before; the message says what went wrong.
     """
     folder = store if isinstance(store, ReleaseFolder) else ReleaseFolder(store)
-    turn = Turn(folder.objects, language, digest, beat_s, dead_s)
+    turn = Turn(folder.objects, language, digest)
     try:
         with turn.taken(timeout_s), Probes(language, golden, latency_limit_s) as probes:
             rollout = _Rollout(folder, turn, probes, Route(digest, 1.0, version, model), timeout_s, superseded)
@@ -175,9 +175,6 @@ class _Rollout:
         if changed and live:
             self._drain(drain_s)  # from here on nothing goes back, not even when this run is cancelled
         return RolloutResult(
-            language=self.turn.language,
-            digest=self.route.digest,
-            revision=self.document.revision,
             changed=changed,
             replicas=tuple(report.replica for report in self.replicas.live()),
             probes=probed,

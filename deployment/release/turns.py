@@ -45,7 +45,7 @@ class Turn:
     language: str
     digest: str = ""
     beat_s: float = BEAT_S
-    dead_s: float = DEAD_S
+    dead_s: float = field(default_factory=lambda: DEAD_S)
     lost: bool = False
     _name: str = field(default_factory=lambda: secrets.token_hex(8))
     _heard: bytes | None = None  # the note of who waits, as it was seen first

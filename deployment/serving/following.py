@@ -141,22 +141,6 @@ class Follower:
                 self._unreadable or self._waiting,
             )
 
-    def catch_up(self) -> None:
-        """Look at the document and do all that it says, loading included; for who does not follow it in a thread."""
-        self.refresh()
-        while self._busy():
-            self._due.wait()
-            self.refresh()
-
-    def _busy(self) -> bool:
-        with self._lock:
-            return self._due.is_set() or any(not load.ended for load in self._loads.values())
-
-    def refresh(self) -> None:
-        """Look at the document once, switch to what is loaded and begin to load the rest."""
-        self.look()
-        self.act()
-
     def look(self) -> None:
         """Read the document; one that cannot be followed changes nothing."""
         document, unreadable = None, ""

@@ -23,8 +23,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployment.release.forms import ReleaseDocumentError
-from deployment.release.reports import BUNDLE_HEADER, REPORT, RUNNING_PATH, TIMING_HEADER, WORK_TIMING
+from deployment.release.document import ReleaseDocumentError
+from deployment.release.reports import BUNDLE_HEADER, RUNNING_PATH, TIMING_HEADER, WORK_TIMING
 from deployment.serving.answers import (
     Health,
     ModelAnswer,
@@ -39,6 +39,7 @@ from deployment.serving.metrics import CONTENT_TYPE, Metrics
 from deployment.serving.problems import Problem
 from deployment.serving.transcription import Cancelled
 from deployment.serving.uploads import Upload, receive
+from speech.plain import to_plain
 from speech.store.objects import StoreError
 
 PROBLEM_TYPE = "application/problem+json"
@@ -203,7 +204,7 @@ def _add_operations(app: FastAPI, serving: Serving) -> None:
             wanted: dict[str, Any] | None = (await asyncio.to_thread(serving.folder.read)).values()
         except (ReleaseDocumentError, StoreError, OSError):
             wanted = None  # the report says why
-        return ReleaseAnswer(running=REPORT.values(serving.follower.report()), wanted=wanted)
+        return ReleaseAnswer(running=to_plain(serving.follower.report()), wanted=wanted)
 
 
 async def _transcribed(serving: Serving, request: Request, upload: Upload, language: str, digest: str | None) -> Answer:

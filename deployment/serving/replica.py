@@ -47,9 +47,10 @@ def serve(
         raise ServeError(
             f"there is no data store at {settings.home}: start `make up`, which makes it, or name another with --home"
         )
+    objects = settings.objects
     try:
         with suppress(Missing, OSError):  # one that is away for a moment is followed later
-            settings.objects.read(DOCUMENT)
+            objects.read(DOCUMENT)
     except StoreError as error:
         raise ServeError(str(error)) from error
     host = host or settings.serving.host
@@ -60,7 +61,7 @@ def serve(
     port = listener.getsockname()[1]
     url = url or f"http://{_reachable(host)}:{port}"
     chosen = ServingOptions(
-        objects=settings.objects,
+        objects=objects,
         url=url.rstrip("/"),
         replica=replica or f"{os.uname().nodename}-{port}-{os.getpid()}",
         threads=threads or settings.serving.threads,

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import dagster as dg
 
 from deployment.promotion.decisions import REFUSALS
+from speech.store.objects import StoreUnavailable
 
 MAX_RETRIES = 4
 FIRST_WAIT_S = 5.0  # 5, 10, 20, 40 s: a restart of a server is over by then
@@ -105,7 +106,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _says_unreachable(error: BaseException) -> bool:
-    if isinstance(error, (ConnectionError, TimeoutError)):
+    if isinstance(error, (ConnectionError, TimeoutError, StoreUnavailable)):
         return True
     if isinstance(error, OSError) and error.errno in UNREACHABLE_NUMBERS:
         return True

@@ -186,7 +186,7 @@ def release_champion(
         "version": int(decision.version),
         "bundle_digest": decision.digest,
         "approved_by": decision.approver,
-        **_figures(result),
+        **_figures(result, decision.digest),
         "history": _history(workspace, language),
     }, decision.digest
 
@@ -267,13 +267,13 @@ def log_check(context: dg.AssetExecutionContext | dg.OpExecutionContext, workspa
     )
 
 
-def _figures(result: "RolloutResult") -> dict[str, Any]:
+def _figures(result: "RolloutResult", digest: str) -> dict[str, Any]:
     """A release in figures that plot over time."""
     return {
         "replicas": len(result.replicas),
         "seconds": round(result.seconds, 2),
         "changed": result.changed,
-        "standby": ", ".join(digest[:12] for digest in result.previous if digest != result.digest) or "none",
+        "standby": ", ".join(other[:12] for other in result.previous if other != digest) or "none",
         **_trial(result.transitions),
         "probes": markdown_table(
             ("replica", "recording", "text", "ms"),

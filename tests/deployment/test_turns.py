@@ -1,10 +1,10 @@
 """Whose turn it is to release: one at a time, given up by who dies, and never by who is alive."""
 
-import multiprocessing
-import os
-import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -23,24 +23,25 @@ def turn_of(objects, digest=""):
     return Turn(objects, "en", digest, BEAT_S, DEAD_S)
 
 
-def hold(objects, taken):
-    """Take the turn, in a process that somebody ends."""
-    with turn_of(objects).taken(0):
-        taken.set()
-        time.sleep(60)
+HOLD = """
+import sys, time
+from deployment.release.turns import Turn
+from speech.store.objects import open_objects
+home, beat_s, dead_s = sys.argv[1:]
+with Turn(open_objects(home), "en", "", float(beat_s), float(dead_s)).taken(0):
+    print("taken", flush=True)
+    time.sleep(60)
+"""
 
 
 @pytest.fixture
 def holder(objects):
     """Another process that has the turn."""
-    context = multiprocessing.get_context("spawn")
-    taken = context.Event()
-    process = context.Process(target=hold, args=(objects, taken))
-    process.start()
-    assert taken.wait(30)
-    yield process
-    process.kill()
-    process.join()
+    command = [sys.executable, "-c", HOLD, objects.home, str(BEAT_S), str(DEAD_S)]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "taken\n"
+        yield process
+        process.kill()
 
 
 def test_one_has_the_turn_and_who_gives_it_back_leaves_nothing_behind(objects):
@@ -75,7 +76,7 @@ def test_languages_do_not_wait_for_each_other(objects):
 
 
 def test_the_turn_of_a_process_that_was_killed_is_taken_over(objects, holder):
-    os.kill(holder.pid, signal.SIGKILL)
+    holder.kill()
     began = time.monotonic()
     with turn_of(objects).taken(30):
         assert DEAD_S < time.monotonic() - began < DEAD_S + 5
@@ -83,7 +84,7 @@ def test_the_turn_of_a_process_that_was_killed_is_taken_over(objects, holder):
 
 def test_the_turn_of_a_process_that_lives_is_not(objects, holder):
     with pytest.raises(ReleaseBusy):
-        turn_of(objects).taken(4 * DEAD_S).__enter__()
+        turn_of(objects).taken(3 * DEAD_S).__enter__()
 
 
 def test_a_release_that_slept_learns_that_its_turn_is_over(objects, monkeypatch):

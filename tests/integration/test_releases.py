@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from deployment.release import turns
 from deployment.release.canary import Canary
 from deployment.release.life import Replicas
 from deployment.release.reports import BUNDLE_HEADER
@@ -258,7 +259,8 @@ roll_out(open_objects(home), "en", digest, [GoldenUtterance(Path(golden), "one t
 """
 
 
-def test_a_release_that_is_killed_in_its_canary_is_returned_from_and_done_again(tier):
+def test_a_release_that_is_killed_in_its_canary_is_returned_from_and_done_again(tier, monkeypatch):
+    monkeypatch.setattr(turns, "DEAD_S", 3.0)
     tier.serve(tier.bundle("en-1"))
     url = tier.start("a")
     second = tier.bundle("en-2", confuse=[("one", "two")])

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from speech.store.objects import StoreUnavailable
+
 
 def materialize(asset: object, folder: Path) -> Any:
     import dagster as dg
@@ -156,11 +158,16 @@ def typed_error_over_a_refused_connection() -> None:
         raise RuntimeError("the registry cannot be reached") from error
 
 
+def data_store_that_is_away() -> None:
+    raise StoreUnavailable("s3://bucket/home could not be reached: try again later")
+
+
 @pytest.mark.parametrize(
     ("fail", "tries"),
     [
         (refused_connection, 3),
         (typed_error_over_a_refused_connection, 3),
+        (data_store_that_is_away, 3),
         (lambda: Path("/nowhere").read_text(), 1),
         (lambda: int("no number"), 1),
     ],

@@ -118,6 +118,41 @@ def test_a_decision_is_served_when_its_run_ends_and_going_back_takes_seconds(ser
         assert check.passed, check.description
 
 
+def test_probes_are_typical_recordings_each_of_another_speaker(served: Served) -> None:
+    """A quiet one of a single word, the shortest of all, would refuse a version that serves well."""
+    import datetime as dt
+
+    from speech.corpus.manifest import Utterance
+    from speech.corpus.normalize import Sorted
+    from speech_assets.defs.serving import _golden
+
+    spoken = [
+        ("a", 0.3),
+        ("a", 4.1),
+        ("b", 0.2),
+        ("b", 4.4),
+        ("c", 3.9),
+        ("c", 4.0),
+        ("d", 11.0),
+        ("e", 7.0),
+        ("f", 2.0),
+    ]
+    with served.workspace.store.replace("benchmark_set", LANGUAGE) as staging:
+        rows = []
+        for number, (speaker, duration_s) in enumerate(spoken):
+            (staging.path / f"{number}.wav").write_bytes(b"RIFF")
+            day = dt.date(2024, 1, 2)
+            of = {"speaker": speaker, "language": LANGUAGE, "domain": "calls", "recorded_at": day, "split": "test"}
+            rows.append(
+                Utterance(id=str(number), audio=f"{number}.wav", duration_s=duration_s, text=str(duration_s), **of)
+            )
+        Sorted(tuple(rows), ()).write(staging.path)
+    probes = _golden(served.workspace, LANGUAGE)
+    assert [text for _, text in probes] == ["4.0", "4.1", "4.4", "2.0", "7.0"], "around the median of 4.0 s"
+    assert [audio.name for audio, _ in probes] == ["5.wav", "1.wav", "3.wav", "8.wav", "7.wav"]
+    assert _golden(served.workspace, LANGUAGE) == probes
+
+
 def test_a_rejection_moves_nothing(served: Served) -> None:
     register_versions(served.workspace, {})
     result = served.launch("promote", "decide_promotion", version="1", **{**PROMOTE, "decision": "reject"})

@@ -15,21 +15,29 @@ TESTS = Path(__file__).parent
 # Files in the order of their length: whoever is free takes the next, and nobody is left with a long one at the end.
 LONGEST = (
     "integration/test_demo.py",
-    "speech_assets/test_main_job.py",
     "integration/test_backfill.py",
+    "speech_assets/test_main_job.py",
     "speech_assets/test_real_data.py",
-    "training/test_run.py",
-    "speech_assets/test_gate_routes.py",
-    "integration/test_serving.py",
     "integration/test_releases.py",
-    "training/test_readings.py",
-    "speech/test_objects.py",
-    "integration/test_mlflow_server.py",
-    "integration/test_local.py",
+    "integration/test_serving.py",
+    "speech_assets/test_serving.py",
     "training/test_export.py",
+    "speech_assets/test_gate_routes.py",
+    "training/test_run.py",
+    "speech/test_objects.py",
+    "evaluation/test_expectations.py",
+    "integration/test_local.py",
+    "integration/test_life.py",
+    "evaluation/test_report.py",
+    "training/test_synthetic.py",
+    "speech/test_audio.py",
 )
-# These share the deployment that the main job trains.
-WITH_THE_MAIN_JOB = frozenset(f"speech_assets/test_{name}.py" for name in ("main_job", "corpus"))
+# Files that go with another, since they share what is long in the making: a trained deployment, an import of NeMo.
+TOGETHER = {
+    "speech_assets/test_corpus.py": "speech_assets/test_main_job.py",
+    "training/test_network.py": "training/test_export.py",
+    "training/test_readings.py": "training/test_export.py",
+}
 
 
 @pytest.fixture(scope="session")
@@ -72,20 +80,24 @@ def _databases_that_need_not_survive_the_machine() -> Iterator[None]:
     event.remove(Engine, "connect", connected)
 
 
+def group_of(file: str) -> str:
+    """The file whose process runs this one."""
+    return TOGETHER.get(file, file)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Have the longest begin first."""
-    ranks = {name: rank for rank, name in enumerate(LONGEST)} | dict.fromkeys(WITH_THE_MAIN_JOB, 1)
-    items.sort(key=lambda item: ranks.get(item.path.relative_to(TESTS).as_posix(), len(ranks)))
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(group_of(item.path.relative_to(TESTS).as_posix()), len(ranks)))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """One process runs all tests of a file, and of the files that share a deployment."""
+    """One process runs all tests of a file, and of the files that go with it."""
     from xdist.scheduler import LoadFileScheduling
 
     class ByFile(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0].removeprefix("tests/")
-            return "the main job" if file in WITH_THE_MAIN_JOB else file
+            return group_of(nodeid.partition("::")[0].removeprefix("tests/"))
 
     return ByFile(config, log)

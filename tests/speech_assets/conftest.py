@@ -47,7 +47,6 @@ class Deployment:
 def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
     """Gives a data store MLflow's database with its tables: making them takes a second or two."""
     from deployment.registry.models import Registry
-    from speech.store.objects import open_objects
 
     made = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     Registry(f"sqlite:///{made}", open_objects(made.parent)).versions("soundstage-en")

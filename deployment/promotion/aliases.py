@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from deployment.promotion.actions import DONE, PRODUCTION
+from deployment.promotion.actions import PRODUCTION
 from deployment.promotion.ledger import Decision, Ledger, LedgerError, champion_in_force
 from deployment.promotion.rules import Rules, about
 from deployment.registry.models import CHALLENGER, CHAMPION, ModelVersion, Registry, RegistryError
@@ -143,12 +143,12 @@ class Aliases:
 
     def _show(self, last: Decision) -> None:
         """Say at the versions that a decision was about what it made of them."""
-        day, by = last.time[:10], f"by {last.approver}"
-        now = "champion, " if last.action in PRODUCTION else ""
-        self._say(last.model, last.version, f"{now}{DONE[last.action]} {by} on {day}: {last.reason}")
+        if last.action not in PRODUCTION:
+            return self._say(last.model, last.version, last.done)
+        self._say(last.model, last.version, f"champion, {last.done}")
         model, _, version = last.previous_champion.rpartition("/")
-        if last.action in PRODUCTION and (model, version) != (last.model, last.version):
-            self._say(model, version, f"champion until {day}: {last.action} of version {last.version} {by}")
+        if (model, version) != (last.model, last.version):
+            self._say(model, version, f"champion until version {last.version} was {last.done}")
 
     def _say(self, model: str, version: str, status: str) -> None:
         if version:

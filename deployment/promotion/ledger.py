@@ -23,7 +23,7 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from deployment.promotion.actions import PRODUCTION, Action
+from deployment.promotion.actions import DONE, PRODUCTION, Action
 from speech.corpus.manifest import LANGUAGE_TAG
 from speech.store.objects import Objects, StoreError, StoreUnavailable
 from speech.store.records import Records
@@ -83,6 +83,11 @@ class Decision:
     def head(self) -> str:
         """Names this entry as the last of its ledger, for whoever notes that elsewhere."""
         return f"{self.sequence}:{self.hash}"
+
+    @property
+    def done(self) -> str:
+        """What was done, by whom, when and why, to follow a version."""
+        return f"{DONE[self.action]} by {self.approver} on {self.time[:10]}: {self.reason}"
 
     def sealed(self) -> "Decision":
         """The same entry with its hash."""

@@ -189,7 +189,7 @@ class Rules:
 
     def suffices(self, entries: Sequence[Decision], version: ModelVersion, verdict_sha256: str, approver: str) -> bool:
         """Whether an approval by this person is enough: by another than the launcher, or as the second voice."""
-        launchers = {name.casefold() for name in self.launchers.of(version.digest)} or {UNSIGNED}
+        launchers = self._launchers(version)
         if not self.two_person or (UNSIGNED not in launchers and approver.casefold() not in launchers):
             return True
         voices = self.voices(entries, version, verdict_sha256)
@@ -199,8 +199,11 @@ class Rules:
         """Whose approval would be enough, or would be one of two; None: anyone with a name."""
         if self.approvers is None:
             return None
-        alone = {name.casefold() for name in self.launchers.of(version.digest)} if self.two_person else set()
+        alone = self._launchers(version) if self.two_person else set()
         return tuple(sorted(name for name in self.approvers if name.casefold() not in alone))
+
+    def _launchers(self, version: ModelVersion) -> set[str]:
+        return {name.casefold() for name in self.launchers.of(version.digest)} or {UNSIGNED}
 
     def verdict_sha256(self, digest: str) -> str:
         """SHA-256 of a bundle's verdict as it is now; empty without one."""
@@ -268,15 +271,11 @@ def about(entry: Decision, version: ModelVersion) -> bool:
 
 def closed_sentence(closed: Decision) -> str:
     """Why a closed version cannot be approved, and what would have to happen first."""
-    what = f"{closed.model} version {closed.version}"
-    when = f"on {closed.time[:10]}: {closed.reason}"
-    if closed.action == "reject":
-        return f"{what} was rejected by {closed.approver} {when}; that is final for this bundle, so train another"
-    if closed.action == "expire":
-        return f"{what} expired {when}"
-    return (
-        f"{closed.approver} asked for changes to {what} {when}; make them, then evaluate, judge and register it again"
+    final = closed.action == "reject"
+    first = (
+        "that is final for this bundle, so train another" if final else "evaluate, judge and register it again first"
     )
+    return f"{closed.model} version {closed.version} was closed ({closed.done}); {first}"
 
 
 def instant(text: str) -> datetime | None:

@@ -15,7 +15,7 @@ from datetime import UTC
 import dagster as dg
 from pydantic import Field
 
-from deployment.promotion.actions import CHOICES, DONE, PRODUCTION, Choice
+from deployment.promotion.actions import CHOICES, PRODUCTION, Choice
 from deployment.promotion.decisions import Promotions
 from deployment.promotion.ledger import Decision, LedgerError
 from deployment.promotion.tag_requests import APPROVER_TAG, DECISION_TAG, answer, remark, requested
@@ -231,8 +231,8 @@ def set_to_ledger(
 
 
 @dg.job(
-    description="Set MLflow's aliases of a language to what its ledger says, after `alias_follows_ledger` failed. A "
-    "last entry that the registry does not know is accepted only if all that its decision needed holds now."
+    description="Set MLflow's aliases of a language to what its ledger says, after `alias_follows_ledger` failed: they "
+    "were moved by hand, or a decision's run was killed before they followed it."
 )
 def reconcile() -> None:
     """A person's repair; nothing is decided by it."""
@@ -321,8 +321,7 @@ def _sentence(decision: Decision) -> str:
     about = f"{decision.model} version {decision.version}" if decision.version else f"bundle {decision.digest[:12]}"
     accepting = f" (accepting failed gates: {', '.join(decision.overridden)})" if decision.overridden else ""
     made = f" is the champion of '{decision.language}'," if decision.action in PRODUCTION else ":"
-    done = f"{DONE[decision.action]} by {decision.approver}"
-    return f"{about}{made} {done}: {decision.reason}{accepting} (decision {decision.sequence})"
+    return f"{about}{made} {decision.done}{accepting} (decision {decision.sequence})"
 
 
 def _told(workspace: Workspace, promotions: Promotions, decision: Decision) -> str:

@@ -18,12 +18,19 @@ from deployment.settings import Settings
 CPU_POOL = "cpu"  # whatever keeps a core busy and is no training
 
 same_language = dg.MultiToSingleDimensionPartitionMapping("language")
-same_quarter_and_language = dg.MultiPartitionMapping(
-    {
-        "quarter": dg.DimensionPartitionMapping("quarter", dg.TimeWindowPartitionMapping()),
-        "language": dg.DimensionPartitionMapping("language", dg.IdentityPartitionMapping()),
-    }
-)
+
+
+def in_its_language(quarters: dg.PartitionMapping) -> dg.MultiPartitionMapping:
+    """What a quarter reads of others, each language of its own."""
+    return dg.MultiPartitionMapping(
+        {
+            "quarter": dg.DimensionPartitionMapping("quarter", quarters),
+            "language": dg.DimensionPartitionMapping("language", dg.IdentityPartitionMapping()),
+        }
+    )
+
+
+same_quarter_and_language = in_its_language(dg.TimeWindowPartitionMapping())
 
 
 @dataclass(frozen=True)
@@ -71,14 +78,9 @@ class Grid:
     @cached_property
     def training_window(self) -> dg.MultiPartitionMapping:
         """A fine-tune reads its own quarter and those before it that the window holds, in its language."""
-        window = dg.TimeWindowPartitionMapping(
-            start_offset=1 - self.settings.training.window, allow_nonexistent_upstream_partitions=True
-        )
-        return dg.MultiPartitionMapping(
-            {
-                "quarter": dg.DimensionPartitionMapping("quarter", window),
-                "language": dg.DimensionPartitionMapping("language", dg.IdentityPartitionMapping()),
-            }
+        first = 1 - self.settings.training.window
+        return in_its_language(
+            dg.TimeWindowPartitionMapping(start_offset=first, allow_nonexistent_upstream_partitions=True)
         )
 
     def first_quarters(self, count: int) -> list[str]:

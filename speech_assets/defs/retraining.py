@@ -22,7 +22,6 @@ import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import partial
 
 import dagster as dg
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
@@ -53,25 +52,44 @@ def definitions(grid: Grid) -> dg.Definitions:
         description="One quarter of one language from what its source holds now to a version that waits for a "
         "decision.",
     )
-    schedule = partial(
-        dg.schedule,
-        target=retrain,
-        execution_timezone="UTC",
-        default_status=dg.DefaultScheduleStatus.RUNNING,
-    )
+
+    def asking(name: str, cron: str, reason: str, description: str) -> dg.ScheduleDefinition:
+        @dg.schedule(
+            name=name,
+            cron_schedule=cron,
+            description=description,
+            target=retrain,
+            execution_timezone="UTC",
+            default_status=dg.DefaultScheduleStatus.RUNNING,
+        )
+        def ask_for_all(context: dg.ScheduleEvaluationContext, workspace: dg.ResourceParam[Workspace]) -> dg.SkipReason:
+            now = context.scheduled_execution_time.astimezone(UTC)
+            quarter, languages = workspace.grid.latest_closed_quarter(now), workspace.settings.languages
+            if quarter is None:
+                return dg.SkipReason("no quarter has ended yet")
+            for language in languages:
+                wish = Wish(reason=reason, asked_at=now)
+                ask(workspace, quarter, language, f"{name.replace('_', '-')}-{now:%Y-%m-%d}", wish)
+            return dg.SkipReason(f"asked for {quarter}: {', '.join(languages)} ({reason})")
+
+        return ask_for_all
+
     settings = grid.settings.retraining
     return dg.Definitions(
         jobs=[retrain],
         schedules=[
-            schedule(
-                cron_schedule=settings.quarter_closed_cron,
-                description="At the start of a quarter: asks for models of the quarter that has closed, in every "
-                "language.",
-            )(quarter_closed),
-            schedule(
-                cron_schedule=settings.late_recordings_cron,
-                description="Asks for another look at the closed quarter, whose last transcripts tend to come late.",
-            )(late_recordings),
+            asking(
+                "quarter_closed",
+                settings.quarter_closed_cron,
+                "the quarter has closed",
+                "At the start of a quarter: asks for models of the quarter that has closed, in every language.",
+            ),
+            asking(
+                "late_recordings",
+                settings.late_recordings_cron,
+                "recordings may have come late",
+                "Asks for another look at the closed quarter, whose last transcripts tend to come late.",
+            ),
         ],
         sensors=[
             dg.sensor(
@@ -142,26 +160,6 @@ def _parsed(key: str, data: bytes) -> Wish | None:
         return None
 
 
-def _ask_for_all(context: dg.ScheduleEvaluationContext, workspace: Workspace, name: str, reason: str) -> dg.SkipReason:
-    now = context.scheduled_execution_time.astimezone(UTC)
-    quarter = workspace.grid.latest_closed_quarter(now)
-    if quarter is None:
-        return dg.SkipReason("no quarter has ended yet")
-    for language in workspace.settings.languages:
-        ask(workspace, quarter, language, f"{name}-{now:%Y-%m-%d}", Wish(reason=reason, asked_at=now))
-    return dg.SkipReason(f"asked for {quarter}: {', '.join(workspace.settings.languages)} ({reason})")
-
-
-def quarter_closed(context: dg.ScheduleEvaluationContext, workspace: dg.ResourceParam[Workspace]) -> dg.SkipReason:
-    """The quarter has closed."""
-    return _ask_for_all(context, workspace, "quarter-closed", "the quarter has closed")
-
-
-def late_recordings(context: dg.ScheduleEvaluationContext, workspace: dg.ResourceParam[Workspace]) -> dg.SkipReason:
-    """Recordings may have come late."""
-    return _ask_for_all(context, workspace, "late-recordings", "recordings may have come late")
-
-
 def falling_quality(context: dg.SensorEvaluationContext, workspace: dg.ResourceParam[Workspace]) -> dg.SkipReason:
     """A reading of production is worse than its limit."""
     quarter = workspace.grid.latest_closed_quarter()
@@ -217,14 +215,11 @@ def retraining(
 
 def _ask_after_changes(instance: dg.DagsterInstance, workspace: Workspace, quarter: str, language: str) -> None:
     """Ask where a partition's model was made with another recipe or base model than it would be made with now."""
-    model, base = (
-        _latest(instance, FINETUNED_MODEL, partition_of(quarter, language)),
-        _latest(instance, BASE_MODEL, language),
-    )
+    model = _latest(instance, FINETUNED_MODEL, partition_of(quarter, language))
     if model is None:
         return
     training = workspace.settings.training
-    made_with, base_tags = _tags(model), _tags(base)
+    made_with, base_tags = _tags(model), _tags(_latest(instance, BASE_MODEL, language))
     for what, before, now in (
         ("recipe", made_with.get("dagster/code_version"), recipe_version(training.finetune_recipe, training)),
         ("base model", made_with.get("dagster/input_data_version/base_model"), base_tags.get("dagster/data_version")),

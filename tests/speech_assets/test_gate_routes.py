@@ -791,7 +791,7 @@ def test_slack_hears_of_challengers_and_decisions(house: House, slack) -> None: 
     ):
         assert part in waits["text"]
     assert told.promote().success
-    assert "is the champion of 'en', approved by Ada: good" in posted[-1]["text"]
+    assert "is the champion of 'en', approved by Ada on " in posted[-1]["text"]
     assert "benchmark_wer 0.0000" in posted[-1]["text"]
     deaf = house.told(url, "#gone")
     deaf.register(2, champion=1)

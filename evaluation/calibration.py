@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from speech.bundle import Calibration
-from speech.record import Number, Record
+from speech.plain import Number, Record
 
 ISOTONIC_WORDS = 1_000
 PLATT_WORDS = 100

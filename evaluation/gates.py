@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from evaluation.results import BENCHMARK, QUARTER, Evaluation, Interval, SetResult
-from speech.record import Number, Record, RecordError
+from speech.plain import Number, Record
 from speech.settings import Section
 from speech.store.objects import Missing, Objects
 from speech.store.outputs import DIGEST, parse_json, to_json
@@ -435,7 +435,7 @@ def parse_verdict(data: bytes, bundle_digest: str) -> Verdict:
         raise GateRefused(f"{name} was altered after judging: its checksum does not match.")
     try:
         verdict = replace(Verdict.from_dict(content), file_sha256=hashlib.sha256(data).hexdigest())
-    except RecordError as error:
+    except ValueError as error:
         raise GateRefused(f"{name} is malformed ({error}): judge again.") from None
     if verdict.bundle_digest != bundle_digest:
         raise GateRefused(f"{name} is foreign: it judges bundle {verdict.bundle_digest[:12]}.")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 from evaluation.calibration import Reliability
-from speech.record import Number, Record
+from speech.plain import Number, Record
 from speech.store.outputs import parse_json, write_json
 
 EVALUATION_NAME = "evaluation.json"

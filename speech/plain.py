@@ -1,17 +1,20 @@
 """Records as plain JSON values and back: dataclasses through one adapter, so that no record spells out its fields.
 
 What is read has exactly the types of the fields (no number is taken for a text), and passes what the record itself
-refuses. Keys that no field has are passed over; whether that is right is for the caller to say.
+refuses. Keys that no field has are passed over, except by a `Record`, which refuses them.
 """
 
 import functools
 import json
-from collections.abc import Hashable
-from typing import Any, TypeVar, cast
+import math
+from collections.abc import Hashable, Mapping
+from typing import Annotated, Any, Self, TypeVar, cast
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
-Record = TypeVar("Record")
+Kind = TypeVar("Kind")
+# A figure that may not have been measured: NaN, and null in JSON, which has no NaN.
+Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 
 
 @functools.cache
@@ -25,13 +28,33 @@ def to_plain(record: Any) -> dict[str, Any]:
     return values
 
 
-def from_plain(kind: type[Record], values: Any) -> Record:
+def from_plain(kind: type[Kind], values: Any) -> Kind:
     """The record of that kind with these JSON values; ValueError says which one is missing or wrong."""
     try:
-        record: Record = _adapter(cast(Hashable, kind)).validate_json(json.dumps(values, allow_nan=False), strict=True)
+        record: Kind = _adapter(cast(Hashable, kind)).validate_json(json.dumps(values, allow_nan=False), strict=True)
         return record
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{'.'.join(map(str, first['loc'])) or kind.__name__}: {first['msg']}") from None
     except (TypeError, RecursionError) as error:
         raise ValueError(f"not JSON values ({error})") from None
+
+
+class Record:
+    """The base of dataclasses whose figures may be missing: NaN is null in their JSON, and each key is a field."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    def to_json(self) -> str:
+        """As JSON text."""
+        return _adapter(cast(Hashable, self.__class__)).dump_json(self).decode()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        values: dict[str, Any] = json.loads(self.to_json())
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` gave; ValueError says which field is missing or wrong."""
+        return from_plain(cls, values)

@@ -101,7 +101,7 @@ def measure(audio: Iterable[np.ndarray] | np.ndarray) -> Quality:
         rms_dbfs=_dbfs(energy / samples if samples else 0.0),
         peak_dbfs=_dbfs(peak * peak),
         snr_db=levels.snr_db(),
-        clipping_share=clipping.total() / samples if samples else 0.0,
+        clipping_share=clipping.samples / samples if samples else 0.0,
         silence_share=levels.silence_share(),
         bandwidth_hz=spectrum.bandwidth_hz(),
     )
@@ -158,34 +158,16 @@ class _Clipping:
     """Samples in runs of neighbours at full scale; a run may cross blocks."""
 
     def __init__(self) -> None:
-        self._clipped = 0
-        self._open = 0  # length of the run that the last block ended in
+        self.samples = 0
+        self._open = 0  # length of the run that the last block ended in; a counted one goes on with CLIPPING_RUN
 
     def add(self, block: np.ndarray) -> None:
-        full = np.abs(block) >= CLIPPING_LEVEL
-        if not self._open and not full.any():
-            return
-        edges = np.diff(np.concatenate(([0], full.view(np.int8), [0])))
-        starts, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
-        lengths = ends - starts
-        if self._open:
-            if len(starts) and starts[0] == 0:
-                lengths[0] += self._open
-            else:
-                self._close(self._open)
-            self._open = 0
-        if len(ends) and ends[-1] == len(block):
-            self._open = int(lengths[-1])
-            lengths = lengths[:-1]
-        self._clipped += int(lengths[lengths >= CLIPPING_RUN].sum())
-
-    def _close(self, length: int) -> None:
-        self._clipped += length if length >= CLIPPING_RUN else 0
-
-    def total(self) -> int:
-        self._close(self._open)
-        self._open = 0
-        return self._clipped
+        full = np.concatenate((np.ones(self._open, bool), np.abs(block) >= CLIPPING_LEVEL))
+        edges = np.flatnonzero(np.diff(full, prepend=False, append=False))
+        lengths = edges[1::2] - edges[::2]
+        counted = self._open if self._open >= CLIPPING_RUN else 0
+        self.samples += int(lengths[lengths >= CLIPPING_RUN].sum()) - counted
+        self._open = min(int(lengths[-1]), CLIPPING_RUN) if full[-1] else 0
 
 
 class _LongTermSpectrum:

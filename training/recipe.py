@@ -218,17 +218,16 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, Any] | None = None) -
 
 
 def _replace(document: dict[str, Any], key: str, value: Any) -> None:
+    if isinstance(value, Mapping):
+        for inner, content in value.items():
+            _replace(document, f"{key}.{inner}", content)
+        return
     *sections, field = key.split(".")
     for section in sections:
         document = document.setdefault(section, {})
         if not isinstance(document, dict):
             raise TrainingError(f"Override '{key}': '{section}' is not a section of the recipe.")
-    if isinstance(value, Mapping) and isinstance(document.get(field, {}), dict):
-        nested = document.setdefault(field, {})
-        for inner, content in value.items():
-            _replace(nested, str(inner), content)
-    else:
-        document[field] = value
+    document[field] = value
 
 
 def _lower_first(message: str) -> str:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from evaluation.corpus.chance import by_speaker, effective_rows
 from speech.corpus.manifest import Utterance
-from speech.record import Record
+from speech.plain import Record
 from speech.text import words_of
 
 VOCABULARY_WORDS = 5_000

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -229,10 +229,3 @@ def age_band(years: float) -> str:
         if high is None or years < high + 1:
             return f"{low}+" if high is None else f"{low}-{high}"
     raise AssertionError("the last band is open")
-
-
-__all__: Sequence[str] = (
-    "AGE_BANDS", "LANGUAGE_TAG", "QUARTER_KEY", "SPLITS", "UNKNOWN_DOMAIN", "ManifestError", "RejectedRow", "Utterance",
-    "age_band", "assign_splits", "audio_location", "parse_date", "quarter_of", "quarter_title",
-    "read_manifest", "row_line", "split_of_speaker", "write_manifest",
-)  # fmt: skip

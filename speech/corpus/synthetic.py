@@ -317,37 +317,34 @@ def _builtin(name: str, low: str, high: str, grammar: Mapping[str, Any], draw: r
         return None
     numbers, formats = grammar["numbers"], grammar["formats"]
     amounts = [*range(numbers["amount"]["from"], numbers["amount"]["to"] + 1), *numbers["amount"]["also"]]
+    filled: str | None = None
     match name:
         case "amount":
             whole = draw.choice(amounts)
+            filled = formats["amount"].format(whole=whole)
             if whole < 100 and draw.random() < 0.25:
-                return str(formats["amount_with_cents"].format(whole=whole, cents=draw.choice(numbers["cents"])))
-            return str(formats["amount"].format(whole=whole))
+                filled = formats["amount_with_cents"].format(whole=whole, cents=draw.choice(numbers["cents"]))
         case "amount_number":
-            return str(draw.choice([amount for amount in amounts if 2 <= amount <= 60]))
+            filled = str(draw.choice([amount for amount in amounts if 2 <= amount <= 60]))
         case "date":
             day = draw.choice(numbers["days"])
             suffixes = formats.get("suffix", {})
             suffix = suffixes.get(day, suffixes.get("other", ""))
-            return str(
-                draw.choice(formats["date"]).format(day=day, suffix=suffix, month=draw.choice(grammar["months"]))
-            )
+            filled = draw.choice(formats["date"]).format(day=day, suffix=suffix, month=draw.choice(grammar["months"]))
         case "month":
-            return str(draw.choice(grammar["months"]))
+            filled = draw.choice(grammar["months"])
         case "time":
-            return str(
-                formats["time"].format(hour=draw.choice(numbers["hours"]), minute=draw.choice(numbers["minutes"]))
-            )
+            filled = formats["time"].format(hour=draw.choice(numbers["hours"]), minute=draw.choice(numbers["minutes"]))
         case "percent":
-            return str(formats["percent"].format(value=draw.choice(range(10, 101, 10))))
+            filled = formats["percent"].format(value=draw.choice(range(10, 101, 10)))
         case "number":
-            return str(draw.randint(int(low), int(high)))
+            filled = str(draw.randint(int(low), int(high)))
         case "digits":
             count = draw.randint(int(low), int(high))
             digits = [str(draw.randint(0, 9)) for _ in range(count)]
             # a run of seven and more is read digit by digit however it is written, a shorter one is not
-            return ("" if count >= 7 and draw.random() < 0.5 else " ").join(digits)
-    return None
+            filled = ("" if count >= 7 and draw.random() < 0.5 else " ").join(digits)
+    return filled
 
 
 def _delivered(sentence: Sentence, language: str, draw: random.Random) -> str:

@@ -39,9 +39,9 @@ class ReleaseFolder:
         """The document as it is stored; None where there is none. Its tag tells whether it changed."""
         return self._document.read()
 
-    def read(self, *, at_least: int = 0) -> ReleaseDocument:
-        """The document; `parsed` says how."""
-        return self.parsed(_data(self.look()), at_least)
+    def read(self) -> ReleaseDocument:
+        """The document; raises as `parsed` does."""
+        return self.parsed(_data(self.look()))
 
     def parsed(self, data: bytes | None, at_least: int = 0) -> ReleaseDocument:
         """What the stored document says; an empty one when nothing was released yet.

@@ -98,20 +98,17 @@ class Replicas:
             report = replica.languages.get(language, LanguageReport())
             refused = [report.errors[other] for other in asked if other in report.errors]
             why = "; ".join([*refused, *[replica.error] * bool(replica.error)])
-            if dict(report.active) == ({digest: 1.0} if digest else {}):
-                if why:
-                    found.append(
-                        f"replica {replica.replica} at {replica.url} runs {wanted} for '{language}' as it should, but "
-                        f"cannot follow the release document: {why}"
-                    )
+            right = dict(report.active) == ({digest: 1.0} if digest else {})
+            if right and not why:
                 continue
             runs = " and ".join(
                 f"{named(other, report.versions)} for {share:.0%} of its requests"
                 for other, share in sorted(report.active.items(), key=lambda item: -item[1])
             )
+            but = "cannot follow the release document" if right else f"the champion is {wanted}"
             found.append(
-                f"replica {replica.replica} at {replica.url} runs {runs or 'nothing'} for '{language}', but the "
-                f"champion is {wanted}" + (f": {why}" if why else "")
+                f"replica {replica.replica} at {replica.url} runs {runs or 'nothing'} for '{language}', but {but}"
+                + (f": {why}" if why else "")
             )
         return tuple(found)
 

@@ -243,7 +243,7 @@ def normalized_audio(context: dg.AssetExecutionContext, workspace: dg.ResourcePa
     quarter, language = quarter_and_language(context)
     rows = list(rows_of(workspace.store.current("recordings", quarter, language)))
     with workspace.store.replace("normalized_audio", quarter, language) as staging:
-        outcome = normalize_audio(rows, staging.path)
+        outcome = _without_this_machine(normalize_audio(rows, staging.path), workspace.settings.local)
         outcome.write(staging.path)
     published = staging.published
     hours = sum(row.duration_s or 0 for row in outcome.kept) / 3600
@@ -434,6 +434,14 @@ def refused_by(workspace: Workspace, quarter: str, language: str) -> tuple[str, 
         return failed_checks(workspace.store.current("utterances", quarter, language))
     except (StoreError, ValidationUnknown):
         return ()
+
+
+def _without_this_machine(outcome: Sorted, folder: Path) -> Sorted:
+    """What became of rows, with the embedded corpus's files named alike on every machine: digests are of content."""
+    named = [q.source.removeprefix(f"{folder}/") for q in outcome.quarantined]
+    return replace(
+        outcome, quarantined=tuple(replace(q, source=n) for q, n in zip(outcome.quarantined, named, strict=True))
+    )
 
 
 def synthesised(workspace: Workspace, language: str) -> Path:

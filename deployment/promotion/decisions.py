@@ -328,12 +328,8 @@ class Promotions:
             wanted = f"earlier champion of version {version}" if version else "earlier champion"
             raise PromotionRefused(f"'{language}' has no {wanted} to roll back to; approve a version instead")
         back = earlier[-1]
-        target = require_language(self.registry.verify(back.model, back.version), language)
-        if target.digest != back.digest:
-            raise PromotionRefused(
-                f"{back.model} version {back.version} is now bundle {target.digest[:12]}, but {back.digest[:12]} "
-                "was approved: someone replaced it; approve a version instead"
-            )
+        target = ModelVersion(back.model, back.version, back.digest)
+        self.registry.obtain(back.digest, back.model, back.version)  # whatever its version says or was deleted since
         closed = self.rules.closed(turn.entries, target)
         if closed and closed.action == "reject":
             raise PromotionRefused(closed_sentence(closed))

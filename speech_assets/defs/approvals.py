@@ -9,7 +9,7 @@ What the ledger cannot know is whether a name is its owner's: a proxy before Dag
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC
 
 import dagster as dg
@@ -327,7 +327,7 @@ def _sentence(decision: Decision) -> str:
 def _told(workspace: Workspace, promotions: Promotions, decision: Decision) -> str:
     """A decision as Slack hears of it: what it was, the figures of its version, and where to read on."""
     said, urls = [_sentence(decision)], {"champion": f"{workspace.settings.dagster_url}/assets/champion"}
-    if decision.version:
+    with suppress(RegistryError):  # an override has no version, and somebody may have deleted another's
         version = promotions.registry.version(decision.model, decision.version)
         said.append(", ".join(f"{name} {value:.4f}" for name, value in sorted(version.metrics.items())))
         urls |= version_urls(workspace, version)

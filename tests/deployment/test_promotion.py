@@ -102,6 +102,15 @@ def test_a_version_deleted_by_hand_does_not_stop_the_nextmake_decision(house):
     assert house.promotions.releasable("en").version == "2"
 
 
+def test_a_champion_whose_version_was_deleted_is_gone_back_to_by_its_kept_bundle(house):
+    house.approve(1)
+    house.approve(2, house.bundle(1).digest)
+    house.registry.mlflow.delete_model_version(MODEL, "1")
+    assert house.promotions.rollback("en", "Ada", "worse").version == "1"
+    assert house.promotions.releasable("en").digest == house.bundle(1).digest
+    assert "which was deleted in MLflow" in house.promotions.check_alias("en", MODEL)
+
+
 def test_a_version_that_a_newer_one_replaced_does_not_say_that_it_waits(house):
     """Two versions that both ask for a decision send people to the wrong one."""
     for number in (1, 2):

@@ -120,8 +120,6 @@ class Progress:
     model_name: str
     done: int
     total: int
-    audio_s: float
-    elapsed_s: float
 
 
 def evaluate(
@@ -219,7 +217,7 @@ def _transcribe(
         raise EvaluationError(f"Test set {set_name!r} holds an utterance id twice: rebuild its manifest.")
     run = _Run([], [], [])
     heard: dict[str, tuple[Scored, list[tuple[float, bool]]]] = {}
-    started, done = time.monotonic(), 0
+    done = 0
     for batch in _batches(utterances):
         decoded = list(_decoded(batch, resolve_audio))
         before = time.perf_counter()
@@ -246,8 +244,7 @@ def _transcribe(
             heard[utterance.id] = row, word_outcomes(utterance.text, found.words, language)
         done += len(batch)
         if progress is not None:
-            elapsed_s = time.monotonic() - started
-            progress(Progress(set_name, contestant.name, done, len(utterances), run.audio_s, elapsed_s))
+            progress(Progress(set_name, contestant.name, done, len(utterances)))
     for utterance in utterances:
         if utterance.id in heard:
             row, outcomes = heard[utterance.id]

@@ -26,7 +26,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -142,53 +142,37 @@ class Counts:
         return Counts(self.table[chosen], self.speakers[chosen], self.durations_s[chosen])
 
 
-WORDS, SUBSTITUTIONS, DELETIONS, INSERTIONS, CHARACTERS, CHARACTER_EDITS = range(6)
+COLUMNS = WORDS, SUBSTITUTIONS, DELETIONS, INSERTIONS, CHARACTERS, CHARACTER_EDITS = range(6)
 WORD_EDITS = slice(SUBSTITUTIONS, INSERTIONS + 1)
 
 
 def count_edits(items: Sequence[Scored], language: str) -> Counts:
     """Align each utterance with its reference, and count the edits."""
+    table = [_counted(*_compared(item.reference, item.hypothesis, language)) for item in items]
+    _, blocks = np.unique([item.speaker for item in items], return_inverse=True)
+    durations_s = np.array([item.duration_s for item in items], dtype=np.float64)
+    return Counts(np.array(table, dtype=np.int64).reshape(-1, len(COLUMNS)), blocks.astype(np.int64), durations_s)
+
+
+def _counted(expected: Sequence[str], heard: Sequence[str]) -> tuple[int, ...]:
+    """The COLUMNS of one utterance, from its words and those that were heard."""
     import jiwer
 
-    pairs = [_compared(item.reference, item.hypothesis, language) for item in items]
-    table = np.zeros((len(items), 6), dtype=np.int64)
-    spoken = [row for row, (expected, _) in enumerate(pairs) if expected]
-    if spoken:
-        by_words = jiwer.process_words(
-            [" ".join(pairs[row][0]) for row in spoken], [" ".join(pairs[row][1]) for row in spoken]
-        )
-        by_characters = jiwer.process_characters(
-            [join_words(pairs[row][0]) for row in spoken], [join_words(pairs[row][1]) for row in spoken]
-        )
-        column = {"substitute": SUBSTITUTIONS, "delete": DELETIONS, "insert": INSERTIONS}
-        for row, words, characters in zip(spoken, by_words.alignments, by_characters.alignments, strict=True):
-            for chunk in words:
-                if chunk.type != "equal":
-                    table[row, column[chunk.type]] += _length(chunk)
-            table[row, CHARACTER_EDITS] = sum(_length(chunk) for chunk in characters if chunk.type != "equal")
-    for row, (expected, heard) in enumerate(pairs):
-        if not expected:
-            table[row, INSERTIONS] = len(heard)
-            table[row, CHARACTER_EDITS] = len(join_words(heard))
-        table[row, WORDS] = len(expected)
-        table[row, CHARACTERS] = len(join_words(expected))
-    _, blocks = np.unique([item.speaker for item in items], return_inverse=True)
-    return Counts(table, blocks.astype(np.int64), np.array([item.duration_s for item in items], dtype=np.float64))
-
-
-def _length(chunk: Any) -> int:
-    return int(max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx))
+    said, made = join_words(expected), join_words(heard)
+    if not expected:
+        return 0, 0, 0, len(heard), 0, len(made)
+    words, characters = jiwer.process_words(" ".join(expected), " ".join(heard)), jiwer.process_characters(said, made)
+    wrong = characters.substitutions + characters.deletions + characters.insertions
+    return len(expected), words.substitutions, words.deletions, words.insertions, len(said), wrong
 
 
 # ------------------------------------------------------------------------------------------------------- intervals
 
 
-def _block_sums(values: np.ndarray, blocks: np.ndarray) -> np.ndarray:
-    """Sum the rows of each block: [utterances, columns] -> [blocks, columns]."""
+def _block_sums(columns: Sequence[np.ndarray], blocks: np.ndarray) -> np.ndarray:
+    """Sum the rows of each block: columns of [utterances] -> [blocks, columns]."""
     _, codes = np.unique(blocks, return_inverse=True)
-    sums = np.zeros((int(codes.max()) + 1, values.shape[1]), dtype=np.float64)
-    np.add.at(sums, codes, values)
-    return sums
+    return np.column_stack([np.bincount(codes, column) for column in columns])
 
 
 def _resample(sums: np.ndarray, resamples: int, seed: int) -> np.ndarray:
@@ -234,7 +218,7 @@ def score_of(counts: Counts, bootstrap: int, seed: int) -> Score:
     blocks, resampled = _blocks(counts)
     edits = counts.table[:, WORD_EDITS].sum(axis=1)
     columns = [edits, *(counts.table[:, column] for column in (WORDS, CHARACTER_EDITS, CHARACTERS))]
-    sums = _block_sums(np.column_stack(columns), blocks)
+    sums = _block_sums(columns, blocks)
     draws = _resample(sums, bootstrap, seed)
     total = sums.sum(axis=0)
     wer, cer = (float(_ratio(total[start], total[start + 1])) for start in (0, 2))
@@ -289,7 +273,7 @@ def paired_difference(candidate: Counts, champion: Counts, bootstrap: int = 1000
     blocks, _ = _blocks(candidate)
     ours = candidate.table[:, WORD_EDITS].sum(axis=1)
     theirs = champion.table[:, WORD_EDITS].sum(axis=1)
-    sums = _block_sums(np.column_stack([ours - theirs, candidate.table[:, WORDS]]), blocks)
+    sums = _block_sums([ours - theirs, candidate.table[:, WORDS]], blocks)
     draws = _resample(sums, bootstrap, seed)
     differences = _ratio(draws[:, 0], draws[:, 1])
     low, high = _percentiles(differences, len(sums))

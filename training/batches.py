@@ -128,11 +128,6 @@ class Corpus:
     cache: AudioCache
     tokens: list[list[int]] = field(default_factory=list)
 
-    @property
-    def hours(self) -> float:
-        """Audio in hours."""
-        return sum(self.durations_s) / 3600
-
 
 def epoch_of(corpus: Corpus, epoch: int, seed: int, join: JoinSettings) -> list[Example]:
     """Every utterance once, in this epoch's order; some joined with others of the same speaker."""

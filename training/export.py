@@ -74,8 +74,7 @@ def export(
     unknown = sorted(set(variants) - {"int8"})
     if unknown:
         raise ExportError(f"unknown variant {', '.join(unknown)}; int8 is the one there is")
-    features = _features_of(model)
-    geometry = _geometry_of(model, features)
+    features, geometry = streaming_form(model)
     tokenizer, vocabulary = _tokenizer_of(model, Path(tokenizer_path))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / TOKENIZER).write_bytes(tokenizer)
@@ -98,6 +97,12 @@ def export(
         )
         unproven = write_bundle(folder, described)
         return write_bundle(folder, replace(described, parity=parity(model, unproven, parity_utterances)))
+
+
+def streaming_form(model: Any) -> tuple[MelConfig, Geometry]:
+    """How a model hears, and the shapes of its streaming network. Raises ExportError for one that cannot stream."""
+    features = _features_of(model)
+    return features, _geometry_of(model, features)
 
 
 def parity(model: Any, bundle: ModelBundle, utterances: Sequence[np.ndarray]) -> dict[str, Any]:
@@ -222,7 +227,7 @@ def _tokenizer_of(model: Any, path: Path) -> tuple[bytes, tuple[str, ...]]:
     try:
         data = without_paths(path.read_bytes())
         processor.LoadFromSerializedProto(data)
-    except (OSError, RuntimeError, IndexError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise ExportError(f"{path}: not a sentencepiece model ({error}); give the model's tokenizer.model") from error
     pieces = tuple(processor.IdToPiece(index) for index in range(processor.GetPieceSize()))
     if pieces != tuple(_decoder_of(model).vocabulary):

@@ -242,18 +242,13 @@ def _ctc_half(model: Any, base: str, recipe: Recipe, tokenizer: Path) -> "EncDec
 
 
 def _require_streaming(model: Any, base: str) -> None:
-    encoder = model.cfg.encoder
-    faults = []
-    if str(model.cfg.preprocessor.get("normalize")) not in ("NA", "None"):
-        faults.append(f"its features are normalised per utterance (normalize: {model.cfg.preprocessor.normalize})")
-    if encoder.get("att_context_style") != "chunked_limited":
-        faults.append("its attention sees the whole utterance")
-    if not encoder.get("causal_downsampling") or encoder.get("conv_context_size") != "causal":
-        faults.append("its convolutions look ahead")
-    if faults:
-        raise TrainingError(
-            f"Base model '{base}' cannot stream: {'; '.join(faults)}; choose a cache-aware streaming one."
-        )
+    """Refuse before a training what could not be exported after it."""
+    from training.export import ExportError, streaming_form
+
+    try:
+        streaming_form(model)
+    except ExportError as error:
+        raise TrainingError(f"Base model '{base}' cannot stream: {error}.") from error
 
 
 def _reason(error: BaseException) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from speech.audio.decode import SAMPLE_RATE, AudioError, AudioLimits, decode_chunks, write_flac_chunks
+from speech.audio.decode import SAMPLE_RATE, AudioError, decode_chunks, write_flac_chunks
 from speech.corpus.manifest import Utterance, read_manifest, write_manifest
 from speech.corpus.rows import is_uri
 from speech.markers import DEFAULT_MARKERS, without_markers
@@ -83,30 +83,27 @@ def digest_sources(rows: Iterable[Utterance], workers: int = 4) -> list[Utteranc
 
     with ThreadPoolExecutor(workers) as pool:
         digests = dict(zip(paths, pool.map(digest, paths), strict=True))
-    return [row if row.digest else Utterance(**{**vars(row), "digest": digests[row.audio]}) for row in rows]
+    return [row if row.digest else replace(row, digest=digests[row.audio]) for row in rows]
 
 
-def normalize_audio(
-    rows: Iterable[Utterance], folder: Path, limits: AudioLimits | None = None, workers: int = 4
-) -> Sorted:
+def normalize_audio(rows: Iterable[Utterance], folder: Path, workers: int = 4) -> Sorted:
     """Decode every row's audio to 16 kHz mono PCM16 FLAC under `folder/audio`, with its quality measured.
 
     A file that holds several segments is decoded once for each channel that they name; a row that names a channel gets
     that one and no other. A row's digest becomes that of its normalised audio, so that
     the same audio is recognised in whatever container it comes; the attribute `source_digest` keeps the file's own.
     """
-    limits = limits or AudioLimits()
     (folder / AUDIO_FOLDER).mkdir(parents=True, exist_ok=True)
     ordered = sorted(rows, key=lambda row: (row.audio, row.offset_s, row.id))
     recordings = [list(group) for _, group in groupby(ordered, key=lambda row: row.audio)]
     with ThreadPoolExecutor(workers) as pool:
-        outcomes = list(pool.map(lambda rows: _normalize_recording(rows, folder, limits), recordings))
+        outcomes = list(pool.map(lambda rows: _normalize_recording(rows, folder), recordings))
     kept = [row for outcome in outcomes for row in outcome.kept]
     quarantined = [row for outcome in outcomes for row in outcome.quarantined]
     return Sorted(tuple(sorted(kept, key=lambda r: r.id)), tuple(sorted(quarantined, key=lambda r: r.id)))
 
 
-def _normalize_recording(rows: Sequence[Utterance], folder: Path, limits: AudioLimits) -> Sorted:
+def _normalize_recording(rows: Sequence[Utterance], folder: Path) -> Sorted:
     """The rows of one file, channel by channel, the last first.
 
     Where one row names a channel that is not there, whoever wrote the rows counted otherwise, and what the others name
@@ -123,19 +120,19 @@ def _normalize_recording(rows: Sequence[Utterance], folder: Path, limits: AudioL
         if absent is not None and channel is not None:
             quarantined += [replace(absent, id=row.id) for row in named]
             continue
-        outcome = _normalize_channel(named, folder, limits)
+        outcome = _normalize_channel(named, folder)
         kept += outcome.kept
         quarantined += outcome.quarantined
         absent = next((row for row in outcome.quarantined if row.code == NO_SUCH_CHANNEL), absent)
     return Sorted(tuple(kept), tuple(quarantined))
 
 
-def _normalize_channel(rows: Sequence[Utterance], folder: Path, limits: AudioLimits) -> Sorted:
+def _normalize_channel(rows: Sequence[Utterance], folder: Path) -> Sorted:
     path = rows[0].audio
     try:
         if len(rows) == 1 and rows[0].offset_s == 0:
-            return Sorted((_write_utterance(rows[0], _beginning(path, rows[0], limits), folder),), ())
-        return _cut_segments(path, rows, folder, limits)
+            return Sorted((_write_utterance(rows[0], _beginning(path, rows[0]), folder),), ())
+        return _cut_segments(path, rows, folder)
     except AudioError as error:
         for row in rows:  # what is wrong with a file may show at its end only, when its first segments are written
             _place(row, folder).unlink(missing_ok=True)
@@ -173,14 +170,14 @@ class _OutsideFile(Exception):
         )
 
 
-def _beginning(path: str, row: Utterance, limits: AudioLimits) -> Iterator[np.ndarray]:
+def _beginning(path: str, row: Utterance) -> Iterator[np.ndarray]:
     """The audio of a row that is the only one of its file and starts with it; never held whole.
 
     A file that goes on for no longer than the tolerance after the row's end belongs to the row: durations are rounded.
     """
     end, position = _segment_end(row), 0
     beyond: list[np.ndarray] = []
-    for chunk in decode_chunks(path, limits, channel=row.channel):
+    for chunk in decode_chunks(path, channel=row.channel):
         inside = len(chunk) if end is None else max(0, min(len(chunk), end - position))
         position += len(chunk)
         if inside:
@@ -194,7 +191,7 @@ def _beginning(path: str, row: Utterance, limits: AudioLimits) -> Iterator[np.nd
     yield from beyond
 
 
-def _cut_segments(path: str, rows: Sequence[Utterance], folder: Path, limits: AudioLimits) -> Sorted:
+def _cut_segments(path: str, rows: Sequence[Utterance], folder: Path) -> Sorted:
     """Cut one file's segments in a single pass that holds only the segments still open."""
     pending = [(row, round(row.offset_s * SAMPLE_RATE), _segment_end(row)) for row in rows]
     held: dict[str, list[np.ndarray]] = {row.id: [] for row, _, _ in pending}
@@ -210,7 +207,7 @@ def _cut_segments(path: str, rows: Sequence[Utterance], folder: Path, limits: Au
             quarantined.append(Quarantined(row.id, path, "segment-empty", reason))
 
     position = 0
-    for chunk in decode_chunks(path, limits, channel=rows[0].channel):
+    for chunk in decode_chunks(path, channel=rows[0].channel):
         open_segments = []
         for row, start, end in pending:
             if start < position + len(chunk) and (end is None or end > position):

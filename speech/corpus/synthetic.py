@@ -205,16 +205,13 @@ def write_quarter(
     if finished is not None:
         return finished
     folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+        staging = Path(scratch) / folder.name
+        staging.mkdir()
         receipt = _write_into(staging, grammar, change, cast, order)
-        os.chmod(staging, 0o755)
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(staging, folder)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
     return _written(folder, receipt)
 
 

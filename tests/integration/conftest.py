@@ -115,7 +115,7 @@ def tier(tmp_path: Path) -> Iterator[Tier]:
 
 @pytest.fixture
 def s3_tier(s3: S3Server, tmp_path: Path) -> Iterator[Tier]:
-    """A tier whose data store is in S3."""
+    """A tier whose data store is in S3; who kills the service starts it again."""
     yield from ended(Tier(tmp_path, f"s3://{BUCKET}/{random.getrandbits(64)}"))
 
 

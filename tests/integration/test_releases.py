@@ -217,6 +217,24 @@ def test_releases_in_s3_are_as_in_a_folder(s3_tier):
     assert dict(tier.wait("a", lambda report: True).languages["en"].active) == {first.digest: 1.0}
 
 
+def test_a_release_goes_on_when_its_data_store_was_away_for_a_moment(s3_tier, s3):
+    """The service of S3 is killed in the middle of a canary: replicas serve on, and nothing is lost."""
+    first, second = s3_tier.bundle("en-1"), s3_tier.bundle("en-2", confuse=[("one", "two")])
+    s3_tier.serve(first)
+    url = s3_tier.start("a")
+    with ThreadPoolExecutor(1) as pool, Customers([url], audio("one")) as customers:
+        released = pool.submit(put_out, s3_tier, second, "2", Canary(share=0.3, seconds=1.0, requests=20))
+        s3_tier.wait("a", lambda report: second.digest in report.languages["en"].active)
+        s3.kill()
+        before = len(customers.answers)
+        time.sleep(1.5)
+        assert len(customers.answers) > before
+        s3.start()
+        result = released.result(timeout=60)
+    assert customers.statuses == {200}
+    assert [step.state for step in result.transitions][-3:] == ["canary", "full", "drained"]
+
+
 def test_a_canary_without_customers_is_asked_by_the_release_itself(tier):
     """A server that nobody calls at night must not hold a release up for ever."""
     tier.serve(tier.bundle("en-1"))

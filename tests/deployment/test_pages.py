@@ -155,9 +155,9 @@ def test_a_quarter_that_its_corpus_refused_has_a_row_with_its_data_docs(store: S
 def test_who_is_champion_is_read_from_the_ledger(store: Store, client: httpx.Client) -> None:
     first, second = store.evaluated("2024-01"), store.evaluated("2024-04")
     german = store.evaluated("2024-01", language="de")
-    decide(store.home, first, "approve")
-    decide(store.home, second, "approve")
-    decide(store.home, german, "reject")
+    decide(store.store.objects, first, "approve")
+    decide(store.store.objects, second, "approve")
+    decide(store.store.objects, german, "reject")
     page = index(client)
     assert "version 1, was champion" in row_of(page, "2024 Q1")
     assert ">champion<" in row_of(page, "2024 Q2")
@@ -196,7 +196,7 @@ def test_a_verdict_that_is_missing_is_not_a_pass(store: Store, client: httpx.Cli
 @pytest.mark.parametrize("content", ["{", "[" * 100_000])
 def test_whatever_is_damaged_the_page_stands(store: Store, client: httpx.Client, content: str) -> None:
     bundle = store.evaluated("2024-01")
-    decide(store.home, bundle, "approve")
+    decide(store.store.objects, bundle, "approve")
     for damaged in (
         store.store.current("evaluation", "2024-01", "en").path / SUMMARY_NAME,
         store.store.current("utterances", "2024-01", "en").path / VALIDATION_NAME,
@@ -213,7 +213,7 @@ def test_whatever_is_damaged_the_page_stands(store: Store, client: httpx.Client,
 def test_what_was_judged_again_is_not_shown_as_closed(store: Store, client: httpx.Client) -> None:
     bundle = store.evaluated("2024-01")
     seen = load_verdict(open_objects(store.home), bundle.digest)
-    decide(store.home, bundle, "request_changes", seen.file_sha256)
+    decide(store.store.objects, bundle, "request_changes", seen.file_sha256)
     assert "judged again" not in row_of(index(client), "2024 Q1")
     evaluation = Evaluation.load(store.store.current("evaluation", "2024-01", "en").path)
     save_verdict(judge(evaluation, GateSettings(wer=0.14)), open_objects(store.home))
@@ -221,7 +221,7 @@ def test_what_was_judged_again_is_not_shown_as_closed(store: Store, client: http
 
 
 def test_a_champion_whose_quarter_was_cleared_away_is_still_named(store: Store, client: httpx.Client) -> None:
-    decide(store.home, store.evaluated("2024-01"), "approve")
+    decide(store.store.objects, store.evaluated("2024-01"), "approve")
     for asset in ("utterances", "evaluation"):
         shutil.rmtree(store.home / asset)
     assert "soundstage-en" in index(client)
@@ -233,7 +233,7 @@ def test_it_says_that_it_is_up_without_reading_the_store(store: Store, client: h
 
 
 def test_a_broken_ledger_is_named_and_leaves_the_rest(store: Store, client: httpx.Client) -> None:
-    decide(store.home, store.evaluated("2024-01"), "approve")
+    decide(store.store.objects, store.evaluated("2024-01"), "approve")
     ledger = store.home / "ledger" / "en" / "00000001.json"
     ledger.write_text(ledger.read_text().replace("Ada", "Eve"))
     page = index(client)

@@ -19,7 +19,7 @@ def test_everything_has_a_default(file: Path) -> None:
     settings = Settings.load()
     assert settings.sources[0].kind == "synthetic"
     assert settings.promotion.approvers == (), "nobody approves until the team names someone"
-    assert settings.home == file.parent / ".soundstage"
+    assert settings.home == str(file.parent / ".soundstage")
 
 
 def test_the_environment_wins_over_the_file_field_by_field(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,7 +49,7 @@ de = "stt_de_fastconformer"
 """
     )
     settings = Settings.load()
-    assert settings.home == file.parent / "store"
+    assert settings.home == str(file.parent / "store")
     assert settings.sources[0].path == str(file.parent / "calls")
     assert settings.training.base_recipe == str(file.parent / "recipes" / "ours.yaml")
     assert settings.training.finetune_recipe == "finetune", "a name is no path"
@@ -161,3 +161,13 @@ def test_behind_a_proxy_a_service_listens_on_its_usual_port(file: Path, opened: 
 def test_an_address_of_version_6_has_its_brackets(file: Path) -> None:
     file.write_text("[serving]\nhost = '::1'")
     assert Settings.load().serving.url == "http://[::1]:8080"
+
+
+def test_a_home_in_s3_leaves_a_folder_of_this_machine_for_what_is_in_no_store(file: Path) -> None:
+    file.write_text('home = "s3://recordings/asr"\n')
+    settings = Settings.load()
+    assert settings.home == settings.objects.home == "s3://recordings/asr"
+    assert settings.local == file.parent / ".soundstage"
+    assert settings.tracking_uri == f"sqlite:///{file.parent}/.soundstage/mlflow/mlflow.db"
+    file.write_text('home = "store"\nwork = "scratch"\n')
+    assert Settings.load().local == file.parent / "scratch"

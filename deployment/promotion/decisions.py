@@ -10,7 +10,7 @@ honour that approval for exactly that bundle and verdict.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -159,7 +159,7 @@ class Promotions:
         if override_gates:
             self.rules.require_override_allowed()
         candidate = require_language(self.registry.verify(model, version), language)
-        if made := self._repeated(turn, ("approve", "voice"), candidate):
+        if made := self._repeated(turn, "approve", candidate):
             return made
         name = f"{model} version {candidate.version}"
         if turn.now and about(turn.now, candidate) and turn.now.digest == candidate.digest:
@@ -171,6 +171,8 @@ class Promotions:
         sha = verdict.file_sha256
         if self.rules.suffices(turn.entries, candidate, sha, turn.approver):
             return self._decide(turn, "approve", candidate, sha, overridden)
+        if made := self._repeated(turn, "voice", candidate):
+            return made
         if before := self.rules.voices(turn.entries, candidate, sha).get(turn.approver):
             raise PromotionRefused(
                 f"'{turn.approver}' has approved {name} on {before.time[:10]}: two people are asked for, so another "
@@ -200,7 +202,7 @@ class Promotions:
             raise PromotionRefused(
                 f"{model} version {candidate.version} is the champion of '{language}': roll back instead"
             )
-        made = self._repeated(turn, (action,), candidate)
+        made = self._repeated(turn, action, candidate)
         return made or self._decide(turn, action, candidate, self.rules.verdict_sha256(candidate.digest))
 
     @_again
@@ -235,7 +237,7 @@ class Promotions:
         ModelBundle.load(bundle, digest)
         verdict = self.rules.require_overridable(turn.entries, digest, language)
         unregistered = ModelVersion(model, "", digest)
-        if made := self._repeated(turn, ("override",), unregistered):
+        if made := self._repeated(turn, "override", unregistered):
             return made
         self.registry.ensure_model(model, language)
         return self._decide(turn, "override", unregistered, verdict.file_sha256, labels(verdict))
@@ -312,8 +314,9 @@ class Promotions:
         if not line:
             raise PromotionRefused(f"'{language}' has no champion yet: there is nothing to roll back")
         now, last = line[-1], turn.entries[-1]
+        lost = last.version == version or (since and datetime.fromisoformat(last.time) >= since)
         same = (last.action, last.approver, last.reason) == ("rollback", turn.approver, turn.reason)
-        if same and (self._aliases.interrupted(last) or (since and datetime.fromisoformat(last.time) >= since)):
+        if same and (lost or self._aliases.interrupted(last)):
             self._aliases.finish(turn.ledger)  # the process that took this decision died after recording it
             return last
         earlier = [
@@ -427,12 +430,12 @@ class Promotions:
         self._aliases.follow(turn.ledger)
         return recorded
 
-    def _repeated(self, turn: _Turn, actions: Sequence[Action], target: ModelVersion) -> Decision | None:
+    def _repeated(self, turn: _Turn, action: Action, target: ModelVersion) -> Decision | None:
         """The same decision again, where it is the last about its target and holds: its process died after it."""
         last = next((e for e in reversed(turn.entries) if about(e, target) and e.digest == target.digest), None)
-        if last is None or last.action not in actions or (last.approver, last.reason) != (turn.approver, turn.reason):
+        if last is None or (last.action, last.approver, last.reason) != (action, turn.approver, turn.reason):
             return None
-        if last.action in PRODUCTION:
+        if action in PRODUCTION:
             holds = last == turn.now
         else:
             holds = last.verdict_sha256 == self.rules.verdict_sha256(target.digest)

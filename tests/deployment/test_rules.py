@@ -154,6 +154,13 @@ def test_the_voice_of_someone_who_left_does_not_count(house):
     assert later.approve("en", MODEL, "1", "Cleo", "good").action == "approve"
 
 
+def test_a_voice_becomes_an_approval_once_one_person_is_enough(house):
+    house.register(1)
+    strict = house.restarted(two_person=True)
+    assert strict.approve("en", MODEL, "1", "Ada", "good").action == "voice"
+    assert house.restarted().approve("en", MODEL, "1", "Ada", "good").action == "approve"
+
+
 def test_a_verdict_replaced_while_an_override_is_recorded_is_not_the_one_accepted(house, verdict_of, monkeypatch):
     """People accepted what they saw: a failure of 16 %, not of 90 %."""
     store, bundle = open_objects(house.home), house.bundle(1)

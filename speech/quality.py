@@ -18,9 +18,8 @@ All measures are taken on 16 kHz mono audio, over frames of 20 ms, in memory tha
 Silence made of zeros, and no samples at all, measure rms and peak -120 dBFS, SNR 0, clipping 0, silence 1, bandwidth 0.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -65,11 +64,6 @@ class Quality:
     def narrow_band(self) -> bool:
         """Whether the recording holds no more than a telephone line carries; silence counts as neither."""
         return 0.0 < self.bandwidth_hz <= NARROW_BAND_HZ
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Quality":
-        """From its fields by name; unknown ones are ignored, a missing one raises KeyError."""
-        return cls(**{f.name: float(values[f.name]) for f in fields(cls)})
 
 
 def measure(audio: Iterable[np.ndarray] | np.ndarray) -> Quality:

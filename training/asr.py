@@ -8,7 +8,7 @@ format.
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -176,8 +176,3 @@ def _too_long(corpus: Corpus, frame_s: float) -> str:
         f"{count:,} of {len(corpus.tokens):,} training utterances have more pieces than the network has outputs (one in"
         f" {frame_s * 1000:.0f} ms), and nothing is learnt from them: raise tokenizer.vocabulary_size"
     )
-
-
-def recorded(fitted: Fitted) -> dict[str, Any]:
-    """Return what training.json says of a fit: everything but the model."""
-    return {field.name: getattr(fitted, field.name) for field in fields(fitted) if field.name != "model"}

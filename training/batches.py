@@ -75,18 +75,11 @@ def _read(utterance: Utterance) -> np.ndarray:
     import soundfile
 
     try:
-        if "://" in utterance.audio:
-            from upath import UPath
-
-            with UPath(utterance.audio).open("rb") as stream, soundfile.SoundFile(stream) as audio:
-                return _segment(audio, utterance)
         with soundfile.SoundFile(utterance.audio) as audio:
             return _segment(audio, utterance)
     except (OSError, RuntimeError, ValueError) as error:
-        missing = isinstance(error, FileNotFoundError) or not (
-            "://" in utterance.audio or os.path.exists(utterance.audio)
-        )
-        what = "is missing" if missing else f"cannot be read ({str(error).strip().rstrip('.')})"
+        there = os.path.exists(utterance.audio)
+        what = f"cannot be read ({str(error).strip().rstrip('.')})" if there else "is missing"
         raise TrainingError(
             f"Audio of utterance '{utterance.id}' {what}: {utterance.audio}. Run normalisation again or drop the row."
         ) from error

@@ -32,7 +32,7 @@ from typing import Any, Self
 from pydantic import ValidationError
 
 from speech.store.outputs import write_json
-from training.asr import Interrupted, fit, recorded
+from training.asr import Interrupted, fit
 from training.data import read_split, require_disjoint_speakers
 from training.loop import Progress
 from training.recipe import Recipe, TrainingError, load_recipe
@@ -114,7 +114,8 @@ def run(spec: TrainingSpec, stop: "_Stop | None" = None) -> dict[str, Any]:
 
             def report(progress: Progress) -> None:
                 if first:
-                    write_json(output / PROGRESS, {**asdict(progress), "updated_at": _now()})
+                    now = dt.datetime.now(dt.UTC)
+                    write_json(output / PROGRESS, {**asdict(progress), "updated_at": now.isoformat(timespec="seconds")})
                     _say(pipes, _line(progress))
                     tracker.metrics(progress)
 
@@ -139,7 +140,7 @@ def run(spec: TrainingSpec, stop: "_Stop | None" = None) -> dict[str, Any]:
             last = Progress("exporting", fitted.steps, recipe.max_steps, fitted.epochs, fitted.loss, fitted.dev_wer)
             report(last)
             record = {
-                **recorded(fitted),
+                **{name: value for name, value in vars(fitted).items() if name != "model"},
                 "name": spec.name,
                 "language": spec.language,
                 "seed": spec.seed,
@@ -468,7 +469,3 @@ def _known_failure(error: BaseException) -> str | None:
 
 def _rank() -> int:
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) or 0)
-
-
-def _now() -> str:
-    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")

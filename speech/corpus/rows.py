@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
+from speech.plain import from_plain
 from speech.store.outputs import parse_json
 
 if TYPE_CHECKING:
@@ -225,12 +226,12 @@ def as_text_mapping(value: Any) -> dict[str, str]:
 
 
 def as_quality(value: Any) -> "Quality | None":
-    """Quality measures as they were written, or None."""
+    """Quality measures as they were written, or None. Raises ValueError for anything else."""
     if value is None:
         return None
     from speech.quality import Quality
 
-    return Quality.from_dict(value)
+    return from_plain(Quality, value)
 
 
 def reason_of(error: BaseException) -> str:

@@ -12,6 +12,7 @@ import soxr
 
 from speech import quality
 from speech.audio import decode as audio
+from speech.plain import from_plain
 from speech.quality import Quality, measure
 
 RATE = audio.SAMPLE_RATE
@@ -132,7 +133,7 @@ def test_stereo_is_refused():
 
 def test_quality_survives_json():
     quality = measure(bursts(2))
-    assert Quality.from_dict(json.loads(json.dumps(asdict(quality)))) == quality
+    assert from_plain(Quality, json.loads(json.dumps(asdict(quality)))) == quality
 
 
 def test_telephone_recordings_are_narrow_band_and_studio_recordings_are_not():

@@ -104,7 +104,7 @@ def in_memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     if not memory.is_dir() or shutil.disk_usage(memory).free < ENOUGH_BYTES:
         yield tmp_path_factory.mktemp("deployment")
         return
-    with tempfile.TemporaryDirectory(dir=memory, prefix="soundstage-") as folder:
+    with tempfile.TemporaryDirectory(dir=memory, prefix="soundstage-", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
 

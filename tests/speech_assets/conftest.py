@@ -19,7 +19,7 @@ languages = ["en", "de"]
 first_quarter = "2024-01"
 
 [synthetic]
-minutes = 14
+minutes = 8
 speakers = 40
 corrupt = ["en|2024-07"]
 

@@ -6,6 +6,7 @@ forked on one machine; what such a process does, how it is stopped and how it en
 
 import multiprocessing
 import os
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -37,7 +38,9 @@ class Command:
         if code is None:
             self._process.kill()
             raise TimeoutError(self._said)
-        return subprocess.CompletedProcess((), code, *((self._said / name).read_text() for name in ("out", "err")))
+        output, errors = ((self._said / name).read_text() for name in ("out", "err"))
+        shutil.rmtree(self._said)
+        return subprocess.CompletedProcess((), code, output, errors)
 
 
 def _run(arguments: tuple[str, ...], said: Path) -> None:

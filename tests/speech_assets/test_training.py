@@ -8,7 +8,11 @@ from typing import Any
 
 import pytest
 
+from speech.corpus.normalize import MANIFEST
+from speech.store.outputs import DataStore
+
 PLACE = ("finetuned_model", "2024-01", "en")
+CORPUS = ("utterances", "2024-01", "en")
 
 
 @dataclass(frozen=True)
@@ -16,7 +20,6 @@ class Trainings:
     """A data store in which a partition is trained by a stub of the training command."""
 
     settings: Any
-    manifest: Path
     log: Path
 
     def with_threads(self, threads: int) -> "Trainings":
@@ -41,12 +44,22 @@ class Trainings:
                 recipe=recipe,
                 name="en-2024-Q1",
                 language="en",
-                folders={"2024-01": self.manifest.parent},
+                corpora={"2024-01": self.store.current(*CORPUS)},
                 base=None,
             )
 
         with dg.DagsterInstance.ephemeral() as instance:
             return dg.materialize([model], instance=instance)
+
+    @property
+    def store(self) -> DataStore:
+        """The data store that it works on."""
+        return DataStore(self.settings.objects)
+
+    def deliver(self, rows: str) -> None:
+        """Publish a corpus to learn from."""
+        with self.store.replace(*CORPUS) as staging:
+            (staging.path / MANIFEST).write_text(rows)
 
     @property
     def processes(self) -> int:
@@ -56,7 +69,7 @@ class Trainings:
     @property
     def work(self) -> list[Path]:
         """Work folders that are there."""
-        return [path for path in self.settings.home.joinpath("training", *PLACE).iterdir() if path.is_dir()]
+        return [path for path in self.settings.local.joinpath("training", *PLACE).iterdir() if path.is_dir()]
 
 
 @pytest.fixture
@@ -65,15 +78,14 @@ def trainings(deployment: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     log = tmp_path / "log"
     log.mkdir()
-    manifest = tmp_path / "corpus" / "manifest.jsonl"
-    manifest.parent.mkdir()
-    manifest.write_text("")
     for name, value in (("STUB_LOG", str(log)), ("STUB_STEP_S", "0"), ("OMP_NUM_THREADS", "1")):
         monkeypatch.setenv(name, value)
     settings = Settings.load()
     stub = Path(__file__).parents[2] / "benchmarks" / "stub_trainer.py"
     training = settings.training.model_copy(update={"command": f"python {stub}"})
-    return Trainings(settings.model_copy(update={"home": str(tmp_path / "store"), "training": training}), manifest, log)
+    trainings = Trainings(settings.model_copy(update={"home": str(tmp_path / "store"), "training": training}), log)
+    trainings.deliver("")
+    return trainings
 
 
 def test_a_training_is_repeated_for_other_inputs_and_not_for_other_threads(trainings: Trainings) -> None:
@@ -81,7 +93,7 @@ def test_a_training_is_repeated_for_other_inputs_and_not_for_other_threads(train
     assert trainings.train().success
     assert trainings.with_threads(7).train().success
     assert trainings.processes == 1
-    trainings.manifest.write_text("another row\n")
+    trainings.deliver("another row\n")
     assert trainings.train().success
     assert trainings.processes == 2
 
@@ -91,14 +103,14 @@ def test_what_was_trained_is_kept_once(trainings: Trainings) -> None:
     assert trainings.train().success
     assert trainings.work == []
     for name in ("checkpoint.nemo", "network.onnx"):
-        assert len(list(trainings.settings.home.rglob(name))) == 1
+        assert len(list(trainings.settings.local.rglob(name))) == 1
 
 
 def test_a_training_that_ends_leaves_a_sibling_that_is_under_way(trainings: Trainings) -> None:
     """Two runs of one partition, by people who know nothing of each other: neither takes the other's work."""
     from speech_assets.defs.processes import alone_in
 
-    sibling = trainings.settings.home.joinpath("training", *PLACE) / "0123456789abcdef"
+    sibling = trainings.settings.local.joinpath("training", *PLACE) / "0123456789abcdef"
     with alone_in(sibling):
         (sibling / "step-7.pt").write_text("weights")
         os.utime(sibling, (0, 0))
@@ -106,7 +118,7 @@ def test_a_training_that_ends_leaves_a_sibling_that_is_under_way(trainings: Trai
         os.utime(sibling / ".supervised", (0, 0))
         assert trainings.train().success
         assert trainings.work == [sibling]
-    trainings.manifest.write_text("another row\n")
+    trainings.deliver("another row\n")
     assert trainings.train().success
     assert trainings.work == [], "nobody holds it, nor has written into it for long"
 
@@ -114,7 +126,7 @@ def test_a_training_that_ends_leaves_a_sibling_that_is_under_way(trainings: Trai
 def test_a_training_that_was_interrupted_lately_is_left_for_who_goes_on(trainings: Trainings) -> None:
     from speech_assets.defs.processes import alone_in
 
-    sibling = trainings.settings.home.joinpath("training", *PLACE) / "0123456789abcdef"
+    sibling = trainings.settings.local.joinpath("training", *PLACE) / "0123456789abcdef"
     with alone_in(sibling):
         (sibling / "step-7.pt").write_text("weights")
     assert trainings.train().success

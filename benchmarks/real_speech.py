@@ -25,6 +25,7 @@ import numpy as np
 import soundfile
 
 from speech_assets.chain import CORPUS, JUDGEMENT, LANGUAGE_BASE, MODELS
+from speech_assets.partition_keys import partition_of
 
 RATE_HZ = 8_000
 DIGITS = "zero one two three four five six seven eight nine".split()
@@ -34,7 +35,7 @@ LENGTHS = (2, 6)  # digits in a string
 GAP_S = (0.05, 0.25)  # silence between digits
 LEVEL_DBFS = -60.0  # noise in the gaps: digital silence would give the joints away
 QUARTER, LANGUAGE = "2024-01", "en"
-PARTITION = f"{LANGUAGE}|{QUARTER}"
+PARTITION = partition_of(QUARTER, LANGUAGE)
 
 
 def write_strings(recordings: Path, folder: Path, seed: int = 0) -> None:

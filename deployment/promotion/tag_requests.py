@@ -2,7 +2,7 @@
 
 Someone sets `soundstage.approver`, `soundstage.reason` and, last, `soundstage.decision`; whoever looks next takes the
 request once, under the same rules as any other, and the answer comes back as a tag. Tags can be edited by anyone with
-MLflow open, so nothing in them is taken for more than a wish.
+MLflow open, so nothing in them is taken for more than a request.
 """
 
 import hashlib

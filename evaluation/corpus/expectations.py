@@ -507,8 +507,8 @@ def catalogue(settings: CorpusSettings) -> tuple[tuple[str, bool, str], ...]:
 def validate(
     utterances: Sequence[Utterance],
     *,
-    language: str,
     quarter: str,
+    language: str,
     rejected: Mapping[str, int],
     unreadable_share: float = 0.0,
     settings: CorpusSettings,

@@ -43,7 +43,7 @@ class CorpusProfile(Record):
     schema_version: Literal[2] = 2
 
 
-def profile_corpus(utterances: Sequence[Utterance], *, language: str, quarter: str) -> CorpusProfile:
+def profile_corpus(utterances: Sequence[Utterance], *, quarter: str, language: str) -> CorpusProfile:
     """Measure what is compared from quarter to quarter."""
     timed = [u for u in utterances if u.duration_s is not None]
     measured = [u for u in utterances if u.quality is not None and math.isfinite(u.quality.snr_db)]

@@ -137,14 +137,9 @@ def release_champion(
         dg.Failure: it may not be served, or it went back, or another version was put into production meanwhile; the
             serving tier runs what it ran before. What could not be reached is raised as it is.
     """
-    from deployment.promotion.ledger import LedgerError
-    from deployment.promotion.rules import PromotionRefused
-    from deployment.registry.models import RegistryError
+    from deployment.promotion.decisions import REFUSALS
     from deployment.release.canary import Canary
     from deployment.release.rollout import GoldenUtterance, RolloutFailed, roll_out
-    from evaluation.gates import GateRefused
-    from speech.bundle import BundleError
-    from speech.store.outputs import StoreError
 
     promotions, settings = workspace.promotions(), workspace.settings.serving
     try:
@@ -177,7 +172,7 @@ def release_champion(
         if isinstance(failed.__cause__, OSError) and unreachable(failed.__cause__):
             raise  # the data store was away for a moment: it says nothing about the bundle
         raise dg.Failure(str(failed), metadata=metadata, allow_retries=False) from failed
-    except (PromotionRefused, LedgerError, GateRefused, RegistryError, BundleError, StoreError) as refused:
+    except REFUSALS as refused:
         if unreachable(refused):
             raise
         raise dg.Failure(str(refused), allow_retries=False) from refused

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from speech.text import words_of
 
 if TYPE_CHECKING:
     from speech.corpus.manifest import Utterance
-    from speech.recognition.offline import Recognition
+    from speech.recognition.offline import Recognition, Recognizer
 
 BATCH_AUDIO_S = 240.0  # padded seconds a batch may hold: bounds memory whatever the utterances' length
 BATCH_UTTERANCES = 32
@@ -85,21 +85,13 @@ def insertions_on_nonspeech(transcribe: Callable[[np.ndarray], str], language: s
     )
 
 
-class Transcriber(Protocol):
-    """What an evaluation needs of a recogniser."""
-
-    def transcribe_batch(self, batch: list[np.ndarray]) -> Sequence["Recognition"]:
-        """Recognise several recordings: float32 mono 16 kHz each."""
-        ...
-
-
 @dataclass(frozen=True, eq=False)
 class Contestant:
     """A model that takes part in an evaluation."""
 
     name: str
     bundle_digest: str
-    recognizer: Transcriber
+    recognizer: "Recognizer"
     parity: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -254,7 +246,7 @@ def _transcribe(
     return run
 
 
-def _recognized(recognizer: Transcriber, batch: list[np.ndarray]) -> Sequence["Recognition | str"]:
+def _recognized(recognizer: "Recognizer", batch: list[np.ndarray]) -> Sequence["Recognition | str"]:
     """What a model made of each recording, or why it could not; one that it fails on costs no other."""
     if not batch:
         return []

@@ -2,7 +2,8 @@
 
 An orchestrator's check can be skipped, run for another partition, or pass in another run than the one that promotes. So
 the verdict is a file of its own, named by the digest of the bundle it judged, and everything that moves a model forward
-reads it again (`require_passed`). Whatever is missing, not a number, stale, foreign or altered is a refusal.
+reads it again and asks it (`Verdict.require_passed`). Whatever is missing, not a number, stale, foreign or altered is a
+refusal.
 
 The checksum inside a verdict shows accidents and stray edits, and a verdict of a time that asked for less lacks a gate.
 It is no signature: someone who may write to the store and recomputes it is kept out by the store's permissions, not by
@@ -19,7 +20,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
@@ -191,8 +192,8 @@ class Verdict(Record):
         settings: GateSettings | None = None,
         champion_digest: str | _Unchecked | None = UNCHECKED,
         overridden: Collection[str] = (),
-    ) -> None:
-        """Raise GateRefused unless this verdict opens the way.
+    ) -> Self:
+        """This verdict, or GateRefused where it does not open the way.
 
         With `language`, a verdict on another language is refused; with `settings`, one judged by other thresholds; with
         `champion_digest` (None: there is none), one that compared with another champion than today's. `overridden` are
@@ -212,6 +213,7 @@ class Verdict(Record):
             )
         if refusal := self.refusal(overridden):
             raise GateRefused(f"{name} did not pass gate {refusal}")
+        return self
 
 
 # ----------------------------------------------------------------------------------------------------------- judging
@@ -443,22 +445,4 @@ def parse_verdict(data: bytes, bundle_digest: str) -> Verdict:
     on_each = (f"{gate} on {test_set}" for gate in ("wer", "cer", "evidence") for test_set in (QUARTER, BENCHMARK))
     if absent := [gate for gate in (*REQUIRED_GATES, *on_each) if gate not in judged]:
         raise GateRefused(f"{name} is incomplete: gate {absent[0]} was not judged.")
-    return verdict
-
-
-def require_passed(
-    store: Objects,
-    bundle_digest: str,
-    *,
-    language: str | None = None,
-    settings: GateSettings | None = None,
-    champion_digest: str | _Unchecked | None = UNCHECKED,
-    overridden: Collection[str] = (),
-) -> Verdict:
-    """The verdict of exactly this bundle, or GateRefused when it is missing, not valid or does not open the way.
-
-    What else is asked of it is explained at `Verdict.require_passed`.
-    """
-    verdict = load_verdict(store, bundle_digest)
-    verdict.require_passed(language=language, settings=settings, champion_digest=champion_digest, overridden=overridden)
     return verdict

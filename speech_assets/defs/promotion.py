@@ -18,7 +18,7 @@ from deployment.promotion.ledger import LedgerError
 from deployment.promotion.signatures import UNSIGNED
 from deployment.promotion.tag_requests import APPROVER_TAG, DECISION_TAG, OUTCOME_TAG, REASON_TAG
 from deployment.registry.models import LAUNCHED_BY_TAG, ModelVersion
-from evaluation.gates import GateRefused, Verdict, require_passed
+from evaluation.gates import GateRefused, Verdict, load_verdict
 from evaluation.report import REPORT_NAME
 from evaluation.results import Evaluation
 from speech.bundle import ModelBundle
@@ -75,9 +75,8 @@ def registered_model(context: dg.AssetExecutionContext, workspace: dg.ResourcePa
     with refusals_are_final():
         bundle = workspace.bundle(quarter, language)
         accepted = promotions.overridden(language, bundle.digest)
-        passed = require_passed(
-            workspace.objects, bundle.digest, language=language, settings=settings.gates, overridden=accepted
-        )
+        found = load_verdict(workspace.objects, bundle.digest)
+        passed = found.require_passed(language=language, settings=settings.gates, overridden=accepted)
         evaluation = load_evaluation(workspace, quarter, language)
         model = store.current("finetuned_model", quarter, language).path
         _require_one_line(bundle, passed, evaluation, ModelBundle.load(model / BUNDLE), context.partition_key)

@@ -17,12 +17,15 @@ from evaluation.gates import (
     Verdict,
     judge,
     load_verdict,
-    require_passed,
     save_verdict,
 )
 from evaluation.results import Difference, NonSpeech, Score, SetResult
 from speech.store.objects import open_objects
 from tests.evaluation.conftest import BUNDLE, CHAMPION, result_of, rows_with
+
+
+def require_passed(folder, bundle_digest, **asked):
+    return load_verdict(open_objects(folder), bundle_digest).require_passed(**asked)
 
 
 def failed(verdict):
@@ -247,7 +250,7 @@ def test_a_verdict_of_before_ages_were_noted_still_reads(make_evaluation, tmp_pa
     content = json.loads(path.read_text())
     del content["judged_at"]
     path.write_text(json.dumps(sealed(content)))
-    assert require_passed(open_objects(tmp_path), BUNDLE).judged_at == ""
+    assert require_passed(tmp_path, BUNDLE).judged_at == ""
 
 
 @pytest.mark.parametrize(
@@ -275,20 +278,18 @@ def test_without_a_champion_nothing_was_improved(make_evaluation):
 
 def test_only_the_gates_named_are_overridden(make_evaluation, tmp_path):
     saved(judge(make_evaluation(quarter=rows_with(2)), GateSettings(cer=1, slice_wer=1)), tmp_path)
-    assert not require_passed(open_objects(tmp_path), BUNDLE, overridden=("wer on quarter",)).passed
+    assert not require_passed(tmp_path, BUNDLE, overridden=("wer on quarter",)).passed
     with pytest.raises(GateRefused, match="did not pass gate wer"):
-        require_passed(open_objects(tmp_path), BUNDLE, overridden=("wer on benchmark", "wer"))
+        require_passed(tmp_path, BUNDLE, overridden=("wer on benchmark", "wer"))
     with pytest.raises(GateRefused, match="stale"):
-        require_passed(open_objects(tmp_path), BUNDLE, settings=GateSettings(), overridden=("wer on quarter",))
+        require_passed(tmp_path, BUNDLE, settings=GateSettings(), overridden=("wer on quarter",))
 
 
 def test_a_verdict_comes_back_as_it_was_judged(make_evaluation, tmp_path):
     verdict = judge(make_evaluation(champion=rows_with(0)))
     saved(verdict, tmp_path)
     assert load_verdict(open_objects(tmp_path), BUNDLE) == verdict
-    assert require_passed(
-        open_objects(tmp_path), BUNDLE, language="en", settings=GateSettings(), champion_digest=CHAMPION
-    )
+    assert require_passed(tmp_path, BUNDLE, language="en", settings=GateSettings(), champion_digest=CHAMPION)
 
 
 def test_a_refused_verdict_loads_but_opens_nothing(make_evaluation, tmp_path):
@@ -296,14 +297,14 @@ def test_a_refused_verdict_loads_but_opens_nothing(make_evaluation, tmp_path):
     saved(verdict, tmp_path)
     assert not load_verdict(open_objects(tmp_path), BUNDLE).passed
     with pytest.raises(GateRefused, match=r"did not pass gate wer: WER 20\.00 %"):
-        require_passed(open_objects(tmp_path), BUNDLE)
+        require_passed(tmp_path, BUNDLE)
 
 
 def test_a_verdict_with_a_missing_measure_can_still_be_written_and_read(make_evaluation, tmp_path):
     """JSON has no NaN; the refusal must be on record all the same."""
     saved(judge(make_evaluation(parity={}, nonspeech=None)), tmp_path)
     with pytest.raises(GateRefused, match="did not pass"):
-        require_passed(open_objects(tmp_path), BUNDLE)
+        require_passed(tmp_path, BUNDLE)
 
 
 def sealed(content):
@@ -360,19 +361,19 @@ def test_an_altered_verdict_is_refused_and_says_why(make_evaluation, tmp_path, c
 def test_a_torn_verdict_is_refused(make_evaluation, tmp_path, damage):
     saved(judge(make_evaluation()), tmp_path).write_bytes(damage)
     with pytest.raises(GateRefused, match="not readable"):
-        require_passed(open_objects(tmp_path), BUNDLE)
+        require_passed(tmp_path, BUNDLE)
 
 
 def test_a_verdict_copied_to_another_bundle_is_foreign(make_evaluation, tmp_path):
     path = saved(judge(make_evaluation()), tmp_path)
     path.with_name(f"{'d' * 64}.json").write_bytes(path.read_bytes())
     with pytest.raises(GateRefused, match="foreign"):
-        require_passed(open_objects(tmp_path), "d" * 64)
+        require_passed(tmp_path, "d" * 64)
 
 
 def test_a_missing_verdict_is_a_refusal(tmp_path):
     with pytest.raises(GateRefused, match="no verdict"):
-        require_passed(open_objects(tmp_path), BUNDLE)
+        require_passed(tmp_path, BUNDLE)
 
 
 @pytest.mark.parametrize("digest", ["", "../../etc/passwd", "A" * 64, "a" * 63, "a" * 64 + "\n"])
@@ -385,13 +386,13 @@ def test_only_a_digest_names_a_verdict(tmp_path, digest):
 def test_a_verdict_judged_for_other_circumstances_is_stale_or_foreign(make_evaluation, tmp_path):
     saved(judge(make_evaluation(champion=rows_with(0))), tmp_path)
     with pytest.raises(GateRefused, match="foreign: it is on en"):
-        require_passed(open_objects(tmp_path), BUNDLE, language="de")
+        require_passed(tmp_path, BUNDLE, language="de")
     with pytest.raises(GateRefused, match="other thresholds"):
-        require_passed(open_objects(tmp_path), BUNDLE, settings=GateSettings(wer=0.1))
+        require_passed(tmp_path, BUNDLE, settings=GateSettings(wer=0.1))
     with pytest.raises(GateRefused, match="champion"):
-        require_passed(open_objects(tmp_path), BUNDLE, champion_digest="e" * 64)
+        require_passed(tmp_path, BUNDLE, champion_digest="e" * 64)
     with pytest.raises(GateRefused, match="champion"):
-        require_passed(open_objects(tmp_path), BUNDLE, champion_digest=None)
+        require_passed(tmp_path, BUNDLE, champion_digest=None)
 
 
 def test_a_benchmark_of_other_size_is_judged_by_its_own_figures(make_evaluation):

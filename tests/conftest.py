@@ -15,8 +15,8 @@ TESTS = Path(__file__).parent
 # Files in the order of their length: whoever is free takes the next, and nobody is left with a long one at the end.
 LONGEST = (
     "integration/test_demo.py",
-    "integration/test_backfill.py",
     "speech_assets/test_main_job.py",
+    "integration/test_backfill.py",
     "speech_assets/test_real_data.py",
     "integration/test_releases.py",
     "integration/test_serving.py",

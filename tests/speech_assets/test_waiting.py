@@ -76,11 +76,12 @@ def test_a_waiting_fine_tune_leaves_its_place_in_the_pool_and_takes_it_again(ins
     waiter.start()
     until(lambda: holders(instance) == ["finetuned"])
     until(lambda: holders(instance) == [])
-    assert instance.event_log_storage.claim_concurrency_slot(POOL, run.run_id, "training_of_another").is_claimed
+    storage = instance.event_log_storage
+    until(lambda: storage.claim_concurrency_slot(POOL, run.run_id, "training_of_another").is_claimed)
     instance.report_run_canceled(run)  # a failed one would be started again, and be waited for
     time.sleep(0.1)
     assert seen == [], "it trains with a place of its own only"
-    instance.event_log_storage.free_concurrency_slot_for_step(run.run_id, "training_of_another")
+    storage.free_concurrency_slot_for_step(run.run_id, "training_of_another")
     waiter.join(30)
     assert results[0].success, [event.message for event in results[0].all_events if event.is_failure]
     assert seen == [["finetuned"]]

@@ -316,7 +316,7 @@ def test_a_replica_that_restarts_during_the_canary_takes_part_again(tier):
     urls = [tier.start("a"), tier.start("b")]
     second = tier.bundle("en-2", confuse=[("one", "two")])
     with ThreadPoolExecutor(1) as pool, Customers(urls[:1], audio("one")) as customers:
-        released = pool.submit(put_out, tier, second, "2", Canary(share=0.2, seconds=4, requests=100_000))
+        released = pool.submit(put_out, tier, second, "2", Canary(share=0.2, seconds=8, requests=100_000))
         tier.wait("b", lambda report: second.digest in report.languages["en"].active)
         assert tier.stop("b", signal.SIGKILL) == -signal.SIGKILL
         tier.start("b")

@@ -111,7 +111,7 @@ def deployment(in_memory: Path) -> Iterator[SimpleNamespace]:
                 quarters=quarters,
                 log=log,
                 webhook=webhook,
-                store=settings.home,
+                store=Path(settings.home),
             )
     webhook.server.shutdown()
 

@@ -54,6 +54,12 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         server.kill()
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than cores: the longest tests wait for daemons, canaries and killed processes half of the time."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_configure() -> None:
     """Have the processes side by side leave each other a core, and take signals as at a terminal.
 

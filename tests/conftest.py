@@ -56,7 +56,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """One process more than cores: the longest tests wait for daemons, canaries and killed processes half of the time."""
+    """One process more than cores: the longest tests wait half of the time, for daemons, canaries and the killed."""
     return (os.cpu_count() or 1) + 1
 
 

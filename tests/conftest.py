@@ -1,6 +1,7 @@
 """How tests are shared among processes: what is expensive to make is made in one of them, and the longest go first."""
 
 import os
+import random
 import signal
 import sqlite3
 from collections.abc import Iterator
@@ -9,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.s3_server import S3Server, weed
+from speech.store.objects import Objects, open_objects
+from tests.s3_server import BUCKET, S3Server, weed
 
 TESTS = Path(__file__).parent
 # Files in the order of their length: whoever is free takes the next, and nobody is left with a long one at the end.
@@ -52,6 +54,15 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         server.start()
         yield server
         server.kill()
+
+
+@pytest.fixture(params=["folder", "s3"])
+def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Objects:
+    """An empty data store: in a folder, and in S3."""
+    if request.param == "folder":
+        return open_objects(tmp_path / "home")
+    request.getfixturevalue("s3")
+    return open_objects(f"s3://{BUCKET}/{random.getrandbits(64)}", tmp_path / "cache")
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -1,7 +1,6 @@
 """What the deployment tests share: a home folder with a real MLflow registry, toy bundles and verdicts."""
 
 import os
-import random
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -16,8 +15,7 @@ from deployment.registry.models import ModelVersion, Registry
 from evaluation.gates import AT_LEAST, AT_MOST, REQUIRED_GATES, GateResult, GateSettings, Verdict, save_verdict
 from evaluation.results import BENCHMARK, QUARTER
 from speech.bundle import ModelBundle
-from speech.store.objects import Objects, open_objects
-from tests.s3_server import BUCKET
+from speech.store.objects import open_objects
 from tests.toy_bundle import write_toy_bundle
 
 MODEL = "soundstage-en"
@@ -156,15 +154,6 @@ class House:
     def promotions_over(self, registry: Registry, **rules: object) -> Promotions:
         """Promotions under some rules, with another registry."""
         return Promotions(registry, Rules(objects=open_objects(self.home), **rules))
-
-
-@pytest.fixture(params=["folder", "s3"])
-def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Objects:
-    """An empty data store: in a folder, and in S3."""
-    if request.param == "folder":
-        return open_objects(tmp_path / "home")
-    request.getfixturevalue("s3")
-    return open_objects(f"s3://{BUCKET}/{random.getrandbits(64)}", tmp_path / "cache")
 
 
 @pytest.fixture(scope="session")

@@ -25,14 +25,6 @@ RACES = 25  # benchmarks/store_races.py runs 200
 ODD = ("a b", "é", "%41+&=#?", "~!$'()*,;:@[]{}|^`\"", "日本語", ".hidden", "x.staging-", "current@2", "-rf")
 
 
-@pytest.fixture(params=["folder", "s3"])
-def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Objects:
-    if request.param == "folder":
-        return open_objects(tmp_path / "home")
-    request.getfixturevalue("s3")
-    return open_objects(f"s3://{BUCKET}/{random.getrandbits(64)}", tmp_path / "cache")
-
-
 @pytest.fixture
 def s3_objects(s3: S3Server, tmp_path: Path) -> S3Objects:
     made = open_objects(f"s3://{BUCKET}/{random.getrandbits(64)}", tmp_path / "cache")

@@ -1,23 +1,13 @@
 """Records and documents: numbers without a gap, and every change decided on what was read."""
 
-import random
 import threading
 from pathlib import Path
 
 import pytest
 
 from speech.store.folder import FolderObjects
-from speech.store.objects import LostRace, Objects, StoreError, open_objects
+from speech.store.objects import LostRace, Objects, StoreError
 from speech.store.records import Document, Records
-from tests.s3_server import BUCKET
-
-
-@pytest.fixture(params=["folder", "s3"])
-def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Objects:
-    if request.param == "folder":
-        return open_objects(tmp_path / "home")
-    request.getfixturevalue("s3")
-    return open_objects(f"s3://{BUCKET}/{random.getrandbits(64)}", tmp_path / "cache")
 
 
 def test_records_are_read_in_the_order_in_which_they_were_added(objects: Objects) -> None:

@@ -17,7 +17,7 @@ def champion_bundle(settings: Settings, language: str) -> Path:
         PromotionRefused, GateRefused, LedgerError, RegistryError, BundleError: there is none, it may not be used, or
             its bytes are not those that were approved.
     """
-    promotions = promotions_of(settings)
+    promotions = promotions_of(settings, settings.objects)
     decision = promotions.releasable(language)
     return promotions.registry.obtain(decision.digest, decision.model, decision.version)
 

@@ -19,7 +19,7 @@ def print_decisions(settings: Settings, languages: Sequence[str]) -> int:
     from rich.table import Table
 
     console, broken = Console(markup=False, width=None if sys.stdout.isatty() else WIDE), 0
-    promotions = promotions_of(settings)
+    promotions = promotions_of(settings, settings.objects)
     for language in languages:
         entries: tuple[Decision, ...] = ()
         wrong = ""

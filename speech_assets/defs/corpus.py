@@ -438,10 +438,8 @@ def refused_by(workspace: Workspace, quarter: str, language: str) -> tuple[str, 
 
 def _without_this_machine(outcome: Sorted, folder: Path) -> Sorted:
     """What became of rows, with the embedded corpus's files named alike on every machine: digests are of content."""
-    named = [q.source.removeprefix(f"{folder}/") for q in outcome.quarantined]
-    return replace(
-        outcome, quarantined=tuple(replace(q, source=n) for q, n in zip(outcome.quarantined, named, strict=True))
-    )
+    named = (replace(row, source=row.source.removeprefix(f"{folder}/")) for row in outcome.quarantined)
+    return replace(outcome, quarantined=tuple(named))
 
 
 def synthesised(workspace: Workspace, language: str) -> Path:

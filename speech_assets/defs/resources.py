@@ -54,7 +54,7 @@ class Workspace:
         """The model registry."""
         from deployment.promotion.assembly import registry_of
 
-        return registry_of(self.settings)
+        return registry_of(self.settings, self.objects)
 
     def registered_name(self, language: str) -> str:
         """Name of a language's registered model."""
@@ -77,7 +77,7 @@ class Workspace:
         """Decisions about champions, with the approvers, rules and thresholds of the settings."""
         from deployment.promotion.assembly import promotions_of
 
-        return promotions_of(self.settings)
+        return promotions_of(self.settings, self.objects)
 
     def mlflow_run_url(self, record: Mapping[str, Any]) -> str:
         """Where the run of a training record is shown in MLflow."""

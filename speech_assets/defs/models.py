@@ -158,8 +158,9 @@ def train(
             published = staging.published
         shutil.rmtree(work, ignore_errors=True)
     clear_abandoned(work.parent)
-    record = training_record(published.path)
-    bundle = ModelBundle.load(published.path / BUNDLE)
+    folder = published.path
+    record = training_record(folder)
+    bundle = ModelBundle.load(folder / BUNDLE)
     device_hours = record["seconds"] / 3600 * record.get("hardware", {}).get("devices", 1)
     price = settings.price_per_device_hour
     return dg.MaterializeResult(
@@ -320,7 +321,7 @@ def model_bundle(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[
             "calibration": calibration.note,
             "calibration_words": calibration.words,
             "megabytes": round(sum(p.stat().st_size for p in bundle.path.iterdir()) / 1e6, 2),
-            "bundle": dg.MetadataValue.path(f"{objects.home}/{shelf.key(bundle.digest)}"),
+            "bundle": dg.MetadataValue.path(shelf.place(bundle.digest)),
         },
         data_version=dg.DataVersion(bundle.digest),
         check_results=[

@@ -56,10 +56,10 @@ class Shelf:
         for damaged in (False, True):
             if damaged:
                 self.objects.delete([item.key for item in self.objects.list(key)])
-            files = sorted(path for path in bundle.path.iterdir() if path.is_file())
+            files = (path for path in bundle.path.iterdir() if path.is_file())
             for path in sorted(files, key=lambda path: path.name == MANIFEST):  # what makes it a bundle comes last
                 with suppress(LostRace):  # it is there already, or another process was faster
                     self.objects.upload(path, f"{key}/{path.name}")
             with suppress(BundleError):
-                return ModelBundle.load(self.get(bundle.digest))
+                return self.load(bundle.digest)
         raise BundleError(f"{self.place(bundle.digest)} is damaged again and again: another program writes there")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 60.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
-LOCK_TIMEOUT_S = 600.0  # uploading a checkpoint of some GB to a slow disk
+LOCK_TIMEOUT_S = 600.0  # of a registration, whose report may travel over a slow line
 SQLITE_BUSY = ("database is locked", "database table is locked", "database schema is locked")
 PASSING = frozenset(("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "ABORTED"))
 

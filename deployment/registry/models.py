@@ -2,8 +2,8 @@
 
 A version is registered only with a passing verdict for exactly its bundle (or one whose failed gates people accepted in
 the promotion ledger), once per bundle digest, and is handed out only after every byte was compared with that digest.
-The bundle stays on its shelf (`deployment.registry.shelf`), which the version names by digest; MLflow keeps the
-checkpoint, and the lineage as tags and artifacts: partition, data digests, code revision, recipe, figures, verdict.
+Bundle and checkpoint stay on their shelf (`deployment.registry.shelf`), and the version names them by digest; MLflow
+keeps the lineage as tags and artifacts: partition, data digests, code revision, recipe, figures, verdict.
 
 MLflow has no "create once" operation, so registration is made idempotent here: one run per digest collects the
 artifacts and is continued if a process died half way; the version is created last, in one transaction with its tags;
@@ -33,6 +33,7 @@ CHAMPION = "champion"
 CHALLENGER = "challenger"
 EXPERIMENT = "soundstage-releases"  # one run per registered bundle; training runs live in their own experiments
 BUNDLE_DIGEST_TAG = "bundle_digest"
+CHECKPOINT_DIGEST_TAG = "checkpoint_digest"
 OFFERED_TAG = "challenger_offered"  # set once the alias was given, so that a repeat never revives a rejected version
 LAUNCHED_BY_TAG = "launched_by"  # who launched the training: names, comma-separated
 TAG_CHARACTERS = 2_500  # MLflow servers before 3 take 5,000 bytes
@@ -87,7 +88,7 @@ class Registry:
         self,
         model: str,
         bundle: Path,
-        checkpoint: Path | None,
+        checkpoint_digest: str | None,
         verdict: Verdict,
         report: Path | None,
         *,
@@ -115,6 +116,7 @@ class Registry:
         verdict_json = _sealed(verdict, loaded, overridden)
         tags = {
             BUNDLE_DIGEST_TAG: loaded.digest,
+            **({CHECKPOINT_DIGEST_TAG: checkpoint_digest} if checkpoint_digest else {}),
             "language": loaded.language,
             "partition": partition,
             "dataset_digests": _json(
@@ -131,8 +133,11 @@ class Registry:
         with self.mlflow.exclusive():
             found = self._find(model, loaded.digest)
             if found is None:
-                artifacts = _Artifacts(bundle, checkpoint, report, verdict_json, recipe)
-                description = describe(model, loaded, tags, figures, run_links or {}, verdict, guide)
+                artifacts = _Artifacts(bundle, report, verdict_json, recipe)
+                places = {"Bundle": self.shelf.place(loaded.digest)}
+                if checkpoint_digest:
+                    places["Checkpoint"] = self.shelf.checkpoint_place(checkpoint_digest)
+                description = describe(model, loaded, tags, figures, run_links or {}, places, verdict, guide)
                 found = self._create(model, loaded, tags, figures, artifacts, description)
             self.offer(model, found)
         return self.version(model, found)
@@ -398,16 +403,14 @@ class _Artifacts:
     """What a version's run holds."""
 
     bundle: Path
-    checkpoint: Path | None
     report: Path | None
     verdict_json: str
     recipe: Mapping[str, Any] | str | None
 
     def upload(self, mlflow: MlflowCalls, run_id: str) -> None:
         mlflow.log_artifact(run_id, str(self.bundle / MANIFEST), "bundle")
-        for folder, source in (("checkpoint", self.checkpoint), ("report", self.report)):
-            if source is not None:
-                mlflow.log_artifact(run_id, str(source), folder)
+        if self.report is not None:
+            mlflow.log_artifact(run_id, str(self.report), "report")
         mlflow.log_text(run_id, self.verdict_json, "verdict/verdict.json")
         if self.recipe is not None:
             text = self.recipe if isinstance(self.recipe, str) else _json(dict(self.recipe))
@@ -420,10 +423,14 @@ def describe(
     tags: Mapping[str, str],
     metrics: Mapping[str, float],
     run_links: Mapping[str, str],
+    places: Mapping[str, str],
     verdict: Verdict,
     guide: str = "",
 ) -> str:
-    """The version's page in MLflow, in Markdown: figures, gates, lineage, links, and what its readers can do."""
+    """The version's page in MLflow, in Markdown: figures, gates, lineage, links, and what its readers can do.
+
+    `places` is where bundle and checkpoint lie, by what they are.
+    """
     lines = [f"**{model}** ({bundle.language}) from partition `{tags['partition']}`", ""]
     if metrics:
         lines += ["| figure | value |", "|---|---|", *(f"| {n} | {v:.4g} |" for n, v in sorted(metrics.items())), ""]
@@ -435,7 +442,7 @@ def describe(
         f"{'passed' if gate.passed else 'FAILED'} |"
         for gate in verdict.gates
     ]
-    lines += ["", f"Bundle `{bundle.digest}`  "]
+    lines += ["", *(f"{what} `{place}`  " for what, place in places.items())]
     lines += [f"Code revision `{tags['git_revision']}`  "] if tags["git_revision"] else []
     lines += [f"Training launched by {tags[LAUNCHED_BY_TAG]}  "] if LAUNCHED_BY_TAG in tags else []
     return "\n".join(lines)

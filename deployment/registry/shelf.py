@@ -1,23 +1,28 @@
-"""Where bundles are kept: each once, below a key named by its digest, for as long as a version or a decision names it.
+"""Where models are kept: each bundle and each checkpoint once, below a key named by its digest.
 
-The asset that makes a bundle puts it here, its partition's output and the registry's version refer to it, and the
-serving tier loads it from here. Whoever takes one has every byte compared with the digest first.
+A training puts them here; its output, the assets after it and the registry's version refer to them, fine-tunes start
+from a checkpoint and the serving tier loads a bundle. Whoever takes one has every byte compared with the digest first.
+Nothing removes them: a version or a decision may name them for years.
 """
 
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from speech.bundle import MANIFEST, BundleError, ModelBundle
 from speech.store.objects import LostRace, Missing, Objects
-from speech.store.outputs import DIGEST
+from speech.store.outputs import DIGEST, digest_file
 
-PLACE = "bundles"  # in the data store
+PLACE, CHECKPOINTS = "bundles", "checkpoints"  # in the data store
+CHECKPOINT = "checkpoint.nemo"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Shelf:
-    """The bundles in a data store."""
+    """The bundles and checkpoints in a data store."""
 
     objects: Objects
 
@@ -27,9 +32,7 @@ class Shelf:
         Raises:
             BundleError: it is no digest.
         """
-        if not DIGEST.fullmatch(digest):  # whoever edits a tag writes it, so it is no key yet
-            raise BundleError(f"{digest[:80]!r} is not the digest of a bundle: 64 hexadecimal digits are expected")
-        return f"{PLACE}/{digest}"
+        return f"{PLACE}/{_checked(digest)}"
 
     def place(self, digest: str) -> str:
         """The same for people."""
@@ -52,14 +55,49 @@ class Shelf:
 
     def put(self, bundle: ModelBundle) -> ModelBundle:
         """Keep a copy of a bundle, unless it is there; a damaged one is replaced. Returns the one that is kept."""
-        key = self.key(bundle.digest)
+        files = (path for path in bundle.path.iterdir() if path.is_file())
+        last = sorted(files, key=lambda path: path.name == MANIFEST)  # what makes it a bundle
+        named = {path.name: path for path in last}
+        return self._kept(self.key(bundle.digest), named, lambda: self.load(bundle.digest))
+
+    def checkpoint_place(self, digest: str) -> str:
+        """Where a checkpoint lies, for people. Raises BundleError for what is no digest."""
+        return f"{self.objects.home}/{CHECKPOINTS}/{_checked(digest)}/{CHECKPOINT}"
+
+    def checkpoint(self, digest: str) -> Path:
+        """A local file with the verified checkpoint of a digest.
+
+        Raises:
+            BundleError: it is no digest, there is no such checkpoint, or its bytes are others.
+        """
+        place = self.checkpoint_place(digest)
+        try:
+            file = self.objects.local(f"{CHECKPOINTS}/{digest}/{CHECKPOINT}")
+        except Missing:
+            raise BundleError(f"there is no checkpoint at {place}") from None
+        if digest_file(file) != digest:
+            raise BundleError(f"{place}: the bytes are not those of the training; train this model again")
+        return file
+
+    def put_checkpoint(self, file: Path) -> str:
+        """Keep a copy of a checkpoint as `put` does of a bundle; returns its digest."""
+        digest = digest_file(file)
+        self._kept(f"{CHECKPOINTS}/{digest}", {CHECKPOINT: file}, lambda: self.checkpoint(digest))
+        return digest
+
+    def _kept(self, key: str, files: Mapping[str, Path], load: Callable[[], T]) -> T:
         for damaged in (False, True):
             if damaged:
                 self.objects.delete([item.key for item in self.objects.list(key)])
-            files = (path for path in bundle.path.iterdir() if path.is_file())
-            for path in sorted(files, key=lambda path: path.name == MANIFEST):  # what makes it a bundle comes last
+            for name, path in files.items():
                 with suppress(LostRace):  # it is there already, or another process was faster
-                    self.objects.upload(path, f"{key}/{path.name}")
+                    self.objects.upload(path, f"{key}/{name}")
             with suppress(BundleError):
-                return self.load(bundle.digest)
-        raise BundleError(f"{self.place(bundle.digest)} is damaged again and again: another program writes there")
+                return load()
+        raise BundleError(f"{self.objects.home}/{key} is damaged again and again: another program writes there")
+
+
+def _checked(digest: str) -> str:
+    if not DIGEST.fullmatch(digest):  # whoever edits a tag writes it, so it is no key yet
+        raise BundleError(f"{digest[:80]!r} is not the digest of a model: 64 hexadecimal digits are expected")
+    return digest

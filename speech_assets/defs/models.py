@@ -2,8 +2,9 @@
 
 Training runs in a process of its own (`training.command`, by default `soundstage train`), reporting through
 Dagster Pipes: NeMo's memory and crashes stay out of Dagster's, and the same command works by hand. Its folder is named
-by what goes into the training, so a run that was killed resumes there. What it leaves is published and the folder
-removed; a training whose inputs are those of the output in force is not repeated.
+by what goes into the training, so a run that was killed resumes there. What it leaves goes on the registry's shelf, to
+which the published record refers, and the folder is removed; a training whose inputs are those of the output in force
+is not repeated.
 """
 
 import json
@@ -13,18 +14,19 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from deployment.registry.shelf import CHECKPOINT
 from speech.audio.decode import decode
-from speech.bundle import BundleError, ModelBundle
+from speech.bundle import BundleError, ModelBundle, with_calibration
 from speech.corpus.manifest import quarter_title
 from speech.corpus.normalize import MANIFEST, rows_of
 from speech.store.objects import Missing, StoreError
-from speech.store.outputs import DIGEST_CHARS, Published, digest_file, write_json
+from speech.store.outputs import DIGEST_CHARS, Published, digest_file, parse_json, write_json
 from speech_assets.defs.corpus import TRAINING_DATA, UTTERANCES, validated_utterances
-from speech_assets.defs.metadata import candidate_name, markdown_table, place_of, quarter_heading
+from speech_assets.defs.metadata import candidate_name, markdown_table, quarter_heading
 from speech_assets.defs.partitions import CPU_POOL, Grid, quarter_and_language, same_language
 from speech_assets.defs.processes import SupervisedProcess, alone_in, clear_abandoned
 from speech_assets.defs.resources import BUNDLE_NAME, Workspace, git_revision, version_of
@@ -34,13 +36,16 @@ from training.recipe import load_recipe
 from training.settings import TrainingSettings
 from training.specification import StoreSpec, TrackingSpec, TrainingSpec, fingerprint_of
 
+if TYPE_CHECKING:
+    from evaluation.calibration import CalibrationFit
+
 ROOT = Path(__file__).parents[2]
 TRAINING_RECORD = "training.json"
-CHECKPOINT = "checkpoint.nemo"
 PUBLISHED_BASE = "base.json"
 BUNDLE = "bundle"
 SPECIFICATION = "specification.json"
-FINGERPRINT = "fingerprint"
+FINGERPRINT, CALIBRATION = "fingerprint", "calibration"  # of a training record
+BUNDLE_DIGEST, CHECKPOINT_DIGEST = "bundle_digest", "checkpoint_digest"
 BATCH = 16  # utterances recognised at once
 BASE_MODEL, FINETUNED_MODEL = dg.AssetKey("base_model"), dg.AssetKey("finetuned_model")
 
@@ -112,12 +117,15 @@ def train(
     language: str,
     corpora: Mapping[str, Published],
     base: str | None,
+    served: str | None = None,
 ) -> dg.MaterializeResult:
-    """Train in a process of its own and publish checkpoint, exported bundle and record under `place`.
+    """Train in a process of its own, put what comes of it on the shelf, and publish its record under `place`.
 
-    `corpora` are the validated corpus partitions to learn from, by quarter.
+    `corpora` are the validated corpus partitions to learn from, by quarter; on the dev rows of the quarter `served` the
+    confidence of the exported bundle is calibrated. Without it the model is a base: its checkpoint alone is kept.
     """
     whole, settings = workspace.settings, workspace.settings.training
+    shelf = workspace.registry().shelf
     manifests = [corpus.file(MANIFEST) for corpus in corpora.values()]
     data = {quarter: digest_file(manifest) for quarter, manifest in zip(corpora, manifests, strict=True)}
     run_tags = {"dagster_run_id": context.run.run_id, "asset": "/".join(place), "git_revision": git_revision()}
@@ -150,17 +158,26 @@ def train(
                 max_runtime_s=settings.max_runtime_s,
                 setting="training.max_runtime_s",
             )
+            record = parse_json((work / TRAINING_RECORD).read_bytes())
+            bundle = ModelBundle.load(work / BUNDLE)
+            if served is not None:
+                fit = _calibration(bundle, corpora[served], language)
+                record[CALIBRATION] = fit.note
+                with TemporaryDirectory(dir=work) as scratch:
+                    bundle = shelf.put(with_calibration(bundle, fit.calibration, Path(scratch) / BUNDLE))
+            record |= {
+                "data": data,
+                "parity": dict(bundle.parity),
+                FINGERPRINT: fingerprint,
+                BUNDLE_DIGEST: bundle.digest,
+                CHECKPOINT_DIGEST: shelf.put_checkpoint(work / CHECKPOINT),
+            }
             with workspace.store.replace(*place) as staging:
-                shutil.copyfile(work / CHECKPOINT, staging.path / CHECKPOINT)
-                facts = {"data": data, FINGERPRINT: fingerprint}
-                write_json(staging.path / TRAINING_RECORD, {**training_record(work), **facts})
-                shutil.copytree(work / BUNDLE, staging.path / BUNDLE)
+                write_json(staging.path / TRAINING_RECORD, record)
             published = staging.published
         shutil.rmtree(work, ignore_errors=True)
     clear_abandoned(work.parent)
-    folder = published.path
-    record = training_record(folder)
-    bundle = ModelBundle.load(folder / BUNDLE)
+    record = training_record(published)
     device_hours = record["seconds"] / 3600 * record.get("hardware", {}).get("devices", 1)
     price = settings.price_per_device_hour
     return dg.MaterializeResult(
@@ -173,26 +190,47 @@ def train(
             "device_hours": round(device_hours, 4),
             **({"cost": round(device_hours * price, 2)} if price else {}),
             "audio_hours_seen": round(record["audio_hours_seen"], 3),
-            "parity": bundle.parity.get("equal", 0.0),
+            "parity": record["parity"].get("equal", 0.0),
             "resumed_from": record.get("resumed_from") or 0,
             "data": markdown_table(("quarter", "manifest sha256"), list(data.items())),
-            "checkpoint": place_of(published, CHECKPOINT),
+            "checkpoint": dg.MetadataValue.path(shelf.checkpoint_place(record[CHECKPOINT_DIGEST])),
             "mlflow_run": dg.MetadataValue.url(workspace.mlflow_run_url(record)),
         },
-        data_version=dg.DataVersion(bundle.digest),
+        data_version=dg.DataVersion(record[BUNDLE_DIGEST]),
     )
 
 
 def _trained(workspace: Workspace, place: Sequence[str], fingerprint: str) -> Published | None:
-    """The output in force at `place`, if it is what this very training came to, and whole."""
+    """The output in force at `place`, if it is what this very training came to, and what it names is whole."""
+    shelf = workspace.registry().shelf
     try:
         published = workspace.store.current(*place)
-        folder = published.path
-        ModelBundle.load(folder / BUNDLE)
-        same = (folder / CHECKPOINT).is_file() and training_record(folder).get(FINGERPRINT) == fingerprint
-        return published if same else None
-    except (StoreError, BundleError, OSError, ValueError):
+        record = training_record(published)
+        if record.get(FINGERPRINT) != fingerprint:
+            return None
+        shelf.checkpoint(record[CHECKPOINT_DIGEST])
+        if CALIBRATION in record:
+            shelf.load(record[BUNDLE_DIGEST])
+        return published
+    except (StoreError, BundleError, OSError, ValueError, LookupError):
         return None
+
+
+def _calibration(exported: ModelBundle, corpus: Published, language: str) -> "CalibrationFit":
+    """Fit a bundle's confidence on the dev rows of a corpus."""
+    from evaluation.calibration import calibrate
+    from evaluation.scoring import word_outcomes
+    from speech.recognition.offline import Recognizer
+
+    dev = [row for row in rows_of(corpus) if row.split == "dev"]
+    recognizer = Recognizer(exported)
+    outcomes: list[tuple[float, bool]] = []
+    for start in range(0, len(dev), BATCH):
+        batch = dev[start : start + BATCH]
+        heard = recognizer.transcribe_batch([decode(corpus.objects.located(row.audio)).samples for row in batch])
+        for row, recognition in zip(batch, heard, strict=True):
+            outcomes += word_outcomes(row.text, recognition.words, language)
+    return calibrate([confidence for confidence, _ in outcomes], [correct for _, correct in outcomes])
 
 
 def training_command(command: str) -> list[str]:
@@ -207,9 +245,9 @@ def recipe_version(recipe: str, settings: TrainingSettings) -> str:
     return version_of(json.dumps(load_recipe(recipe, settings.overrides).deciding(), sort_keys=True))
 
 
-def training_record(folder: Path) -> dict[str, Any]:
-    """What a training wrote about itself: data, recipe, steps, loss, WER, seconds."""
-    record: dict[str, Any] = json.loads((folder / TRAINING_RECORD).read_text())
+def training_record(output: Published) -> dict[str, Any]:
+    """What a training wrote about itself: data, recipe, steps, loss, WER, seconds, and digests of what came of it."""
+    record: dict[str, Any] = parse_json(output.read(TRAINING_RECORD))
     return record
 
 
@@ -274,41 +312,26 @@ def finetuned_model(
         name=candidate_name(quarter, language),
         language=language,
         corpora=dict(sorted(corpora.items())),
-        base=_base_of(workspace.store.current("base_model", language)),
+        base=_base_of(workspace, workspace.store.current("base_model", language)),
+        served=quarter,
     )
 
 
-def _base_of(output: Published) -> str:
+def _base_of(workspace: Workspace, output: Published) -> str:
     """What fine-tunes start from: the checkpoint of a base model, or the published one that it stands for."""
     try:
         return str(json.loads(output.read(PUBLISHED_BASE))["checkpoint"])
     except Missing:
-        return str(output.file(CHECKPOINT))
+        return str(workspace.registry().shelf.checkpoint(training_record(output)[CHECKPOINT_DIGEST]))
 
 
 @retried_when_unreachable
 def model_bundle(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
     """The fine-tuned network as it is served: ONNX with streaming caches, tokenizer, and calibrated confidence."""
-    from evaluation.calibration import calibrate
-    from evaluation.scoring import word_outcomes
-    from speech.bundle import with_calibration
-    from speech.recognition.offline import Recognizer
-
     quarter, language = quarter_and_language(context)
-    exported = ModelBundle.load(workspace.store.current("finetuned_model", quarter, language).path / BUNDLE)
-    objects = workspace.objects
-    dev = [row for row in rows_of(validated_utterances(workspace, quarter, language)) if row.split == "dev"]
-    recognizer = Recognizer(exported)
-    outcomes: list[tuple[float, bool]] = []
-    for start in range(0, len(dev), BATCH):
-        batch = dev[start : start + BATCH]
-        heard = recognizer.transcribe_batch([decode(objects.located(row.audio)).samples for row in batch])
-        for row, recognition in zip(batch, heard, strict=True):
-            outcomes += word_outcomes(row.text, recognition.words, language)
-    calibration = calibrate([confidence for confidence, _ in outcomes], [correct for _, correct in outcomes])
+    record = training_record(workspace.store.current("finetuned_model", quarter, language))
     shelf = workspace.registry().shelf
-    with TemporaryDirectory(prefix="soundstage-bundle-") as scratch:
-        bundle = shelf.put(with_calibration(exported, calibration.calibration, Path(scratch) / BUNDLE))
+    bundle = shelf.load(record[BUNDLE_DIGEST])
     with workspace.store.replace("model_bundle", quarter, language) as staging:
         write_json(staging.path / BUNDLE_NAME, {"digest": bundle.digest})
     equal, compared = bundle.parity.get("equal", 0.0), bundle.parity.get("utterances", 0)
@@ -318,8 +341,8 @@ def model_bundle(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[
             "bundle_digest": bundle.digest,
             "parity": equal,
             "parity_utterances": compared,
-            "calibration": calibration.note,
-            "calibration_words": calibration.words,
+            "calibration": record[CALIBRATION],
+            "calibration_words": bundle.calibration.words if bundle.calibration else 0,
             "megabytes": round(sum(p.stat().st_size for p in bundle.path.iterdir()) / 1e6, 2),
             "bundle": dg.MetadataValue.path(shelf.place(bundle.digest)),
         },

@@ -26,7 +26,7 @@ from speech.store.outputs import DataStore, StoreError
 from speech_assets.dagster_client import LAUNCHED_BY, LOCATION
 from speech_assets.defs.evaluation import REPORT_PLACE, figures_of, load_evaluation
 from speech_assets.defs.metadata import markdown_table, quarter_heading
-from speech_assets.defs.models import BUNDLE, CHECKPOINT, FINETUNED_MODEL, training_record
+from speech_assets.defs.models import BUNDLE_DIGEST, CHECKPOINT_DIGEST, FINETUNED_MODEL, training_record
 from speech_assets.defs.partitions import CPU_POOL, Grid, quarter_and_language, same_language
 from speech_assets.defs.resources import Workspace, git_revision
 from speech_assets.defs.retries import refusals_are_final, retried_when_unreachable
@@ -78,15 +78,14 @@ def registered_model(context: dg.AssetExecutionContext, workspace: dg.ResourcePa
         found = load_verdict(workspace.objects, bundle.digest)
         passed = found.require_passed(language=language, settings=settings.gates, overridden=accepted)
         evaluation = load_evaluation(workspace, quarter, language)
-        model = store.current("finetuned_model", quarter, language).path
-        _require_one_line(bundle, passed, evaluation, ModelBundle.load(model / BUNDLE), context.partition_key)
-    record = training_record(model)
+        record = training_record(store.current("finetuned_model", quarter, language))
+        _require_one_line(bundle, passed, evaluation, record[BUNDLE_DIGEST], context.partition_key)
     launched_by = _launched_by(context)
     promotions.rules.launchers.note(bundle.digest, launched_by)
     version = promotions.registry.register(
         workspace.registered_name(language),
         bundle.path,
-        model / CHECKPOINT,
+        record[CHECKPOINT_DIGEST],
         passed,
         _report(store, quarter, language),
         partition=context.partition_key,
@@ -281,7 +280,7 @@ def launcher(run: dg.DagsterRun | None) -> str:
 
 
 def _require_one_line(
-    bundle: ModelBundle, judged: Verdict, evaluation: Evaluation, exported: ModelBundle, partition: str
+    bundle: ModelBundle, judged: Verdict, evaluation: Evaluation, trained: str, partition: str
 ) -> None:
     """Refuse to register figures, data or a checkpoint that belong to another bundle than the one that was judged."""
     short = bundle.digest[:12]
@@ -290,10 +289,10 @@ def _require_one_line(
             f"The verdict of bundle {short} was reached on another evaluation than the one of {partition} that is "
             "there now: evaluate and judge this bundle again (materialise `evaluation` and `verdict`)."
         )
-    if (exported.files, exported.lineage) != (bundle.files, bundle.lineage):  # they differ in calibration alone
+    if trained != bundle.digest:
         raise GateRefused(
             f"Bundle {short} of {partition} was not made from the `finetuned_model` that is there now "
-            f"({exported.digest[:12]}): materialise `model_bundle`, `evaluation` and `verdict` again."
+            f"({trained[:12]}): materialise `model_bundle`, `evaluation` and `verdict` again."
         )
 
 

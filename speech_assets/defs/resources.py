@@ -90,8 +90,6 @@ class Workspace:
         Raises:
             StoreError, BundleError: there is none, or its bytes are others.
         """
-        from speech.bundle import ModelBundle
-
         output = self.store.current("model_bundle", quarter, language)
         try:
             digest = str(parse_json(output.read(BUNDLE_NAME))["digest"])
@@ -99,7 +97,7 @@ class Workspace:
             raise StoreError(
                 f"{output.key}/{BUNDLE_NAME} cannot be read ({error}): materialise `model_bundle` again"
             ) from error
-        return ModelBundle.load(self.registry().shelf.get(digest))
+        return self.registry().shelf.load(digest)
 
     @property
     def objects(self) -> Objects:

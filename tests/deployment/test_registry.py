@@ -44,7 +44,8 @@ def test_version_carries_its_whole_lineage(house):
     saved = (house.home / "verdicts" / f"{bundle.digest}.json").read_bytes()
     assert (kept / "verdict" / "verdict.json").read_bytes() == saved
     assert (kept / "report" / "report.html").read_text() == "<html>report</html>"
-    assert (kept / "checkpoint" / "report.html").is_file()
+    assert version.tags["checkpoint_digest"] == "d" * 64
+    assert f"Checkpoint `{house.home}/checkpoints/{'d' * 64}/checkpoint.nemo`" in version.description
     assert json.loads((kept / "recipe.txt").read_text())["max_steps"] == 300
     assert [path.name for path in (kept / "bundle").iterdir()] == ["bundle.json"], "the network is kept once"
 

@@ -72,7 +72,7 @@ def test_a_version_travels_from_the_machine_that_trained_to_the_one_that_serves(
     assert champion is not None
     assert (champion.version, champion.digest) == (decision.version, house.bundle(1).digest)
     network = elsewhere.obtain(champion.digest, MODEL, champion.version) / "network.onnx"
-    assert list(kept.rglob("checkpoint/*")), "it travelled through the server"
+    assert list(kept.rglob("report/*")), "it travelled through the server"
 
     network.write_bytes(network.read_bytes() + b" ")
     with pytest.raises(BundleError):

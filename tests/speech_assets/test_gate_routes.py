@@ -110,9 +110,8 @@ class House:
         with store.replace("model_bundle", QUARTER, LANGUAGE) as staging:
             write_json(staging.path / "bundle_digest.json", {"digest": bundle.digest})
         with store.replace("finetuned_model", QUARTER, LANGUAGE) as staging:
-            (staging.path / "checkpoint.nemo").write_text(f"checkpoint {number}")
-            write_json(staging.path / "training.json", {"recipe": {"recipe": "toy"}})
-            shutil.copytree(bundle.path, staging.path / "bundle")
+            digests = {"bundle_digest": bundle.digest, "checkpoint_digest": f"{number:064x}"}
+            write_json(staging.path / "training.json", {"recipe": {"recipe": "toy"}, **digests})
         evaluation = Evaluation(
             bundle_digest=bundle.digest,
             model_name=bundle.name,
@@ -351,9 +350,9 @@ def evaluation_repeated_after_the_verdict(house: House) -> Launch:
 @route("materialise `model_bundle`, `evaluation` and `verdict` again")
 def checkpoint_of_another_training_registered(house: House) -> Launch:
     house.judge(1)
-    trained = house.workspace.store.current("finetuned_model", QUARTER, LANGUAGE).path / "bundle"
-    shutil.rmtree(trained)
-    write_toy_bundle(trained, name="en-1", confuse=[("one", "two")], lineage={"number": 1, "data": {}})
+    with house.workspace.store.replace("finetuned_model", QUARTER, LANGUAGE) as staging:
+        digests = {"bundle_digest": house.bundle(2).digest, "checkpoint_digest": "2" * 64}
+        write_json(staging.path / "training.json", {"recipe": {"recipe": "toy"}, **digests})
     return lambda: house.materialize("registered_model")
 
 

@@ -26,7 +26,7 @@ class Trainings:
         training = self.settings.training.model_copy(update={"threads": threads})
         return replace(self, settings=self.settings.model_copy(update={"training": training}))
 
-    def train(self, recipe: str = "tiny") -> Any:
+    def train(self, recipe: str = "tiny", served: str | None = None) -> Any:
         """Materialise the partition in process; returns Dagster's result."""
         import dagster as dg
 
@@ -46,6 +46,7 @@ class Trainings:
                 language="en",
                 corpora={"2024-01": self.store.current(*CORPUS)},
                 base=None,
+                served=served,
             )
 
         with dg.DagsterInstance.ephemeral() as instance:
@@ -98,12 +99,25 @@ def test_a_training_is_repeated_for_other_inputs_and_not_for_other_threads(train
     assert trainings.processes == 2
 
 
-def test_what_was_trained_is_kept_once(trainings: Trainings) -> None:
-    """Checkpoint and network lie in the published output, and nowhere else in the store."""
-    assert trainings.train().success
+@pytest.mark.parametrize(("served", "networks"), [(None, 0), ("2024-01", 1)])
+def test_what_was_trained_is_kept_once(trainings: Trainings, served: str | None, networks: int) -> None:
+    """Checkpoint and network lie on the shelf, and nowhere else; nobody serves a base, so its network is not kept."""
+    assert trainings.train(served=served).success
     assert trainings.work == []
-    for name in ("checkpoint.nemo", "network.onnx"):
-        assert len(list(trainings.settings.local.rglob(name))) == 1
+    assert len(list(trainings.settings.local.rglob("checkpoint.nemo"))) == 1
+    assert len(list(trainings.settings.local.rglob("network.onnx"))) == networks
+
+
+@pytest.mark.parametrize("damaged", ["checkpoint.nemo", "network.onnx"])
+def test_a_model_that_was_damaged_is_trained_and_kept_anew(trainings: Trainings, damaged: str) -> None:
+    """A disk that lost a part of it must not leave a quarter without a model, nor a damaged one in its place."""
+    assert trainings.train(served="2024-01").success
+    (file,) = trainings.settings.local.rglob(damaged)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    assert trainings.train(served="2024-01").success
+    assert trainings.processes == 2
+    assert file.read_bytes() == whole
 
 
 def test_a_training_that_ends_leaves_a_sibling_that_is_under_way(trainings: Trainings) -> None:

@@ -221,7 +221,7 @@ def module_of(
             self._last_tick = time.monotonic()
             if recipe.start == "base" and not self.history:
                 self.evaluate()  # the base is a candidate too: a fine-tune never ends worse on dev than it began
-            # Lightning leaves the mode as it finds it: without this, dropout and dither began with the first evaluation.
+            # Lightning leaves the mode as it finds it, and dropout and dither would begin with the first evaluation.
             self.asr.train()
 
         def on_train_batch_start(self, batch: Any, batch_index: int) -> None:

@@ -52,6 +52,7 @@ _SARA_AM = re.compile("\u0e4d([\u0e48-\u0e4b]?)\u0e32")  # Thai am as its ring a
 _LAO_AM = re.compile("\u0ecd([\u0ec8-\u0ecb]?)\u0eb2")
 _ROUND_ZERO = re.compile("〇|(?<=[零一二三四五六七八九])[○◯]|[○◯](?=[零一二三四五六七八九])")
 _WITHIN_WORDS = re.compile('(?<=[א-ת])["״“”„](?=[א-ת])|[՛՜՞]')  # of a Hebrew abbreviation; of an Armenian question
+_LETTERS_APART = re.compile("[\u0e4d\u0ecd〇○◯א-ת՛՜՞]")  # where one of the four may match: each is slow to find out
 _LATIN_DOT = re.compile("(?<=[a-zà-ɏ])[·‧∙⋅](?=[a-zà-ɏ])")  # of the Catalan geminate; elsewhere it parts words
 # Marks that are mostly left out: vowels, and where a word is stressed.
 _MOSTLY_UNWRITTEN: Mapping[str, re.Pattern[str]] = {
@@ -184,8 +185,9 @@ def _cleaned(text: str, language: str) -> str:
     text = "".join(map(_plain_character, text)).translate(_LOOKALIKES.get(language, {}))
     if (marks := _MOSTLY_UNWRITTEN.get(language)) is not None:
         text = marks.sub("", text)
-    text = _LAO_AM.sub("\\1\u0eb3", _SARA_AM.sub("\\1\u0e33", text))
-    text = _WITHIN_WORDS.sub("", _ROUND_ZERO.sub("零", text))
+    if _LETTERS_APART.search(text):
+        text = _LAO_AM.sub("\\1\u0eb3", _SARA_AM.sub("\\1\u0e33", text))
+        text = _WITHIN_WORDS.sub("", _ROUND_ZERO.sub("零", text))
     text = re.sub(r"(?<=\d) ?([¼-¾⅐-⅞])", lambda m: " " + unicodedata.normalize("NFKC", m[1]).replace("⁄", "/"), text)
     return unicodedata.normalize("NFC", text)
 

@@ -77,7 +77,10 @@ def is_unspaced(character: str) -> bool:
 
 
 def split_words(text: str) -> list[str]:
-    """The words of a text: what stands between spaces, and each character where the script sets none."""
+    """The words of a text: what stands between spaces, and each character where the script sets none.
+
+    The marks on a character belong to it: a vowel above a Thai letter is no word.
+    """
     if text.isascii() or not _unspaced().search(text):
         return text.split()
     return list(_unspaced().sub(r" \g<0> ", text).split())
@@ -98,7 +101,7 @@ def _unspaced() -> "re.Pattern[str]":
     import regex
 
     classes = "".join(rf"\p{{scx={script}}}" for script in _UNSPACED)
-    pattern: re.Pattern[str] = regex.compile(f"[{classes}]")
+    pattern: re.Pattern[str] = regex.compile(rf"[{classes}]\p{{M}}*")
     return pattern
 
 

@@ -54,7 +54,7 @@ def may_vary(text: str) -> bool:
 
 @functools.lru_cache(maxsize=4_096)
 def _is_said(character: str) -> bool:
-    return character in _SAID or unicodedata.category(character) in ("Sc", "No", "Nd")
+    return character in _SAID or unicodedata.category(character) in ("Sc", "No", "Nd", "Nl")
 
 
 def _pieces(text: str, language: str, limit: int) -> Iterator[Piece]:

@@ -16,11 +16,12 @@ from itertools import groupby
 from speech import spoken
 from speech.scripts import letters_of, primary_language, split_words
 
-_APOSTROPHES = dict.fromkeys(map(ord, "’‘ʼ＇´`‛′"), "'")
+_APOSTROPHES = dict.fromkeys(map(ord, "’‘ʼʻʽʾʿ＇´`‛′׳՚"), "'")
 _HYPHENS = dict.fromkeys(map(ord, "‐‑‒−"), "-")  # dashes between words part them, these join
 
-# Letters of normalised text. Apostrophes are letters only where leaving one out makes another word.
+# Letters of normalised text. Apostrophes and the Catalan dot are letters only where leaving one out makes another word.
 _ALPHABETS: Mapping[str, str] = {
+    "ca": "abcdefghijklmnopqrstuvwxyzàçèéíïòóúü·'",
     "en": "abcdefghijklmnopqrstuvwxyz'",
     "de": "abcdefghijklmnopqrstuvwxyzäöüß",
     "fr": "abcdefghijklmnopqrstuvwxyzàâæçéèêëîïôœùûüÿ'",
@@ -31,9 +32,44 @@ _ALPHABETS: Mapping[str, str] = {
 }
 
 
+# One letter under two numbers: from another language's keyboard, or from before it had a number of its own. Unicode
+# takes them for different.
+_LOOKALIKES: Mapping[str, Mapping[int, str]] = {
+    language: str.maketrans(dict(zip(*pairs.split(), strict=True)))
+    for languages, pairs in (
+        ("ar", "یک يك"),
+        ("fa ckb", "يىك ییک"),
+        ("ur", "يىكه ییکہ"),
+        ("ro", "şţŞŢ șțȘȚ"),
+        ("vi", "ðÐ đĐ"),
+        ("az", "ǝƎ əƏ"),
+    )
+    for language in languages.split()
+}
+_WITH_JOINER = re.compile("(?:[ണനരലളക]\u0d4d|ত\u09cd)\u200d")  # how Malayalam and Bengali wrote their final letters
+_FINAL_LETTERS = {"ണ": "ൺ", "ന": "ൻ", "ര": "ർ", "ല": "ൽ", "ള": "ൾ", "ക": "ൿ", "ত": "ৎ"}
+_SARA_AM = re.compile("\u0e4d([\u0e48-\u0e4b]?)\u0e32")  # Thai am as its ring and its a, a mark of tone between them
+_LAO_AM = re.compile("\u0ecd([\u0ec8-\u0ecb]?)\u0eb2")
+_ROUND_ZERO = re.compile("〇|(?<=[零一二三四五六七八九])[○◯]|[○◯](?=[零一二三四五六七八九])")
+_WITHIN_WORDS = re.compile('(?<=[א-ת])["״“”„](?=[א-ת])|[՛՜՞]')  # of a Hebrew abbreviation; of an Armenian question
+_LETTERS_APART = re.compile("[\u0e4d\u0ecd〇○◯א-ת՛՜՞]")  # where one of the four may match: each is slow to find out
+_LATIN_DOT = re.compile("(?<=[a-zà-ɏ])[·‧∙⋅](?=[a-zà-ɏ])")  # of the Catalan geminate; elsewhere it parts words
+# Marks that are mostly left out: vowels, and where a word is stressed.
+_MOSTLY_UNWRITTEN: Mapping[str, re.Pattern[str]] = {
+    language: re.compile(marks)
+    for languages, marks in (
+        ("ar arz ary apc fa ur", "[\u064b-\u0652\u0656-\u065f\u0670\u06d6-\u06ed]"),
+        ("he", "[\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7]"),
+        ("ru uk be", "(?<=[аеиоуыэюяіїєАЕИОУЫЭЮЯІЇЄ])\u0301"),
+    )
+    for language in languages.split()
+}
+
+
 def normalize(text: str, language: str) -> str:
     """The scoring form: NFC, lower case, words only, numbers as spoken. Idempotent; takes any string without raising.
 
+    Vowels of Arabic and Hebrew and marks of stress, which most texts leave out, are left out.
     Numbers, dates, amounts and abbreviations are read in their commonest way (:mod:`speech.spoken`); digits that cannot
     be read stay, and :func:`unexpected_characters` reports them and the signs that would have been said.
     """
@@ -143,7 +179,15 @@ def _cleaned(text: str, language: str) -> str:
     """What Unicode writes in several ways in one of them, and without what cannot be seen; case and signs stay."""
     if text.isascii():
         return text
-    text = "".join(map(_plain_character, unicodedata.normalize("NFC", text.encode(errors="ignore").decode())))
+    text = unicodedata.normalize("NFC", text.encode(errors="ignore").decode())
+    if "\u200d" in text:
+        text = _WITH_JOINER.sub(lambda m: _FINAL_LETTERS[m[0][0]], text)
+    text = "".join(map(_plain_character, text)).translate(_LOOKALIKES.get(language, {}))
+    if (marks := _MOSTLY_UNWRITTEN.get(language)) is not None:
+        text = marks.sub("", text)
+    if _LETTERS_APART.search(text):
+        text = _LAO_AM.sub("\\1\u0eb3", _SARA_AM.sub("\\1\u0e33", text))
+        text = _WITHIN_WORDS.sub("", _ROUND_ZERO.sub("零", text))
     text = re.sub(r"(?<=\d) ?([¼-¾⅐-⅞])", lambda m: " " + unicodedata.normalize("NFKC", m[1]).replace("⁄", "/"), text)
     return unicodedata.normalize("NFC", text)
 
@@ -202,7 +246,10 @@ def _words_only(text: str, language: str) -> str:
     if text.isascii():
         text = re.sub(r"[^a-z0-9']", " ", text)
     else:
-        text = "".join(c if c == "'" or _is_word_character(c) else " " for c in text)
+        dot = "·" if alphabet is not None and "·" in alphabet else ""
+        text = _LATIN_DOT.sub(dot, text)
+        text = "".join(c if c == "'" or c == dot or _is_word_character(c) else " " for c in text)
+        text = re.sub(r"(?<![^\W\d_])·|·(?![^\W\d_])", " ", text)
     if "'" in text:
         text = re.sub(r"(?<![^\W\d_])'|'(?![^\W\d_])", " ", text)
         if alphabet is not None and "'" not in alphabet:

@@ -16,10 +16,11 @@ import hashlib
 import json
 import os
 import tempfile
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from speech.corpus.manifest import RejectedRow, Utterance, quarter_of, read_mani
 from speech.corpus.rows import ManifestError, is_uri, numbered_objects
 from speech.store.outputs import DataStore, StoreError, write_json
 
-EDITION = 2  # counted up when an importer reads rows otherwise, or the index keeps them otherwise
+EDITION = 3  # counted up when an importer reads rows otherwise, or the index keeps them otherwise
 ASSET = "source_index"
 SUMMARY = "index.json"
 REJECTED = "rejected.jsonl"
@@ -83,16 +84,33 @@ def index_of(store: DataStore, kind: str, path: str, defaults: Defaults) -> Sour
 
 
 def with_audio(rows: Iterable[Utterance]) -> Iterator[Utterance | RejectedRow]:
-    """The rows, those refused whose file is not there now; what a URI leads to shows when it is opened."""
-    there: dict[str, bool] = {}
+    """The rows, those refused whose file is not there now; what a URI leads to shows when it is opened.
+
+    A file that is there under another spelling of its name is the file: with letters and their marks apart, as a Mac
+    packs them, or with the backslashes of Windows.
+    """
+    there: dict[str, str | None] = {}
     for row in rows:
         if row.audio not in there:
-            there[row.audio] = is_uri(row.audio) or os.path.isfile(row.audio)
-        if there[row.audio]:
-            yield row
+            there[row.audio] = _place_of(row.audio)
+        if (place := there[row.audio]) is not None:
+            yield row if place == row.audio else replace(row, audio=place)
         else:
             reason = f"there is no audio file {row.audio}: if paths are relative to another folder, set audio_root"
             yield RejectedRow(row.audio, 0, reason, row.id)
+
+
+def _place_of(audio: str) -> str | None:
+    """Where the file of a row is, whichever way its name is spelt; None where it is not."""
+    if is_uri(audio) or os.path.isfile(audio):
+        return audio
+    parts = audio.replace("\\", "/").split("/")
+    spellings = (
+        "/".join([*parts[:kept], *(unicodedata.normalize(form, part) for part in parts[kept:])])
+        for form in ("NFC", "NFD")
+        for kept in range(len(parts))
+    )
+    return next((place for place in dict.fromkeys(spellings) if os.path.isfile(place)), None)
 
 
 def _state(kind: str, path: str, source: str) -> str:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "dev", "test")
 MAX_LINE = 4 * 2**20  # a transcript row is a few hundred bytes; a longer "line" is a file of another kind
+ROUNDED_S = 0.001  # less than what is left below zero where times were subtracted
 EARLIEST_DATE = dt.date(1900, 1, 1)
 _NOT_UTF_8 = re.compile("[\udc80-\udcff]")  # how Python decodes a byte that is no part of a character
 
@@ -168,11 +169,16 @@ def required_field(row: Mapping[str, Any], key: str) -> str:
 
 
 def as_seconds(value: Any, name: str) -> float:
-    """A length or position in seconds. Raises ValueError for what is no finite number of at least zero."""
+    """A length or position in seconds. Raises ValueError for what is no finite number of at least zero.
+
+    What rounding leaves below zero is zero.
+    """
     try:
         seconds = float(value)
     except (TypeError, ValueError):
         raise ValueError(f"{name} {value!r} is not a number of seconds") from None
+    if -ROUNDED_S < seconds < 0:
+        return 0.0
     if not math.isfinite(seconds) or seconds < 0:
         raise ValueError(f"{name} {value!r} is not a number of seconds")
     return seconds

@@ -12,6 +12,7 @@ import soundfile
 from speech.audio.decode import Waveform, decode, encode_flac
 from speech.corpus.manifest import Utterance, read_manifest
 from speech.corpus.normalize import MANIFEST, SOURCE_DIGEST, Sorted, normalize_audio, read_quarantine, select_utterances
+from speech.text import normalize
 
 
 def row(name: str, audio: Path | str, **changes: object) -> Utterance:
@@ -198,6 +199,29 @@ def test_markers_are_taken_out_and_kept_apart() -> None:
     ]
     (refused,) = outcome.quarantined
     assert (refused.code, "[noise]" in refused.reason) == ("no-words", True)
+
+
+@pytest.mark.parametrize(
+    ("language", "written", "said", "found"),
+    [
+        ("en", "[laughter-yeah] i know [laughter]", "yeah i know", "[laughter]"),
+        ("en", "{breath} so ( laughs) *coughs* {F uh}", "so laughs f uh", "{breath} *coughs*"),
+        ("ja", "［音楽］こんにちは【拍手】（笑）", "こんにちは", "［音楽］ 【拍手】 （笑）"),
+        ("ja", "＜ノイズ＞はい", "はい", "＜ノイズ＞"),
+        ("ko", "o/ 그래 (KTX)/(케이티엑스) n/", "그래 케이티엑스", "o/ (KTX)/ n/"),
+        ("en", "n/a or w/ love (yes)/no", "n a or w love yes no", ""),
+    ],
+)
+def test_markers_of_other_corpora_are_markers(language: str, written: str, said: str, found: str) -> None:
+    """Of a word that was said laughing the word stays; of one that is written twice only what was said."""
+    (kept,) = select_utterances([row("a", "x.flac", duration_s=1.0, text=written)], language).kept
+    assert (normalize(kept.text, language), kept.attributes.get("markers", "")) == (said, found)
+
+
+def test_an_utterance_that_nobody_transcribed_is_refused() -> None:
+    """NIST's STM files say so in words, which would be learnt and scored."""
+    rows = [row("a", "x.flac", duration_s=1.0, text="ignore_time_segment_in_scoring")]
+    assert [refused.code for refused in select_utterances(rows, "en").quarantined] == ["no-words"]
 
 
 def test_which_markers_there_are_is_the_corpus_s_to_say() -> None:

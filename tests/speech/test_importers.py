@@ -253,6 +253,25 @@ class TestTable:
         assert good[0].id == "etc-x"
         assert len(good[1].id.encode()) <= 180
 
+    def test_two_ids_that_make_one_file_name_are_two_utterances(self, tmp_path: Path) -> None:
+        """Refused as repetitions, all rows of the second speaker would be lost."""
+        path = self.table(tmp_path, "id\tpath\ttext\ns/1\ta.wav\thi\ns-1\tb.wav\tho\ns-1\tb.wav\tho\n")
+        good, bad = sorted_out(import_table(path, DEFAULTS))
+        assert [(row.id.split("-")[:2], row.text) for row in good] == [(["s", "1"], "hi"), (["s", "1"], "ho")]
+        assert good[0].id != good[1].id
+        assert [row.reason for row in bad] == ["id 's-1' comes twice; the first row counts"]
+
+    def test_a_table_may_part_its_cells_by_bars(self, tmp_path: Path) -> None:
+        """So speech synthesis keeps its corpora, without quoting."""
+        path = self.table(tmp_path, 'audio_file|text|speaker_name\na.wav|hi, "you|x\nb.wav|"ho" he said|x\n', "m.csv")
+        good, bad = sorted_out(import_table(path, DEFAULTS))
+        assert (bad, [row.text for row in good]) == ([], ['hi, "you', '"ho" he said'])
+
+    def test_a_table_may_name_its_delimiter_for_excel(self, tmp_path: Path) -> None:
+        path = self.table(tmp_path, "sep=;\r\npath;text\r\na.wav;hi\r\n", "m.csv")
+        good, bad = sorted_out(import_table(path, DEFAULTS))
+        assert (bad, [(row.id, row.text) for row in good]) == ([], [("a", "hi")])
+
     def test_missing_speaker_or_date_is_said_per_row(self, tmp_path: Path) -> None:
         """Guessing one speaker for all would put everything into one set."""
         path = self.table(tmp_path, "path\ttext\na.wav\thi\n")
@@ -366,9 +385,14 @@ class TestTable:
             list(import_table(self.table(tmp_path, content), DEFAULTS))
 
     def test_folder_without_table_is_an_error(self, tmp_path: Path) -> None:
-        """The message says which names are looked for."""
+        """The message says which names are looked for, or how what is there is read."""
         with pytest.raises(ManifestError, match=r"transcripts\.tsv"):
             list(import_table(tmp_path, DEFAULTS))
+        (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.wav", "transcription": "hi"}\n')
+        with pytest.raises(ManifestError, match=r"metadata\.jsonl is read as kind nemo"):
+            list(import_table(tmp_path, DEFAULTS))
+        (row,), bad = sorted_out(import_nemo(tmp_path / "metadata.jsonl", DEFAULTS))
+        assert (bad, row.id, row.text) == ([], "a", "hi")
 
     def test_import_streams(self, tmp_path: Path) -> None:
         """The first utterance comes before the file ends: a fault at the end is met only there."""
@@ -422,6 +446,27 @@ class TestOtherShapes:
         (row,), bad = sorted_out(import_nemo(tmp_path / "m.json", DEFAULTS))
         assert (row.duration_s, row.offset_s, row.speaker) == (1.5, 0.5, "7")
         assert [rejected.row for rejected in bad] == [2, 3, 4, 5, 6, 7, 8]
+
+    def test_two_names_of_one_column_must_not_differ(self, tmp_path: Path) -> None:
+        """The order of the keys would decide which transcript is learnt."""
+        lines = [
+            '{"audio_filepath": "a.wav", "text": "right", "transcript": "other"}',
+            '{"audio_filepath": "b.wav", "transcript": "same", "text": "same"}',
+            '{"audio_filepath": "c.wav", "text": "there", "sentence": null, "transcript": ""}',
+        ]
+        (tmp_path / "m.json").write_text("\n".join(lines))
+        good, bad = sorted_out(import_nemo(tmp_path / "m.json", DEFAULTS))
+        assert [row.text for row in good] == ["same", "there"]
+        assert [(row.row, row.reason) for row in bad] == [
+            (1, "text and transcript are names for the same thing and differ; keep one")
+        ]
+
+    def test_a_time_that_rounding_left_below_zero_is_zero(self, tmp_path: Path) -> None:
+        """Times of segments are differences, and 0.1 + 0.2 - 0.3 is not 0."""
+        rows = [f'{{"audio_filepath": "{start}.wav", "text": "hi", "offset": {start}}}' for start in (-1e-7, -0.5)]
+        (tmp_path / "m.json").write_text("\n".join(rows))
+        (row,), bad = sorted_out(import_nemo(tmp_path / "m.json", DEFAULTS))
+        assert (row.offset_s, [refused.row for refused in bad]) == (0.0, [2])
 
     def test_own_manifest_comes_back_complete_through_nemo(self, tmp_path: Path) -> None:
         """A corpus prepared by one installation can be the source of another."""

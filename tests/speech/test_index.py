@@ -2,6 +2,7 @@
 
 import json
 import os
+import unicodedata
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -129,6 +130,20 @@ def test_whether_audio_is_there_is_asked_when_its_partition_is_read(manifest: Pa
     )
     (tmp_path / "3.wav").touch()
     assert list(with_audio(found.rows("2024-01", "de"))) == list(found.rows("2024-01", "de"))
+
+
+@pytest.mark.parametrize("written", ["한국/été.wav", "한국\\été.wav"])
+@pytest.mark.parametrize(("folder", "name"), [("NFC", "NFC"), ("NFC", "NFD"), ("NFD", "NFD")])
+def test_a_file_is_found_by_any_spelling_of_its_name(tmp_path: Path, folder: str, name: str, written: str) -> None:
+    """Archives packed on a Mac hold other characters than the table that names them, and Windows parts otherwise."""
+    home = tmp_path / "Täglich"  # which the table has nothing to do with
+    file = home / unicodedata.normalize(folder, "한국") / unicodedata.normalize(name, "été.wav")
+    file.parent.mkdir(parents=True)
+    file.touch()
+    (home / "m.jsonl").write_text(json.dumps({"audio_filepath": written, "text": "hi", "date": "2024-01-01"}))
+    (row,) = with_audio(opened(tmp_path, home / "m.jsonl").rows("2024-01", "en"))
+    assert isinstance(row, Utterance)
+    assert row.audio == str(file)
 
 
 def test_each_file_that_an_importer_opens_is_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

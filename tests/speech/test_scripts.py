@@ -13,10 +13,12 @@ def test_a_word_is_a_character_where_a_script_has_no_spaces_and_what_stands_betw
     assert words_of("我 用iPhone", "zh-TW") == ["我", "用", "iphone"]
     assert words_of("내일 전화해", "ko") == ["내일", "전화해"]
     assert words_of("Guten Tag.", "de") == ["guten", "tag"]
+    assert words_of("กินน้ำ", "th") == ["กิ", "น", "น้", "ำ"]
+    assert words_of("မြန်မာ", "my") == ["မြ", "န်", "မာ"]
     assert split_words("") == words_of("", "ja") == []
 
 
-@pytest.mark.parametrize("text", ["今日は東京", "we go", "내일 전화해", "google mapsで東京", ""])
+@pytest.mark.parametrize("text", ["今日は東京", "กินน้ำok", "we go", "내일 전화해", "google mapsで東京", ""])
 def test_words_are_joined_as_they_were_written(text: str) -> None:
     """A transcript that is cut into words and put together again must be the transcript."""
     assert join_words(split_words(text)) == text
@@ -55,6 +57,10 @@ def test_letters_of_another_script_are_found_in_every_language(language: str, te
         ("sr", "ђак đak"),
         ("fa", "گچ پژ"),
         ("th", "สวัสดี"),
+        ("uz", "oʻzbek"),
+        ("haw", "ʻaʻole"),
+        ("ca", "col·legi"),
+        ("zh", "二〇二四年"),
         ("xx", "ж語"),
     ],
 )

@@ -181,7 +181,11 @@ class Intake:
         source = f"{audio}\0{offset}\0{channel}"
         if named:
             identity = _safe_name(named)
-            if not self._known.add(identity, 0, source):
+            taken = not self._known.add(identity, 0, named)
+            if taken and self._known.text(identity) != named:  # another id is the same file name
+                identity = _safe_name(f"{identity}-{hashlib.sha256(named.encode()).hexdigest()[:8]}")
+                taken = not self._known.add(identity, 0, named)
+            if taken:
                 raise ValueError(f"id '{named}' comes twice; the first row counts")
             return identity
         relative = os.path.relpath(audio, self.base) if not is_uri(audio) else location

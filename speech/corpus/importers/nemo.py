@@ -1,6 +1,6 @@
 """NeMo manifests, and our own."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,7 @@ def import_nemo(path: PathLike, defaults: Defaults) -> Iterator[Imported]:
             if isinstance(row, BadLine):
                 raise ValueError(row.reason)
             identity = cell_text(row.get("id")) or None
-            cells: dict[str, Any] = {column_of(key) or key: value for key, value in row.items()}
-            utterance = intake.utterance(cells)
+            utterance = intake.utterance(_cells(row))
             if not row.keys().isdisjoint(("digest", "attributes", "quality")):
                 utterance = replace(
                     utterance,
@@ -44,3 +43,16 @@ def import_nemo(path: PathLike, defaults: Defaults) -> Iterator[Imported]:
             yield utterance
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             yield RejectedRow(str(manifest), number, reason_of(error), identity)
+
+
+def _cells(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a row by their columns. Raises ValueError where two names of one column say different things."""
+    cells = {column_of(key) or key: value for key, value in row.items()}
+    if len(cells) == len(row):
+        return cells
+    for column in cells:
+        given = [key for key, value in row.items() if (column_of(key) or key) == column and value not in (None, "")]
+        if any(row[key] != row[given[0]] for key in given):
+            raise ValueError(f"{' and '.join(given)} are names for the same thing and differ; keep one")
+        cells[column] = row[given[0]] if given else None
+    return cells

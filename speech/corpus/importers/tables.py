@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from speech.corpus.rows import BadLine, ManifestError, PathLike, numbered_lines,
 
 TABLE_NAMES = ("transcripts.tsv", "transcripts.csv", "metadata.csv", "metadata.tsv")
 MAX_QUOTED_LINES = 20  # a quoted field that runs on for longer was never closed
+PLAIN = ("\t", "|")  # delimiters of tables in which a quote is mostly a part of the text
 UNCLOSED = "a quote is opened and not closed"
 
 Line = tuple[int, str | BadLine]
@@ -27,12 +29,14 @@ def table_of(path: PathLike) -> Path:
         return table
     found = [table / name for name in TABLE_NAMES if (table / name).is_file()]
     if not found:
-        raise ManifestError(table, None, f"holds no transcripts; put one of {', '.join(TABLE_NAMES)} there")
+        lines = (table / "metadata.jsonl").is_file()
+        hint = "metadata.jsonl is read as kind nemo" if lines else f"put one of {', '.join(TABLE_NAMES)} there"
+        raise ManifestError(table, None, f"holds no transcripts; {hint}")
     return found[0]
 
 
 def import_table(path: PathLike, defaults: Defaults) -> Iterator[Imported]:
-    """A TSV or CSV table of transcripts with a header, or a folder that holds one.
+    """A table of transcripts with a header, its cells parted by tabs, commas, semicolons or bars, or a folder with one.
 
     Columns go by any of the usual names (`COLUMN_ALIASES`); a path and a text column must be there. Paths are absolute,
     or relative to `audio_root`, else to the table. In a folder the table is the first of `TABLE_NAMES`.
@@ -64,7 +68,13 @@ def _import_columns(table: Path, base: Path, defaults: Defaults, extension: str 
     number, header = next(lines, (0, ""))
     if isinstance(header, BadLine):
         raise ManifestError(table, 1, header.reason)
-    delimiter = "\t" if "\t" in header else ";" if header.count(";") > header.count(",") else ","
+    if (named := re.fullmatch(r"sep=(.)", header)) is not None:  # a line for Excel
+        number, header = next(lines, (0, ""))
+        if isinstance(header, BadLine):
+            raise ManifestError(table, number, header.reason)
+        delimiter = named[1]
+    else:
+        delimiter = "\t" if "\t" in header else max(",;|", key=header.count)
     columns = _columns(table, header, delimiter)
     intake = Intake(defaults, base)
     for number, cells in _records(lines, delimiter, len(columns)):
@@ -103,8 +113,8 @@ def _records(lines: Iterator[Line], delimiter: str, width: int) -> Iterator[tupl
     """The rows of a table.
 
     A field in quotes may hold line breaks. One that is never closed would swallow the rows after it, so it costs only
-    its own line: reading goes on at the next one. In a TSV a quote may be part of the text, and is where the next line
-    is a row of its own.
+    its own line: reading goes on at the next one. Between tabs or bars a quote may be part of the text, and is where
+    the next line is a row of its own.
     """
     waiting: deque[Line] = deque()
     while True:
@@ -126,9 +136,9 @@ def _records(lines: Iterator[Line], delimiter: str, width: int) -> Iterator[tupl
 
 def _runs_on(line: str, cells: "list[str] | BadLine", delimiter: str) -> bool:
     """Whether the last cell of a line opens a quote that is not closed in it."""
-    if delimiter != "\t":
+    if delimiter not in PLAIN:
         return isinstance(cells, BadLine) and cells.reason == UNCLOSED
-    last = line.rsplit("\t", 1)[-1]
+    last = line.rsplit(delimiter, 1)[-1]
     return last.startswith('"') and last.count('"') % 2 == 1
 
 
@@ -148,7 +158,7 @@ def _continued(
         if taken > len(waiting) or isinstance(waiting[taken - 1][1], BadLine):
             break
         addition = str(waiting[taken - 1][1])
-        if taken == 1 and delimiter == "\t" and addition.count("\t") == width - 1:
+        if taken == 1 and delimiter in PLAIN and addition.count(delimiter) == width - 1:
             return cells
         joined += "\n" + addition
         whole = _quoted(joined, delimiter)
@@ -160,15 +170,15 @@ def _continued(
             return whole
         if whole.reason != UNCLOSED:
             break
-    if delimiter == "\t" and not any(str(following).strip() for _, following in waiting):
+    if delimiter in PLAIN and not any(str(following).strip() for _, following in waiting):
         return cells
     return BadLine(UNCLOSED)
 
 
 def _parsed(line: str, delimiter: str) -> "list[str] | BadLine":
     """The cells of a line, or why they cannot be told apart."""
-    if delimiter == "\t":
-        return [_unquoted(cell) for cell in line.split("\t")]
+    if delimiter in PLAIN:
+        return [_unquoted(cell) for cell in line.split(delimiter)]
     if '"' not in line:
         return line.split(delimiter)
     cells = _quoted(line, delimiter)
@@ -189,7 +199,7 @@ def _quoted(text: str, delimiter: str) -> "list[str] | BadLine":
 
 
 def _unquoted(cell: str) -> str:
-    """A TSV cell without the quotes that some exporters put around cells that hold quotes."""
+    """A cell between tabs or bars, without the quotes that some exporters put around cells that hold quotes."""
     if len(cell) >= 2 and cell[0] == cell[-1] == '"' and '"' not in cell[1:-1].replace('""', ""):
         return cell[1:-1].replace('""', '"')
     return cell

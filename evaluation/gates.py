@@ -26,7 +26,7 @@ from pydantic import Field
 
 from evaluation.results import BENCHMARK, QUARTER, Evaluation, Interval, SetResult
 from speech.plain import Number, Record
-from speech.settings import Section
+from speech.settings import Section, Share
 from speech.store.objects import Missing, Objects
 from speech.store.outputs import DIGEST, parse_json, to_json
 
@@ -56,8 +56,8 @@ class GateRefused(Exception):
 class GateSettings(Section):
     """Thresholds a model has to meet before it may be registered, as `[gates]` in soundstage.toml."""
 
-    wer: float = Field(0.15, ge=0, le=1, description="Highest word error rate on each test set (share, 0.15 = 15 %).")
-    cer: float = Field(0.08, ge=0, le=1, description="Highest character error rate on each test set (share).")
+    wer: Share = Field(0.15, description="Highest word error rate on each test set (share, 0.15 = 15 %).")
+    cer: Share = Field(0.08, description="Highest character error rate on each test set (share).")
     slice_wer: float = Field(
         0.30, ge=0, description="Highest word error rate on any slice: domain, speaker group, duration, signal (share)."
     )
@@ -75,8 +75,8 @@ class GateSettings(Section):
     min_speakers: int = Field(
         5, ge=1, description="Fewest speakers in a test set; below five no interval can be trusted (speakers)."
     )
-    max_unreadable_share: float = Field(
-        0.0, ge=0, le=1, description="Highest share of test utterances that could not be decoded or recognised (share)."
+    max_unreadable_share: Share = Field(
+        0.0, description="Highest share of test utterances that could not be decoded or recognised (share)."
     )
     champion_margin: float = Field(
         0.0,
@@ -93,10 +93,8 @@ class GateSettings(Section):
     insertions_per_minute: float = Field(
         2.0, ge=0, description="Most words made up on silence and noise (words per minute)."
     )
-    parity: float = Field(
+    parity: Share = Field(
         0.99,
-        ge=0,
-        le=1,
         description="Lowest share of utterances on which the exported network gives the checkpoint's text (share).",
     )
 

@@ -41,7 +41,7 @@ from speech.audio.decode import SAMPLE_RATE
 from speech.corpus.manifest import SPLITS, Utterance, quarter_of, quarter_title
 from speech.corpus.normalize import DELIVERED, MARKERS, MAX_DURATION_S, MIN_DURATION_S
 from speech.markers import DEFAULT_MARKERS
-from speech.settings import Section
+from speech.settings import Section, Share
 from speech.text import normalize, speech_rate, spoken_length, unexpected_characters, words_of
 
 if TYPE_CHECKING:
@@ -79,13 +79,11 @@ class CorpusSettings(Section):
     min_speakers: int = Field(5, ge=1, description="Fewest speakers in a partition (speakers).")
     min_duration_s: float = Field(MIN_DURATION_S, gt=0, description="Shortest utterance (seconds).")
     max_duration_s: float = Field(MAX_DURATION_S, gt=0, description="Longest utterance (seconds).")
-    max_duplicate_share: float = Field(
-        0.01, ge=0, le=1, description="Highest share of utterances whose audio is in the partition already (share)."
+    max_duplicate_share: Share = Field(
+        0.01, description="Highest share of utterances whose audio is in the partition already (share)."
     )
-    max_charset_share: float = Field(
+    max_charset_share: Share = Field(
         0.005,
-        ge=0,
-        le=1,
         description="Highest share of transcripts with characters foreign to the language, or with digits and signs "
         "that cannot be read aloud (share).",
     )
@@ -94,8 +92,8 @@ class CorpusSettings(Section):
         description="Regular expressions of what stands in transcripts and was not said, such as [noise] or <unk>: it "
         "is taken out.",
     )
-    max_marker_share: float = Field(
-        0.05, ge=0, le=1, description="Share of transcripts with such markers above which it warns (share)."
+    max_marker_share: Share = Field(
+        0.05, description="Share of transcripts with such markers above which it warns (share)."
     )
     min_speech_rate: float = Field(
         2.0, ge=0, description="Slowest plausible speech (normalised characters per second)."
@@ -103,11 +101,11 @@ class CorpusSettings(Section):
     max_speech_rate: float = Field(
         30.0, gt=0, description="Fastest plausible speech (normalised characters per second)."
     )
-    max_speech_rate_share: float = Field(
-        0.05, ge=0, le=1, description="Highest share of utterances outside the plausible speech rate (share)."
+    max_speech_rate_share: Share = Field(
+        0.05, description="Highest share of utterances outside the plausible speech rate (share)."
     )
-    max_rejected_share: float = Field(
-        0.1, ge=0, le=1, description="Highest share of delivered rows that went to quarantine (share)."
+    max_rejected_share: Share = Field(
+        0.1, description="Highest share of delivered rows that went to quarantine (share)."
     )
     probed_files: int = Field(
         2_000, ge=1, description="How many audio files are opened to check their sample rate, spread evenly (files)."
@@ -118,17 +116,15 @@ class CorpusSettings(Section):
     extreme_drift: float = Field(
         4.0, ge=0, description="Population stability index that blocks: the source must be another one (index)."
     )
-    max_telephone_change: float = Field(
-        0.3, ge=0, le=1, description="Change of the share of telephone recordings that warns (share)."
+    max_telephone_change: Share = Field(
+        0.3, description="Change of the share of telephone recordings that warns (share)."
     )
-    min_known_words: float = Field(
+    min_known_words: Share = Field(
         0.7,
-        ge=0,
-        le=1,
         description="Share of words also common in the previous quarter below which it warns, of what that quarter's "
         "speakers know of each other's words (share).",
     )
-    extreme_known_words: float = Field(0.2, ge=0, le=1, description="The same share below which it blocks (share).")
+    extreme_known_words: Share = Field(0.2, description="The same share below which it blocks (share).")
 
     @field_validator("markers")
     @classmethod

@@ -98,8 +98,7 @@ def _unspaced() -> "re.Pattern[str]":
     import regex
 
     classes = "".join(rf"\p{{scx={script}}}" for script in _UNSPACED)
-    pattern: re.Pattern[str] = regex.compile(f"[{classes}]")
-    return pattern
+    return regex.compile(f"[{classes}]")
 
 
 @functools.cache

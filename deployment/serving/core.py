@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,11 +20,12 @@ from deployment.serving.following import Follower
 from deployment.serving.metrics import Metrics
 from deployment.serving.problems import Problem
 from deployment.serving.routing import LoadedModel, NoModel
-from deployment.serving.transcription import Cancelled, Transcribed, transcribe
+from deployment.serving.transcription import Cancelled, transcribe
 from speech.audio.decode import AudioError, AudioLimits
 from speech.recognition.offline import RecognitionError
 from speech.scripts import primary_language
 from speech.store.objects import Objects
+from speech.transcript import Transcript
 
 FORMATS = {"json": "application/json", "srt": "application/x-subrip", "vtt": "text/vtt"}
 BUSY_RETRY_S = 2
@@ -75,9 +77,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Answer:
-    """A transcript, the seconds it took, and the model that wrote it."""
+    """A transcript, the seconds of work that it took, and the model that wrote it."""
 
-    done: Transcribed
+    transcript: Transcript
+    seconds: float
     model: LoadedModel
 
 
@@ -205,7 +208,7 @@ class Serving:
             answer = self._answered(source, language, digest, cancelled)
         except NoModel as error:  # the release changed since the language was looked up
             raise Problem(503, "no-model", "No model", f"{error}: try again.", retry_after_s=BUSY_RETRY_S) from error
-        self.metrics.heard(answer.done)
+        self.metrics.heard(answer.transcript, answer.seconds)
         return answer
 
     def _answered(self, source: Source, language: str, digest: str | None, cancelled: threading.Event) -> Answer:
@@ -229,8 +232,9 @@ class Serving:
 
     def _counted(self, source: Source, model: LoadedModel, cancelled: threading.Event, *, routed: bool) -> Answer:
         """Transcribe, and note in the model's figures how that went; what clients do wrong is not its fault."""
+        began = time.monotonic()
         try:
-            done = transcribe(source.file, source.name, model, self.limits, cancelled)
+            transcript = transcribe(source.file, source.name, model, self.limits, cancelled)
         except Cancelled:
             raise
         except AudioError as error:
@@ -242,8 +246,9 @@ class Serving:
         except Exception:
             self._count(model, None, routed=routed)
             raise
-        self._count(model, done.seconds, empty=not done.transcript.words, routed=routed)
-        return Answer(done, model)
+        seconds = time.monotonic() - began
+        self._count(model, seconds, empty=not transcript.words, routed=routed)
+        return Answer(transcript, seconds, model)
 
     def _count(self, model: LoadedModel, seconds: float | None, *, empty: bool = False, routed: bool) -> None:
         self.metrics.count(model, seconds, empty=empty)

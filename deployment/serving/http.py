@@ -234,12 +234,12 @@ async def _transcribed(serving: Serving, request: Request, upload: Upload, langu
 
 
 def _answer(request: Request, answer: Answer, wanted: str) -> Response:
-    model, transcript = answer.model, answer.done.transcript
+    model, transcript = answer.model, answer.transcript
     headers = {
         MODEL_HEADER: model.name,
         VERSION_HEADER: model.route.version,
         BUNDLE_HEADER: model.digest,
-        TIMING_HEADER: f"{WORK_TIMING};dur={answer.done.seconds * 1000:.1f}",
+        TIMING_HEADER: f"{WORK_TIMING};dur={answer.seconds * 1000:.1f}",
     }
     if wanted == "json":
         body = TranscriptAnswer.of(answer, request.state.request_id).to_json()

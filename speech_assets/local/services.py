@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from deployment.addresses import bound
 from deployment.settings import Settings
 from speech.store.objects import StoreError
 from speech.store.outputs import write_json
@@ -283,8 +284,7 @@ def _start_again(started: Sequence[Running], settings: Settings, stopping: threa
 
 def free_port() -> int:
     """A port of this machine that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+    with bound("127.0.0.1", 0) as probe:
         return int(probe.getsockname()[1])
 
 
@@ -302,15 +302,13 @@ def _wait_for_port(one: Running, port: int) -> None:
 
 def _require_free_port(service: Service) -> None:
     parts = urlsplit(service.listens)
-    with socket.socket(socket.AF_INET6 if ":" in str(parts.hostname) else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((parts.hostname, parts.port))
-        except (OSError, UnicodeError) as error:
-            raise ServiceError(
-                f"{service.name} cannot listen on {service.listens} ({error}): stop what runs there, or name "
-                f"another port in `{service.field}` of soundstage.toml"
-            ) from error
+    try:
+        bound(str(parts.hostname), parts.port or 80).close()
+    except (OSError, UnicodeError) as error:
+        raise ServiceError(
+            f"{service.name} cannot listen on {service.listens} ({error}): stop what runs there, or name another port "
+            f"in `{service.field}` of soundstage.toml"
+        ) from error
 
 
 def _wait_until_ready(one: Running) -> None:

@@ -20,6 +20,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
+from types import EllipsisType
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
@@ -122,13 +123,6 @@ class GateResult(Record):
         )
 
 
-class _Unchecked:
-    """Stands for a question that the caller did not ask."""
-
-
-UNCHECKED = _Unchecked()
-
-
 @dataclass(frozen=True)
 class Verdict(Record):
     """The judgement over one bundle on given test data with given thresholds.
@@ -188,21 +182,22 @@ class Verdict(Record):
         *,
         language: str | None = None,
         settings: GateSettings | None = None,
-        champion_digest: str | _Unchecked | None = UNCHECKED,
+        champion_digest: str | EllipsisType | None = ...,
         overridden: Collection[str] = (),
     ) -> Self:
         """This verdict, or GateRefused where it does not open the way.
 
         With `language`, a verdict on another language is refused; with `settings`, one judged by other thresholds; with
-        `champion_digest` (None: there is none), one that compared with another champion than today's. `overridden` are
-        the labels of gates whose failure people have decided to accept; any other failure is still a refusal.
+        `champion_digest` (None: there is none), one that compared with another champion than today's, unless it is not
+        given. `overridden` are the labels of gates whose failure people have decided to accept; any other failure is
+        still a refusal.
         """
         name = f"{self.model_name} ({self.bundle_digest[:12]})"
         if language is not None and self.language != language:
             raise GateRefused(f"The verdict of {name} is foreign: it is on {self.language}, not on {language}.")
         if settings is not None and dict(self.settings) != settings.model_dump(mode="json"):
             raise GateRefused(f"The verdict of {name} is stale: it was judged by other thresholds, so judge again.")
-        if not isinstance(champion_digest, _Unchecked) and self.champion_digest != champion_digest:
+        if not isinstance(champion_digest, EllipsisType) and self.champion_digest != champion_digest:
             compared = (self.champion_digest or "none")[:12]
             today = (champion_digest or "none")[:12]
             raise GateRefused(

@@ -119,13 +119,8 @@ class Serving:
         served = self.routes.languages()
         if not wanted:
             if len(served) > 1:
-                raise Problem(
-                    400,
-                    "language-required",
-                    "Language required",
-                    f"Say which language is spoken, as `language=`: one of {', '.join(served)}.",
-                    served=served,
-                )
+                detail = f"Say which language is spoken, as `language=`: one of {', '.join(served)}."
+                raise Problem(400, "language-required", "Language required", detail, served=served)
             if not served:
                 broken = [error for table in self.routes.tables().values() for error in table.errors.values()]
                 raise self._no_model("; ".join(broken) or "No language has a model in production")
@@ -138,13 +133,8 @@ class Serving:
                 raise Problem(404, "bundle-not-loaded", "Bundle not loaded", f"This replica says: {error}.") from error
             if error.known or not served:
                 raise self._no_model(str(error)) from error
-            raise Problem(
-                404,
-                "unknown-language",
-                "Language not served",
-                f"'{wanted[:35]}' is not served here; served: {', '.join(served)}.",
-                served=served,
-            ) from error
+            detail = f"'{wanted[:35]}' is not served here; served: {', '.join(served)}."
+            raise Problem(404, "unknown-language", "Language not served", detail, served=served) from error
         return wanted
 
     def ready(self) -> tuple[tuple[str, ...], str]:
@@ -267,14 +257,11 @@ class Serving:
         self.metrics.queued.set(max(0, self._taken - self.options.workers))
 
     def _no_model(self, why: str) -> Problem:
-        return Problem(
-            503,
-            "no-model",
-            "No model in production yet",
+        detail = (
             f"{why}: approve a registered model and release it; this replica follows {self.folder.document} and will "
-            "serve it within seconds.",
-            retry_after_s=NO_MODEL_RETRY_S,
+            "serve it within seconds."
         )
+        return Problem(503, "no-model", "No model in production yet", detail, retry_after_s=NO_MODEL_RETRY_S)
 
 
 def answer_format(wanted: str) -> str:

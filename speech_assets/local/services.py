@@ -15,9 +15,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -234,10 +235,12 @@ def _run(settings: Settings, console: Console, only: Sequence[str], guard: IO[by
             started.append(Running(service, _start(service, settings, log), log))
             _watch_over(started, guard)
             if service.name == "Code":
-                _wait_for_port(started[-1], code_port)
+                # the webserver and the daemon would report it as missing
+                _wait_until_ready(started[-1], partial(_listens, code_port))
         with console.status("starting Dagster, MLflow, the pages and the transcription server"):
             for one in started:
-                _wait_until_ready(one)
+                if one.service.listens:
+                    _wait_until_ready(one, partial(_answers, one.service))
             if any(service.name == "Dagster" for service in wanted):
                 _require_code_location(settings)
         watch = threading.Thread(target=_start_again, args=(started, settings, stopping, guard), daemon=True)
@@ -288,18 +291,6 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait_for_port(one: Running, port: int) -> None:
-    """Wait until the code server listens: the webserver and the daemon would report it as missing."""
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return
-        if one.process.poll() is not None:
-            break
-        time.sleep(0.2)
-    raise ServiceError(f"Dagster's code server did not start: read {one.log}")
-
-
 def _require_free_port(service: Service) -> None:
     parts = urlsplit(service.listens)
     try:
@@ -311,24 +302,31 @@ def _require_free_port(service: Service) -> None:
         ) from error
 
 
-def _wait_until_ready(one: Running) -> None:
-    import httpx
-
-    service = one.service
-    if not service.listens:
-        return
+def _wait_until_ready(one: Running, answers: Callable[[], bool]) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         if one.process.poll() is not None:
             raise ServiceError(
-                f"{service.name} ended with code {one.process.returncode} while starting: read {one.log}"
+                f"{one.service.name} ended with code {one.process.returncode} while starting: read {one.log}"
             )
-        try:
-            if httpx.get(service.listens + service.ready_path, timeout=2).status_code < 500:
-                return
-        except httpx.TransportError:
-            time.sleep(0.2)
-    raise ServiceError(f"{service.name} did not answer within {START_TIMEOUT_S:.0f} s: read {one.log}")
+        if answers():
+            return
+        time.sleep(0.2)
+    raise ServiceError(f"{one.service.name} did not answer within {START_TIMEOUT_S:.0f} s: read {one.log}")
+
+
+def _listens(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+def _answers(service: Service) -> bool:
+    import httpx
+
+    with suppress(httpx.TransportError):
+        return httpx.get(service.listens + service.ready_path, timeout=2).status_code < 500
+    return False
 
 
 def _require_code_location(settings: Settings) -> None:

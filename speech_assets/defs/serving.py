@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 GOLDEN_UTTERANCES = 5  # probes of a release, each of another speaker of the benchmark
 SHOWN_STEPS = 40  # of the history, the newest first
+HISTORY = "when (UTC)|version|state|share|after s|requests|errors|empty|p50 / p95 ms|why".split("|")
 CHAMPION = dg.AssetKey("champion")
 RELEASE = dg.AssetKey("serving_release")
 SERVES_THE_CHAMPION = "serves_the_champion"
@@ -297,18 +298,6 @@ def _history(workspace: Workspace, language: str) -> dg.MarkdownMetadataValue:
     from deployment.release.folder import ReleaseFolder
 
     steps = ReleaseFolder(workspace.objects).history(language, SHOWN_STEPS)
-    header = (
-        "when (UTC)",
-        "version",
-        "state",
-        "share",
-        "after s",
-        "requests",
-        "errors",
-        "empty",
-        "p50 / p95 ms",
-        "why",
-    )
     rows = [
         (
             datetime.fromisoformat(step.time).astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S"),
@@ -321,7 +310,7 @@ def _history(workspace: Workspace, language: str) -> dg.MarkdownMetadataValue:
         )
         for step in reversed(steps)
     ]
-    return markdown_table(header, rows)
+    return markdown_table(HISTORY, rows)
 
 
 def _cells(figures: "Summary | None") -> tuple[str, ...]:

@@ -294,9 +294,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from deployment.release.folder import ReleaseFolder
     from deployment.settings import Settings
-    from speech.audio.decode import Waveform, encode_wav
     from speech_assets.defs.resources import Workspace
     from speech_assets.local import services
+    from tests.sounds import sound_bytes
     from tests.toy_bundle import tones
     from tests.toy_registry import register_versions, write_golden
 
@@ -308,7 +308,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with services.running(settings, console), more_replicas(settings, options.replicas) as urls:
         operator = Operator(settings, urls, digests)
         changes = [operator.promote("1")]
-        clients = Clients(list(urls), encode_wav(Waveform(tones(["one", "three"]))), options.rate)
+        clients = Clients(list(urls), sound_bytes(tones(["one", "three"])), options.rate)
         with clients.calling():
             time.sleep(STEADY_S)
             changes.append(operator.promote("2"))

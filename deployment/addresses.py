@@ -33,10 +33,21 @@ def listens_at(url: str, usual_port: int) -> str:
     return f"http://127.0.0.1:{usual_port}"
 
 
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that is bound to a host of this machine and a port; OSError or UnicodeError where it cannot be."""
+    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        made.bind((host, port))
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
 def _is_here(host: str) -> bool:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        try:
-            probe.bind((host, 0))
-        except (OSError, UnicodeError):
-            return False
+    try:
+        bound(host, 0).close()
+    except (OSError, UnicodeError):
+        return False
     return True

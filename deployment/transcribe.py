@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from deployment.promotion.assembly import promotions_of
+from deployment.promotion.decisions import Promotions
 from deployment.serving.transcription import transcript_of
 from deployment.settings import Settings
 from speech.recognition.offline import Recognizer
@@ -17,7 +17,7 @@ def champion_bundle(settings: Settings, language: str) -> Path:
         PromotionRefused, GateRefused, LedgerError, RegistryError, BundleError: there is none, it may not be used, or
             its bytes are not those that were approved.
     """
-    promotions = promotions_of(settings, settings.objects)
+    promotions = Promotions.of(settings, settings.objects)
     decision = promotions.releasable(language)
     return promotions.registry.obtain(decision.digest, decision.model, decision.version)
 

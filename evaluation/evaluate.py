@@ -9,9 +9,8 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -85,25 +84,6 @@ def insertions_on_nonspeech(transcribe: Callable[[np.ndarray], str], language: s
     )
 
 
-@dataclass(frozen=True, eq=False)
-class Contestant:
-    """A model that takes part in an evaluation."""
-
-    name: str
-    bundle_digest: str
-    recognizer: "Recognizer"
-    parity: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def load(cls, folder: Path, expected_digest: str | None = None, threads: int = 1) -> "Contestant":
-        """From a bundle's folder, its digests verified. Raises BundleError."""
-        from speech.bundle import ModelBundle
-        from speech.recognition.offline import Recognizer
-
-        bundle = ModelBundle.load(folder, expected_digest)
-        return cls(bundle.name, bundle.digest, Recognizer(bundle, threads=threads), dict(bundle.parity))
-
-
 @dataclass(frozen=True)
 class Progress:
     """How far an evaluation is."""
@@ -115,13 +95,13 @@ class Progress:
 
 
 def evaluate(
-    candidate: Contestant,
+    candidate: "Recognizer",
     sets: Mapping[str, Sequence["Utterance"]],
     resolve_audio: Resolve,
     *,
     language: str,
     partition: str,
-    champion: Contestant | None,
+    champion: "Recognizer | None",
     dataset_digests: Mapping[str, str],
     bootstrap: int = 1000,
     seed: int = 0,
@@ -142,7 +122,7 @@ def evaluate(
         counts = count_edits(run.rows, language)
         rival = None
         if champion is not None:
-            same = champion.bundle_digest == candidate.bundle_digest
+            same = champion.bundle.digest == candidate.bundle.digest
             other = run if same else _transcribe(champion, set_name, utterances, resolve_audio, language, progress)
             theirs = count_edits(other.rows, language)
             rival = ChampionResult(
@@ -161,18 +141,18 @@ def evaluate(
             unreadable=tuple(run.unreadable),
         )
     return Evaluation(
-        bundle_digest=candidate.bundle_digest,
-        model_name=candidate.name,
+        bundle_digest=candidate.bundle.digest,
+        model_name=candidate.bundle.name,
         language=language,
         partition=partition,
         dataset_digests=dict(dataset_digests),
         sets=results,
-        champion_digest=champion.bundle_digest if champion else None,
-        champion_name=champion.name if champion else None,
+        champion_digest=champion.bundle.digest if champion else None,
+        champion_name=champion.bundle.name if champion else None,
         nonspeech=insertions_on_nonspeech(
-            lambda samples: candidate.recognizer.transcribe_batch([samples])[0].text, language, seed
+            lambda samples: candidate.transcribe_batch([samples])[0].text, language, seed
         ),
-        parity=json.loads(json.dumps(dict(candidate.parity))),
+        parity=json.loads(json.dumps(dict(candidate.bundle.parity))),
         rtfx=audio_s / computing_s if computing_s > 0 else math.nan,
     )
 
@@ -197,7 +177,7 @@ class _Run:
 
 
 def _transcribe(
-    contestant: Contestant,
+    recognizer: "Recognizer",
     set_name: str,
     utterances: Sequence["Utterance"],
     resolve_audio: Resolve,
@@ -213,7 +193,7 @@ def _transcribe(
     for batch in _batches(utterances):
         decoded = list(_decoded(batch, resolve_audio))
         before = time.perf_counter()
-        recognitions = iter(_recognized(contestant.recognizer, [s for _, s in decoded if not isinstance(s, str)]))
+        recognitions = iter(_recognized(recognizer, [s for _, s in decoded if not isinstance(s, str)]))
         run.computing_s += time.perf_counter() - before
         for utterance, samples in decoded:
             found = samples if isinstance(samples, str) else next(recognitions)
@@ -236,7 +216,7 @@ def _transcribe(
             heard[utterance.id] = row, word_outcomes(utterance.text, found.words, language)
         done += len(batch)
         if progress is not None:
-            progress(Progress(set_name, contestant.name, done, len(utterances)))
+            progress(Progress(set_name, recognizer.bundle.name, done, len(utterances)))
     for utterance in utterances:
         if utterance.id in heard:
             row, outcomes = heard[utterance.id]

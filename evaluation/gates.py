@@ -20,13 +20,14 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
+from types import EllipsisType
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
 from evaluation.results import BENCHMARK, QUARTER, Evaluation, Interval, SetResult
 from speech.plain import Number, Record
-from speech.settings import Section
+from speech.settings import Section, Share
 from speech.store.objects import Missing, Objects
 from speech.store.outputs import DIGEST, parse_json, to_json
 
@@ -56,8 +57,8 @@ class GateRefused(Exception):
 class GateSettings(Section):
     """Thresholds a model has to meet before it may be registered, as `[gates]` in soundstage.toml."""
 
-    wer: float = Field(0.15, ge=0, le=1, description="Highest word error rate on each test set (share, 0.15 = 15 %).")
-    cer: float = Field(0.08, ge=0, le=1, description="Highest character error rate on each test set (share).")
+    wer: Share = Field(0.15, description="Highest word error rate on each test set (share, 0.15 = 15 %).")
+    cer: Share = Field(0.08, description="Highest character error rate on each test set (share).")
     slice_wer: float = Field(
         0.30, ge=0, description="Highest word error rate on any slice: domain, speaker group, duration, signal (share)."
     )
@@ -75,8 +76,8 @@ class GateSettings(Section):
     min_speakers: int = Field(
         5, ge=1, description="Fewest speakers in a test set; below five no interval can be trusted (speakers)."
     )
-    max_unreadable_share: float = Field(
-        0.0, ge=0, le=1, description="Highest share of test utterances that could not be decoded or recognised (share)."
+    max_unreadable_share: Share = Field(
+        0.0, description="Highest share of test utterances that could not be decoded or recognised (share)."
     )
     champion_margin: float = Field(
         0.0,
@@ -93,10 +94,8 @@ class GateSettings(Section):
     insertions_per_minute: float = Field(
         2.0, ge=0, description="Most words made up on silence and noise (words per minute)."
     )
-    parity: float = Field(
+    parity: Share = Field(
         0.99,
-        ge=0,
-        le=1,
         description="Lowest share of utterances on which the exported network gives the checkpoint's text (share).",
     )
 
@@ -122,13 +121,6 @@ class GateResult(Record):
         return (
             self.name + (f" on {self.test_set}" if self.test_set else "") + (f" ({self.slice})" if self.slice else "")
         )
-
-
-class _Unchecked:
-    """Stands for a question that the caller did not ask."""
-
-
-UNCHECKED = _Unchecked()
 
 
 @dataclass(frozen=True)
@@ -190,21 +182,22 @@ class Verdict(Record):
         *,
         language: str | None = None,
         settings: GateSettings | None = None,
-        champion_digest: str | _Unchecked | None = UNCHECKED,
+        champion_digest: str | EllipsisType | None = ...,
         overridden: Collection[str] = (),
     ) -> Self:
         """This verdict, or GateRefused where it does not open the way.
 
         With `language`, a verdict on another language is refused; with `settings`, one judged by other thresholds; with
-        `champion_digest` (None: there is none), one that compared with another champion than today's. `overridden` are
-        the labels of gates whose failure people have decided to accept; any other failure is still a refusal.
+        `champion_digest` (None: there is none), one that compared with another champion than today's, unless it is not
+        given. `overridden` are the labels of gates whose failure people have decided to accept; any other failure is
+        still a refusal.
         """
         name = f"{self.model_name} ({self.bundle_digest[:12]})"
         if language is not None and self.language != language:
             raise GateRefused(f"The verdict of {name} is foreign: it is on {self.language}, not on {language}.")
         if settings is not None and dict(self.settings) != settings.model_dump(mode="json"):
             raise GateRefused(f"The verdict of {name} is stale: it was judged by other thresholds, so judge again.")
-        if not isinstance(champion_digest, _Unchecked) and self.champion_digest != champion_digest:
+        if not isinstance(champion_digest, EllipsisType) and self.champion_digest != champion_digest:
             compared = (self.champion_digest or "none")[:12]
             today = (champion_digest or "none")[:12]
             raise GateRefused(

@@ -24,15 +24,13 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 def to_plain(record: Any) -> dict[str, Any]:
     """A record, and those in it, as JSON values, in the order of its fields; computed fields come last."""
-    values: dict[str, Any] = _adapter(record.__class__).dump_python(record, mode="json")
-    return values
+    return _adapter(record.__class__).dump_python(record, mode="json")
 
 
 def from_plain(kind: type[Kind], values: Any) -> Kind:
     """The record of that kind with these JSON values; ValueError says which one is missing or wrong."""
     try:
-        record: Kind = _adapter(cast(Hashable, kind)).validate_json(json.dumps(values, allow_nan=False), strict=True)
-        return record
+        return _adapter(cast(Hashable, kind)).validate_json(json.dumps(values, allow_nan=False), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{'.'.join(map(str, first['loc'])) or kind.__name__}: {first['msg']}") from None
@@ -51,8 +49,7 @@ class Record:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
-        values: dict[str, Any] = json.loads(self.to_json())
-        return values
+        return json.loads(self.to_json())
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

@@ -101,8 +101,7 @@ def _unspaced() -> "re.Pattern[str]":
     import regex
 
     classes = "".join(rf"\p{{scx={script}}}" for script in _UNSPACED)
-    pattern: re.Pattern[str] = regex.compile(rf"[{classes}]\p{{M}}*")
-    return pattern
+    return regex.compile(rf"[{classes}]\p{{M}}*")
 
 
 @functools.cache

@@ -1,6 +1,10 @@
 """The base of every table that a team writes: of the settings file, and of a recipe."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):

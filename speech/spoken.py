@@ -11,6 +11,7 @@ it was written, for :func:`unread` to name: a finding, not a guess.
 """
 
 import functools
+import itertools
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -95,12 +96,7 @@ def _runs(tokens: Sequence[str], language: str) -> Iterator[tuple[int, int]]:
 
 
 def _plain_words(tokens: Sequence[str], language: str) -> list[str]:
-    plain: list[str] = []
-    for token in tokens:
-        if _needs_reading(token, language, False):
-            break
-        plain.append(token)
-    return plain
+    return list(itertools.takewhile(lambda token: not _needs_reading(token, language, False), tokens))
 
 
 _DOTTED = re.compile(r"[^\W\d_]{1,7}\.[^\w\s]*|(?:[^\W\d_]\.){2,}")
@@ -161,18 +157,17 @@ def _run_read(
 
 def _shared(context: Sequence[str], words: Sequence[str]) -> int:
     """How many words of the context stand unchanged at the beginning."""
-    count = 0
-    for written, said in zip(context, words[: max(0, len(words) - 1)], strict=False):
-        if _words(written) != _words(said):
-            break
-        count += 1
-    return count
+    pairs = zip(context, words[: max(0, len(words) - 1)], strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: _words(pair[0]) == _words(pair[1]), pairs))
 
 
 # The ways to write the same thing that the library reads in different right ways, the one it reads best first.
 _Rewrite = Callable[[re.Match[str]], list[str]]
 _BARE = r"(?<![\w.,:/$€£+-])"
 _BARE_END = r"(?![\w€$£%°]|[.,:/-]\d| ?(?:%|€|°))"
+# "zwanzig vierundzwanzig" is the library's first choice for a year of this century, and few people's
+_THIS_CENTURY = re.compile(rf"(?<![\w,:/$€£+-])(?<!\d\.)20([1-9]\d){_BARE_END}")
+_ARTICLE = re.compile(rf"{_BARE}1(?= [A-ZÄÖÜ])")  # what 1 is before a German noun; its case the library drops
 
 
 def _spellings(written: str, language: str) -> list[str]:
@@ -195,15 +190,12 @@ def _spellings(written: str, language: str) -> list[str]:
             best = f"{head}{ways[0]}{tail}"
             place = len(head) + len(ways[0])
     if language == "de":
-        # "zwanzig vierundzwanzig" is the library's first choice for a year of this century, and few people's
-        year = re.compile(rf"(?<![\w,:/$€£+-])(?<!\d\.)20([1-9]\d){_BARE_END}")
-        if year.search(best):
+        if _THIS_CENTURY.search(best):
             others.insert(0, best)
-            best = year.sub(r"2.0\1", best)
-        if re.search(rf"{_BARE}1(?= [A-ZÄÖÜ])", best):
-            one = re.compile(rf"{_BARE}1(?= [A-ZÄÖÜ])")  # before a noun it is an article, whose case the library drops
-            others = [one.sub(form, best) for form in ("eine", "einen", "einem", "einer")] + others
-            best = one.sub("ein", best)
+            best = _THIS_CENTURY.sub(r"2.0\1", best)
+        if _ARTICLE.search(best):
+            others = [_ARTICLE.sub(form, best) for form in ("eine", "einen", "einem", "einer")] + others
+            best = _ARTICLE.sub("ein", best)
     return [best, *others]
 
 

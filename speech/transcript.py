@@ -179,21 +179,19 @@ class Transcript:
 
     def to_ctm(self, recording: str) -> str:
         """NIST CTM: recording, channel (from 1), start, duration, word and confidence of each, in order of time."""
-        lines = [
+        return "".join(
             f"{_token(recording)} {(word.channel or 0) + 1} {word.start_s:.3f} "
             f"{max(0.0, word.end_s - word.start_s):.3f} {_token(word.text)} {word.confidence:.4f}\n"
             for word in sorted(self.words, key=lambda word: (word.start_s, word.end_s))
-        ]
-        return "".join(lines)
+        )
 
     def to_rttm(self, recording: str) -> str:
         """NIST RTTM: one line a speaker turn. Neighbouring segments of one speaker stay apart, so pauses are kept."""
-        lines = [
+        return "".join(
             f"SPEAKER {_token(recording)} 1 {start:.3f} {max(0.0, end - start):.3f} <NA> <NA> {_token(speaker)} "
             "<NA> <NA>\n"
             for start, end, speaker in sorted(_turns(self))
-        ]
-        return "".join(lines)
+        )
 
 
 @dataclass(frozen=True)
@@ -275,11 +273,9 @@ def _turns(transcript: Transcript) -> Iterator[tuple[float, float, str]]:
         if segment.speaker is not None and all(word.speaker == segment.speaker for word in words):
             yield segment.start_s, segment.end_s, segment.speaker
             continue
-        first = 0
-        for place in range(1, len(words) + 1):
-            if place == len(words) or words[place].speaker != words[first].speaker:
-                yield words[first].start_s, words[place - 1].end_s, words[first].speaker or "unknown"
-                first = place
+        for speaker, turn in itertools.groupby(words, lambda word: word.speaker):
+            said = list(turn)
+            yield said[0].start_s, said[-1].end_s, speaker or "unknown"
 
 
 def _clock(seconds: float, separator: str) -> str:

@@ -203,8 +203,7 @@ class DagsterClient:
             ) from None
         if answer.status_code != 200 or content.get("errors"):
             raise DagsterError(f"Dagster refused the request: {content.get('errors') or answer.text[:300]}")
-        data: dict[str, Any] = content["data"]
-        return data
+        return content["data"]
 
     def ask(self, text: str, field: str, wanted: str, failed: str, **variables: Any) -> dict[str, Any]:
         """The answer in a field of one GraphQL request, of the type that is wanted.

@@ -6,17 +6,18 @@ Where a test is about servers alone, `approve` writes what they ask for, and no 
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from deployment.promotion.actions import Action
 from deployment.promotion.ledger import GENESIS, Decision, Ledger
 from evaluation.gates import load_verdict, save_verdict
-from speech.audio.decode import Waveform, encode_wav
 from speech.bundle import ModelBundle
 from speech.corpus.manifest import Utterance
 from speech.corpus.normalize import Sorted
 from speech.store.objects import Objects
 from tests.deployment.conftest import make_verdict
+from tests.sounds import sound_bytes
 from tests.toy_bundle import tones, write_toy_bundle
 
 GOLDEN = (("three", "four"), ("five", "six"), ("seven", "eight"))
@@ -27,7 +28,7 @@ def write_golden(workspace: Any, language: str = "en", golden: Sequence[Sequence
     rows = []
     with workspace.store.replace("benchmark_set", language) as staging:
         for number, words in enumerate(golden):
-            (staging.path / f"{number}.wav").write_bytes(encode_wav(Waveform(tones(words, language))))
+            (staging.path / f"{number}.wav").write_bytes(sound_bytes(tones(words, language)))
             row = Utterance(
                 id=str(number),
                 audio=f"{number}.wav",
@@ -79,10 +80,10 @@ def register_versions(workspace: Any, *versions: Mapping[str, Any], language: st
     Each was judged against the first one as champion, so the first can be approved first and then any other.
     """
     digests: dict[str, str] = {}
-    report = workspace.store.root / "report.html"
+    report = Path(workspace.store.home, "report.html")
     report.write_text("<html>toy</html>")
     for number, options in enumerate(versions, start=1):
-        folder = workspace.store.path("toys", language) / str(number)
+        folder = Path(workspace.store.home, "toys", language, str(number))
         bundle = write_toy_bundle(folder, language, name=f"{language}-{number}", **options)
         judged_at = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
         verdict = replace(make_verdict(bundle, champion=digests.get("1")), judged_at=judged_at)

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from speech.settings import Section
+from speech.settings import Section, Share
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -81,7 +81,7 @@ class BatchSettings(Section):
 class JoinSettings(Section):
     """Joining utterances of one speaker: more context, more kinds of endings, no two epochs alike."""
 
-    probability: float = Field(0.3, ge=0, le=1, description="Share of examples that are joined from several.")
+    probability: Share = Field(0.3, description="Share of examples that are joined from several.")
     parts: int = Field(3, ge=2, description="At most this many utterances in one example.")
     longest_s: float = Field(15.0, gt=0, description="Joined examples stay below this duration.")
     gap_s: tuple[float, float] = Field((0.0, 0.4), description="Pause between two parts, drawn from this range.")
@@ -92,15 +92,15 @@ class AugmentationSettings(Section):
 
     join: JoinSettings = JoinSettings()
     speed: tuple[float, float] = Field((0.9, 1.1), description="Playing speed, drawn from this range; pitch follows.")
-    speed_probability: float = Field(0.7, ge=0, le=1)
+    speed_probability: Share = 0.7
     gain_db: tuple[float, float] = Field((-12.0, 6.0), description="Loudness change, drawn from this range.")
-    noise_probability: float = Field(0.5, ge=0, le=1)
+    noise_probability: Share = 0.5
     noise_snr_db: tuple[float, float] = Field((8.0, 35.0), description="Speech over noise, drawn from this range.")
     noise_folder: Path | None = Field(None, description="Recordings of noise; without it noise is synthesised.")
     nonspeech_probability: float = Field(
         0.05, ge=0, lt=1, description="Share of examples replaced by noise, babble or hum in which nobody says a word."
     )
-    telephone_probability: float = Field(0.0, ge=0, le=1, description="Share band-limited to 300-3,400 Hz.")
+    telephone_probability: Share = Field(0.0, description="Share band-limited to 300-3,400 Hz.")
     silence_s: tuple[float, float] = Field((0.0, 0.0), description="Pause before and after, drawn from this range.")
     frequency_masks: int = Field(2, ge=0, description="SpecAugment (Park et al. 2019).")
     frequency_mask_bands: int = Field(15, ge=1)
@@ -127,7 +127,7 @@ class OptimizerSettings(Section):
 
     learning_rate: float = Field(3e-3, gt=0, description="AdamW's highest rate, reached after the warm-up.")
     matrix_learning_rate: float = Field(0.02, ge=0, description="Muon's highest rate; 0: AdamW for the matrices too.")
-    final_share: float = Field(0.0, ge=0, le=1, description="What is left of both rates at the last step.")
+    final_share: Share = Field(0.0, description="What is left of both rates at the last step.")
     warmup_steps: int = Field(100, ge=0)
     weight_decay: float = Field(1e-3, ge=0)
     betas: tuple[float, float] = (0.9, 0.98)

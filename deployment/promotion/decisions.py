@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Concatenate, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Concatenate, Literal, ParamSpec, Self, TypeVar
 
 from deployment.promotion.actions import CLOSING, PRODUCTION, Action
 from deployment.promotion.aliases import STATUS_TAG, Aliases
@@ -40,8 +40,11 @@ from deployment.registry.models import ModelVersion, Registry, RegistryError
 from evaluation.gates import GateRefused, Verdict, load_verdict
 from evaluation.results import BENCHMARK
 from speech.bundle import BundleError, ModelBundle
-from speech.store.objects import LostRace, StoreError
+from speech.store.objects import LostRace, Objects, StoreError
 from speech.store.records import TRIES, pause
+
+if TYPE_CHECKING:
+    from deployment.settings import Settings
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -56,7 +59,7 @@ class Waiting:
     Attributes:
         verdict: the judgement of its bundle; None where there is none that can be read.
         champion: `model/version` in force, or empty.
-        approvers: who may approve; None: anyone with a name.
+        approvers: who may approve.
         launchers: who launched the training, as far as anybody signed for it.
         expires_at: when it is closed if nobody decides.
         obstacle: why an approval would be refused as things stand, or None.
@@ -65,7 +68,7 @@ class Waiting:
     version: ModelVersion
     verdict: Verdict | None
     champion: str
-    approvers: tuple[str, ...] | None
+    approvers: tuple[str, ...]
     launchers: tuple[str, ...]
     expires_at: datetime | None
     obstacle: str | None
@@ -76,7 +79,7 @@ class Waiting:
         name = f"{self.version.name} version {self.version.version}"
         if self.obstacle:
             return f"{name} waits but cannot be approved: {self.obstacle}"
-        who = "anyone" if self.approvers is None else " or ".join(self.approvers) or "nobody yet (name an approver)"
+        who = " or ".join(self.approvers) or "nobody yet (name an approver)"
         until = f" until {self.expires_at:%Y-%m-%d}" if self.expires_at else ""
         said = [f"{name} waits for {who} to approve, reject or ask for changes{until}"]
         gates = self.verdict.gates if self.verdict else ()
@@ -129,14 +132,17 @@ class Promotions:
     Args:
         registry: where versions and aliases are.
         rules: what a decision needs, and the data store, which has the ledgers.
-        key: with which entries are signed; None: they are not.
     """
 
-    def __init__(self, registry: Registry, rules: Rules, key: bytes | None = None) -> None:
-        self._key = key
+    def __init__(self, registry: Registry, rules: Rules) -> None:
         self.registry = registry
         self.rules = rules
         self._aliases = Aliases(registry, rules)
+
+    @classmethod
+    def of(cls, settings: "Settings", objects: Objects) -> Self:
+        """Those of a deployment, with the approvers, rules and thresholds of its settings."""
+        return cls(Registry(settings.tracking_uri, objects), Rules(objects, settings.promotion, settings.gates))
 
     @_again
     def approve(
@@ -215,7 +221,8 @@ class Promotions:
         if not self.rules.overdue(candidate):
             return None
         ledger = self.ledger(language)
-        reason = f"waited longer than {self.rules.expires_days} days for a decision: evaluate and judge it again"
+        days = self.rules.asked.challenger_expires_days
+        reason = f"waited longer than {days} days for a decision: evaluate and judge it again"
         turn = _Turn(ledger, ledger.entries(), SYSTEM, reason)
         if closed := self.rules.closed(turn.entries, candidate):
             self._aliases.finish(ledger)  # the process that closed it died before it moved the alias
@@ -244,7 +251,7 @@ class Promotions:
 
     def overridden(self, language: str, digest: str) -> tuple[str, ...]:
         """Labels of the gates that people accepted for exactly this bundle and its present verdict."""
-        if not self.rules.allow_override:
+        if not self.rules.asked.allow_override:
             return ()
         sha = self.rules.verdict_sha256(digest)
         return self.rules.overridden(self.history(language), digest, sha)
@@ -396,7 +403,7 @@ class Promotions:
 
     def ledger(self, language: str) -> Ledger:
         """The ledger of a language."""
-        return Ledger(self.rules.objects, language, self._key)
+        return Ledger(self.rules.objects, language, self.rules.asked.signing_key)
 
     def _turn(self, language: str, approver: str, reason: str) -> _Turn:
         approver, reason = self.rules.require_person(approver, reason)

@@ -6,7 +6,7 @@
 import sys
 from collections.abc import Sequence
 
-from deployment.promotion.assembly import promotions_of
+from deployment.promotion.decisions import Promotions
 from deployment.promotion.ledger import Decision, Ledger, LedgerError
 from deployment.settings import Settings
 
@@ -19,7 +19,7 @@ def print_decisions(settings: Settings, languages: Sequence[str]) -> int:
     from rich.table import Table
 
     console, broken = Console(markup=False, width=None if sys.stdout.isatty() else WIDE), 0
-    promotions = promotions_of(settings, settings.objects)
+    promotions = Promotions.of(settings, settings.objects)
     for language in languages:
         entries: tuple[Decision, ...] = ()
         wrong = ""

@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 
 from deployment.promotion.actions import CLOSING
 from deployment.promotion.ledger import BETTER, Decision, champion_in_force
+from deployment.promotion.settings import PromotionSettings
 from deployment.promotion.signatures import UNSIGNED, Launchers
 from deployment.registry.models import ModelVersion
 from evaluation.gates import GateRefused, GateSettings, Verdict, load_verdict, verdict_key
@@ -29,27 +30,19 @@ class PromotionRefused(Exception):
     """A decision that may not be taken: no such approver, no reason, or nothing to go back to."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Rules:
     """What a team asks of a decision about production.
 
     Attributes:
         objects: the data store, with the verdicts and the notes of who launched a bundle's training.
-        approvers: who may decide. An empty list means nobody; None means that no list is kept.
-        gates: the thresholds in force; a verdict judged by others is stale. None: not compared.
-        require_better: an approval needs a paired interval that shows improvement over the champion.
-        two_person: who launched the training cannot be the only approver.
-        expires_days: an approval needs a verdict that is not older. None: any age.
-        allow_override: failed gates may be accepted by an explicit decision.
+        asked: who may decide, and what a decision needs.
+        gates: the thresholds in force; a verdict judged by others is stale.
     """
 
     objects: Objects
-    approvers: Collection[str] | None = None
-    gates: GateSettings | None = None
-    require_better: bool = False
-    two_person: bool = False
-    expires_days: int | None = None
-    allow_override: bool = False
+    asked: PromotionSettings
+    gates: GateSettings
 
     @property
     def launchers(self) -> Launchers:
@@ -65,7 +58,7 @@ class Rules:
         approver, reason = approver.strip(), reason.strip()
         if not approver:
             raise PromotionRefused("a decision needs the name of the person who takes it")
-        if self.approvers is not None and approver not in self.approvers:
+        if approver not in self.asked.approvers:
             raise PromotionRefused(f"'{approver}' may not decide about production ({self.allowed})")
         if not reason:
             raise PromotionRefused("a decision needs a reason that others can read later")
@@ -76,13 +69,11 @@ class Rules:
     @property
     def allowed(self) -> str:
         """Who may decide, for a sentence."""
-        if self.approvers is None:
-            return "anyone may"
-        return f"allowed: {', '.join(sorted(self.approvers)) or 'nobody yet: name approvers in the settings'}"
+        return f"allowed: {', '.join(sorted(self.asked.approvers)) or 'nobody yet: name approvers in the settings'}"
 
     def require_override_allowed(self) -> None:
         """Refuse an override where the team has not switched them on."""
-        if not self.allow_override:
+        if not self.asked.allow_override:
             raise PromotionRefused(
                 "overriding gates is switched off: a team that wants it sets promotion.allow_override in its settings"
             )
@@ -105,7 +96,7 @@ class Rules:
         name = f"{candidate.name} version {candidate.version}"
         self._require_fresh(verdict, name)
         used = labels(verdict)
-        if self.require_better and now and not verdict.improves:
+        if self.asked.require_better and now and not verdict.improves:
             found = f"{points(verdict.comparison)} points of WER" if verdict.comparison else "no paired comparison"
             if not override:
                 raise PromotionRefused(
@@ -121,7 +112,7 @@ class Rules:
             self.require_eligible(entries, candidate, override=False)
         except (GateRefused, PromotionRefused) as refused:
             try:
-                self.require_eligible(entries, candidate, override=self.allow_override)
+                self.require_eligible(entries, candidate, override=self.asked.allow_override)
             except (GateRefused, PromotionRefused):
                 return str(refused)
             return f"{refused} `promote` approves it all the same with `override_gates`."
@@ -158,15 +149,13 @@ class Rules:
         return last if last.verdict_sha256 == self.verdict_sha256(version.digest) else None
 
     def expires_at(self, version: ModelVersion) -> datetime | None:
-        """When a version that nobody decides about is closed; None where none ever is."""
-        if self.expires_days is None:
-            return None
+        """When a version that nobody decides about is closed; None where it is not known how long it waits."""
         try:
             judged = instant(load_verdict(self.objects, version.digest).judged_at)
         except GateRefused:
             judged = None
         since = judged or version.created_at
-        return since + timedelta(days=self.expires_days) if since else None
+        return since + timedelta(days=self.asked.challenger_expires_days) if since else None
 
     def overdue(self, version: ModelVersion) -> bool:
         """Whether a version waited longer than the rules allow."""
@@ -184,23 +173,21 @@ class Rules:
             if e.action == "voice"
             and about(e, version)
             and e.verdict_sha256 == verdict_sha256
-            and (self.approvers is None or e.approver in self.approvers)
+            and e.approver in self.asked.approvers
         }
 
     def suffices(self, entries: Sequence[Decision], version: ModelVersion, verdict_sha256: str, approver: str) -> bool:
         """Whether an approval by this person is enough: by another than the launcher, or as the second voice."""
         launchers = self._launchers(version)
-        if not self.two_person or (UNSIGNED not in launchers and approver.casefold() not in launchers):
+        if not self.asked.two_person or (UNSIGNED not in launchers and approver.casefold() not in launchers):
             return True
         voices = self.voices(entries, version, verdict_sha256)
         return any(name.casefold() != approver.casefold() for name in voices)
 
-    def who_may_approve(self, version: ModelVersion) -> tuple[str, ...] | None:
-        """Whose approval would be enough, or would be one of two; None: anyone with a name."""
-        if self.approvers is None:
-            return None
-        alone = self._launchers(version) if self.two_person else set()
-        return tuple(sorted(name for name in self.approvers if name.casefold() not in alone))
+    def who_may_approve(self, version: ModelVersion) -> tuple[str, ...]:
+        """Whose approval would be enough, or would be one of two."""
+        alone = self._launchers(version) if self.asked.two_person else set()
+        return tuple(sorted(name for name in self.asked.approvers if name.casefold() not in alone))
 
     def _launchers(self, version: ModelVersion) -> set[str]:
         return {name.casefold() for name in self.launchers.of(version.digest)} or {UNSIGNED}
@@ -224,13 +211,11 @@ class Rules:
         )
 
     def _require_fresh(self, verdict: Verdict, name: str) -> None:
-        if self.expires_days is None:
-            return
-        judged = instant(verdict.judged_at)
-        if judged is None or datetime.now(UTC) - judged > timedelta(days=self.expires_days):
+        judged, days = instant(verdict.judged_at), self.asked.challenger_expires_days
+        if judged is None or datetime.now(UTC) - judged > timedelta(days=days):
             when = f"on {judged:%Y-%m-%d}" if judged else "at an unknown time"
             raise PromotionRefused(
-                f"{name} expired: it was judged {when}, and a verdict holds for {self.expires_days} days; "
+                f"{name} expired: it was judged {when}, and a verdict holds for {days} days; "
                 "evaluate and judge it again, then register it again"
             )
 

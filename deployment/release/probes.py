@@ -21,18 +21,6 @@ class Unfit(Exception):
 
 
 @dataclass(frozen=True)
-class GoldenUtterance:
-    """A real recording that a new bundle must transcribe in place before it gets traffic.
-
-    `expected` is the bundle's own offline text; None: it is computed from the bundle here.
-    """
-
-    audio: Path
-    reference: str
-    expected: str | None = None
-
-
-@dataclass(frozen=True)
 class ProbeResult:
     """One recording answered by one replica."""
 
@@ -46,10 +34,11 @@ class Probes:
     """The golden recordings of a roll-out, to be used in a `with` block.
 
     Args:
+        golden: real recordings, which a new bundle must transcribe in place before it gets traffic.
         latency_limit_s: beyond this a first answer is a fault and not a slow machine.
     """
 
-    def __init__(self, language: str, golden: Sequence[GoldenUtterance], latency_limit_s: float) -> None:
+    def __init__(self, language: str, golden: Sequence[Path], latency_limit_s: float) -> None:
         self.language, self.golden, self.latency_limit_s = language, tuple(golden), latency_limit_s
         self.expected: tuple[str, ...] = ()  # what the bundle by itself hears, a text a recording
 
@@ -75,21 +64,14 @@ class Probes:
             recognizer = Recognizer(bundle)
         except BundleError as error:
             raise Unfit(str(error)) from error
-        texts = []
-        for utterance in self.golden:
-            text = recognizer.transcribe(_samples(utterance.audio)).text
+        self.expected = tuple(recognizer.transcribe(_samples(path)).text for path in self.golden)
+        for path, text in zip(self.golden, self.expected, strict=True):
             if not text:
-                raise Unfit(f"it hears nothing in {utterance.audio}")
-            if utterance.expected not in (None, text):
-                raise Unfit(
-                    f"in {utterance.audio} it hears '{text}' here, but '{utterance.expected}' when it was evaluated"
-                )
-            texts.append(text)
-        self.expected = tuple(texts)
+                raise Unfit(f"it hears nothing in {path}")
 
     def ask(self, replica: ReplicaReport, place: int, digest: str) -> "httpx.Response":
         """A replica's answer to a recording, by a bundle; raises the errors of httpx."""
-        with self.golden[place].audio.open("rb") as audio:
+        with self.golden[place].open("rb") as audio:
             return self._client.post(
                 f"{replica.url}/v1/transcribe",
                 params={"language": self.language, "format": "json"},
@@ -101,7 +83,7 @@ class Probes:
         """Raise `Unfit` where a replica heard something else than the bundle by itself."""
         if text != self.expected[place]:
             raise Unfit(
-                f"replica {replica.replica} heard '{text}' in {self.golden[place].audio.name}, the bundle by itself "
+                f"replica {replica.replica} heard '{text}' in {self.golden[place].name}, the bundle by itself "
                 f"'{self.expected[place]}'"
             )
 
@@ -116,7 +98,7 @@ class Probes:
             latency_s = time.monotonic() - began
             if answer.status_code != 200:
                 said = answer.text[:300]
-                raise Unfit(f"{name} answered {answer.status_code} to {self.golden[place].audio.name}: {said}")
+                raise Unfit(f"{name} answered {answer.status_code} to {self.golden[place].name}: {said}")
             body = answer.json()
             served, text = body["model"]["digest"], body["text"]
         except (httpx.HTTPError, OSError, ValueError, KeyError, TypeError) as error:
@@ -126,7 +108,7 @@ class Probes:
         self.require(replica, place, text)
         if latency_s > self.latency_limit_s:
             raise Unfit(f"{name} took {latency_s:.1f} s, more than {self.latency_limit_s:g} s")
-        return ProbeResult(replica.replica, self.golden[place].audio.name, text, round(latency_s, 4))
+        return ProbeResult(replica.replica, self.golden[place].name, text, round(latency_s, 4))
 
 
 def work_s(headers: Mapping[str, str], otherwise: float) -> float:

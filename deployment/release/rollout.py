@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from deployment.registry.shelf import Shelf
 from deployment.release.canary import Canary, Figures
@@ -40,7 +41,7 @@ from deployment.release.document import (
 from deployment.release.folder import LostTurn, ReleaseFolder
 from deployment.release.history import Transition, utc_now
 from deployment.release.life import POLL_S, Replicas, Tier, silence
-from deployment.release.probes import GoldenUtterance, ProbeResult, Probes, Unfit
+from deployment.release.probes import ProbeResult, Probes, Unfit
 from deployment.release.reports import LanguageReport, ReplicaReport
 from deployment.release.trial import Trial
 from deployment.release.turns import ReleaseBusy, Turn
@@ -79,7 +80,7 @@ def roll_out(
     store: ReleaseFolder | Objects,
     language: str,
     digest: str,
-    golden: Sequence[GoldenUtterance],
+    golden: Sequence[Path],
     timeout_s: float = 60.0,
     *,
     model: str = "",

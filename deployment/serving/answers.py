@@ -42,8 +42,7 @@ class TranscriptAnswer(Transcript):
     @staticmethod
     def of(answer: Answer, request_id: str) -> "TranscriptAnswer":
         """What is sent for a transcript."""
-        transcript = answer.done.transcript
-        said = {part.name: getattr(transcript, part.name) for part in fields(transcript)}
+        said = {part.name: getattr(answer.transcript, part.name) for part in fields(answer.transcript)}
         return TranscriptAnswer(**said, request_id=request_id, model=ModelName.of(answer.model))
 
 

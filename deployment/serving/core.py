@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,11 +20,12 @@ from deployment.serving.following import Follower
 from deployment.serving.metrics import Metrics
 from deployment.serving.problems import Problem
 from deployment.serving.routing import LoadedModel, NoModel
-from deployment.serving.transcription import Cancelled, Transcribed, transcribe
+from deployment.serving.transcription import Cancelled, transcribe
 from speech.audio.decode import AudioError, AudioLimits
 from speech.recognition.offline import RecognitionError
 from speech.scripts import primary_language
 from speech.store.objects import Objects
+from speech.transcript import Transcript
 
 FORMATS = {"json": "application/json", "srt": "application/x-subrip", "vtt": "text/vtt"}
 BUSY_RETRY_S = 2
@@ -75,9 +77,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Answer:
-    """A transcript, the seconds it took, and the model that wrote it."""
+    """A transcript, the seconds of work that it took, and the model that wrote it."""
 
-    done: Transcribed
+    transcript: Transcript
+    seconds: float
     model: LoadedModel
 
 
@@ -116,13 +119,8 @@ class Serving:
         served = self.routes.languages()
         if not wanted:
             if len(served) > 1:
-                raise Problem(
-                    400,
-                    "language-required",
-                    "Language required",
-                    f"Say which language is spoken, as `language=`: one of {', '.join(served)}.",
-                    served=served,
-                )
+                detail = f"Say which language is spoken, as `language=`: one of {', '.join(served)}."
+                raise Problem(400, "language-required", "Language required", detail, served=served)
             if not served:
                 broken = [error for table in self.routes.tables().values() for error in table.errors.values()]
                 raise self._no_model("; ".join(broken) or "No language has a model in production")
@@ -135,13 +133,8 @@ class Serving:
                 raise Problem(404, "bundle-not-loaded", "Bundle not loaded", f"This replica says: {error}.") from error
             if error.known or not served:
                 raise self._no_model(str(error)) from error
-            raise Problem(
-                404,
-                "unknown-language",
-                "Language not served",
-                f"'{wanted[:35]}' is not served here; served: {', '.join(served)}.",
-                served=served,
-            ) from error
+            detail = f"'{wanted[:35]}' is not served here; served: {', '.join(served)}."
+            raise Problem(404, "unknown-language", "Language not served", detail, served=served) from error
         return wanted
 
     def ready(self) -> tuple[tuple[str, ...], str]:
@@ -205,7 +198,7 @@ class Serving:
             answer = self._answered(source, language, digest, cancelled)
         except NoModel as error:  # the release changed since the language was looked up
             raise Problem(503, "no-model", "No model", f"{error}: try again.", retry_after_s=BUSY_RETRY_S) from error
-        self.metrics.heard(answer.done)
+        self.metrics.heard(answer.transcript, answer.seconds)
         return answer
 
     def _answered(self, source: Source, language: str, digest: str | None, cancelled: threading.Event) -> Answer:
@@ -229,8 +222,9 @@ class Serving:
 
     def _counted(self, source: Source, model: LoadedModel, cancelled: threading.Event, *, routed: bool) -> Answer:
         """Transcribe, and note in the model's figures how that went; what clients do wrong is not its fault."""
+        began = time.monotonic()
         try:
-            done = transcribe(source.file, source.name, model, self.limits, cancelled)
+            transcript = transcribe(source.file, source.name, model, self.limits, cancelled)
         except Cancelled:
             raise
         except AudioError as error:
@@ -242,8 +236,9 @@ class Serving:
         except Exception:
             self._count(model, None, routed=routed)
             raise
-        self._count(model, done.seconds, empty=not done.transcript.words, routed=routed)
-        return Answer(done, model)
+        seconds = time.monotonic() - began
+        self._count(model, seconds, empty=not transcript.words, routed=routed)
+        return Answer(transcript, seconds, model)
 
     def _count(self, model: LoadedModel, seconds: float | None, *, empty: bool = False, routed: bool) -> None:
         self.metrics.count(model, seconds, empty=empty)
@@ -262,14 +257,11 @@ class Serving:
         self.metrics.queued.set(max(0, self._taken - self.options.workers))
 
     def _no_model(self, why: str) -> Problem:
-        return Problem(
-            503,
-            "no-model",
-            "No model in production yet",
+        detail = (
             f"{why}: approve a registered model and release it; this replica follows {self.folder.document} and will "
-            "serve it within seconds.",
-            retry_after_s=NO_MODEL_RETRY_S,
+            "serve it within seconds."
         )
+        return Problem(503, "no-model", "No model in production yet", detail, retry_after_s=NO_MODEL_RETRY_S)
 
 
 def answer_format(wanted: str) -> str:

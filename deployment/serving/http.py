@@ -95,10 +95,8 @@ def _add_transcription(app: FastAPI, serving: Serving) -> None:
         summary="Transcribe a recording",
         description=(
             "The recording is the body itself, or the part `file` of a multipart form, in any common audio format; "
-            "`language` and `format` may also be form fields. With `"
-            + BUNDLE_HEADER
-            + "` a loaded bundle can be asked "
-            "for by its digest, which is how a roll-out probes a new one before it gets traffic."
+            f"`language` and `format` may also be form fields. With `{BUNDLE_HEADER}` a loaded bundle can be asked for "
+            "by its digest, which is how a roll-out probes a new one before it gets traffic."
         ),
         response_model=None,
         responses={
@@ -234,12 +232,12 @@ async def _transcribed(serving: Serving, request: Request, upload: Upload, langu
 
 
 def _answer(request: Request, answer: Answer, wanted: str) -> Response:
-    model, transcript = answer.model, answer.done.transcript
+    model, transcript = answer.model, answer.transcript
     headers = {
         MODEL_HEADER: model.name,
         VERSION_HEADER: model.route.version,
         BUNDLE_HEADER: model.digest,
-        TIMING_HEADER: f"{WORK_TIMING};dur={answer.done.seconds * 1000:.1f}",
+        TIMING_HEADER: f"{WORK_TIMING};dur={answer.seconds * 1000:.1f}",
     }
     if wanted == "json":
         body = TranscriptAnswer.of(answer, request.state.request_id).to_json()
@@ -264,13 +262,10 @@ async def _received(request: Request, options: ServingOptions) -> Upload:
         return await receive(request, options.max_bytes, options.upload_idle_s)
     except OSError as error:
         log.exception("request %s could not be spooled", request.state.request_id)
-        raise Problem(
-            503,
-            "no-space",
-            "Recording could not be stored",
-            f"The recording could not be written to the server's temporary folder ({error.strerror}): try again later.",
-            retry_after_s=30,
-        ) from error
+        detail = (
+            f"The recording could not be written to the server's temporary folder ({error.strerror}): try again later."
+        )
+        raise Problem(503, "no-space", "Recording could not be stored", detail, retry_after_s=30) from error
 
 
 async def _gone(request: Request) -> None:
@@ -313,12 +308,10 @@ async def _problem(request: Request, error: Exception) -> Response:
 
 async def _http_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    code = {404: "not-found", 405: "method-not-allowed"}.get(error.status_code, "http-error")
-    title = {404: "Not found", 405: "Method not allowed"}.get(error.status_code, "Request failed")
+    known = {404: ("not-found", "Not found"), 405: ("method-not-allowed", "Method not allowed")}
+    code, title = known.get(error.status_code, ("http-error", "Request failed"))
     detail = f"{request.method} {request.url.path[:200]}: {error.detail}. The interface is described at /docs."
-    problem = Problem(error.status_code, code, title, detail)
-    request.state.code = code
-    response = _problem_response(problem, request.state.request_id)
+    response = await _problem(request, Problem(error.status_code, code, title, detail))
     response.headers.update(error.headers or {})
     return response
 
@@ -367,12 +360,8 @@ class _Observed:
             state["code"] = "internal"
             if status:
                 raise
-            fault = Problem(
-                500,
-                "internal",
-                "Internal error",
-                f"This is a fault of the server; its log has the details under request {request_id}.",
-            )
+            detail = f"This is a fault of the server; its log has the details under request {request_id}."
+            fault = Problem(500, "internal", "Internal error", detail)
             await _problem_response(fault, request_id)(scope, receive, observed_send)
         finally:
             self._metrics.in_flight.dec()

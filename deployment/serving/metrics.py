@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from deployment.serving.routing import LoadedModel
-from deployment.serving.transcription import Transcribed
+from speech.transcript import Transcript
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 REAL_TIME_FACTORS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
@@ -21,50 +22,42 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._versions: set[tuple[str, str]] = set()
-        self.requests = Counter(
-            "soundstage_requests", "Answered requests.", ("route", "status", "language"), registry=self.registry
-        )
-        self.latency = Histogram(
+        counter = partial(Counter, registry=self.registry)
+        gauge = partial(Gauge, registry=self.registry)
+        histogram = partial(Histogram, registry=self.registry)
+        self.requests = counter("soundstage_requests", "Answered requests.", ("route", "status", "language"))
+        self.latency = histogram(
             "soundstage_request_seconds",
             "Time from the first byte of a request to the end of its answer.",
             ("route",),
             buckets=SECONDS,
-            registry=self.registry,
         )
-        self.errors = Counter("soundstage_errors", "Error answers by code.", ("code",), registry=self.registry)
-        self.in_flight = Gauge("soundstage_requests_in_flight", "Requests being answered.", registry=self.registry)
-        self.queued = Gauge(
-            "soundstage_transcriptions_waiting", "Recordings received that wait for a worker.", registry=self.registry
-        )
-        self.audio_seconds = Counter(
-            "soundstage_audio_seconds", "Seconds of audio transcribed.", ("language",), registry=self.registry
-        )
-        self.words = Counter("soundstage_words", "Words transcribed.", ("language",), registry=self.registry)
-        self.real_time_factor = Histogram(
+        self.errors = counter("soundstage_errors", "Error answers by code.", ("code",))
+        self.in_flight = gauge("soundstage_requests_in_flight", "Requests being answered.")
+        self.queued = gauge("soundstage_transcriptions_waiting", "Recordings received that wait for a worker.")
+        self.audio_seconds = counter("soundstage_audio_seconds", "Seconds of audio transcribed.", ("language",))
+        self.words = counter("soundstage_words", "Words transcribed.", ("language",))
+        self.real_time_factor = histogram(
             "soundstage_real_time_factor",
             "Seconds of work for a second of audio.",
             ("language",),
             buckets=REAL_TIME_FACTORS,
-            registry=self.registry,
         )
-        self.versions = Counter(
+        self.versions = counter(
             "soundstage_version_requests",
             "Requests by the model version that took them; outcome is ok, empty (nothing heard) or error.",
             ("language", "version", "outcome"),
-            registry=self.registry,
         )
-        self.version_seconds = Histogram(
+        self.version_seconds = histogram(
             "soundstage_version_seconds",
             "Seconds of work for an answer, decoding included and waiting not, by model version.",
             ("language", "version"),
             buckets=SECONDS,
-            registry=self.registry,
         )
-        self.bundles = Gauge(
+        self.bundles = gauge(
             "soundstage_bundle_info",
             "Bundles that requests can reach; always 1.",
             ("language", "model", "version", "digest"),
-            registry=self.registry,
         )
 
     def show_models(self, models: Iterable[LoadedModel]) -> None:
@@ -89,13 +82,12 @@ class Metrics:
         if seconds is not None:
             self.version_seconds.labels(model.language, model.version).observe(seconds)
 
-    def heard(self, done: Transcribed) -> None:
-        """Note a transcript that was made."""
-        transcript = done.transcript
+    def heard(self, transcript: Transcript, seconds: float) -> None:
+        """Note a transcript that was made in so many seconds of work."""
         self.audio_seconds.labels(transcript.language).inc(transcript.duration_s)
         self.words.labels(transcript.language).inc(len(transcript.words))
         if transcript.duration_s > 0:
-            self.real_time_factor.labels(transcript.language).observe(done.seconds / transcript.duration_s)
+            self.real_time_factor.labels(transcript.language).observe(seconds / transcript.duration_s)
 
     def text(self) -> bytes:
         """All metrics in Prometheus's text format."""

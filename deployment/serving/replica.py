@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from deployment.addresses import bound
 from deployment.release.folder import DOCUMENT
 from deployment.serving.core import ServingOptions
 from deployment.serving.http import create_app
@@ -55,7 +56,7 @@ def serve(
         raise ServeError(str(error)) from error
     host = host or settings.serving.host
     try:
-        listener = _listen(host, settings.serving.port if port is None else port)
+        listener = bound(host, settings.serving.port if port is None else port)
     except (OSError, UnicodeError) as error:
         raise ServeError(f"cannot listen on {host}: {error}; choose another --host or --port") from error
     port = listener.getsockname()[1]
@@ -82,14 +83,6 @@ def serve(
         )
     )
     server.run(sockets=[listener])
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((host, port))
-    return listener
 
 
 def _reachable(host: str) -> str:

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from speech.settings import Section
+from speech.settings import Section, Share
 
 
 class ServingSettings(Section):
@@ -30,10 +30,8 @@ class ServingSettings(Section):
     canary_requests: int = Field(
         50, ge=1, description="Requests to the new version after which the trial ends earlier (requests)."
     )
-    canary_max_error_rate: float = Field(
+    canary_max_error_rate: Share = Field(
         0.02,
-        ge=0,
-        le=1,
         description="Highest share of its requests that the new version may fail on (share); the old version answers "
         "those, so no customer notices.",
     )
@@ -43,11 +41,8 @@ class ServingSettings(Section):
         description="Highest ratio of the new version's seconds for an answer to the old one's: median, and with 100 "
         "answers of each the 95th percentile.",
     )
-    canary_max_empty_share: float = Field(
-        0.1,
-        ge=0,
-        le=1,
-        description="By how much its share of empty transcripts may exceed the old version's (absolute share).",
+    canary_max_empty_share: Share = Field(
+        0.1, description="By how much its share of empty transcripts may exceed the old version's (absolute share)."
     )
     drain_s: float = Field(
         30.0, ge=0, description="Longest wait for requests on the old version; none is cut off after it (seconds)."

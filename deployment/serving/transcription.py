@@ -3,9 +3,7 @@
 import hashlib
 import importlib.metadata
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
@@ -24,28 +22,19 @@ class Cancelled(Exception):
     """The caller has gone; the work was stopped."""
 
 
-@dataclass(frozen=True)
-class Transcribed:
-    """A transcript and what it cost."""
-
-    transcript: Transcript
-    seconds: float
-
-
 def transcribe(
     audio: BinaryIO,
     name: str,
     model: LoadedModel,
     limits: AudioLimits,
     cancelled: threading.Event,
-) -> Transcribed:
+) -> Transcript:
     """Transcribe one recording in bounded memory, whatever its length.
 
     Raises:
         AudioError: it is not audio that can be used.
         Cancelled: `cancelled` was set meanwhile.
     """
-    began = time.monotonic()
 
     def watched(chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         for chunk in chunks:
@@ -54,8 +43,7 @@ def transcribe(
             yield chunk
 
     called = f"{model.name}/{model.route.version or '-'}"
-    transcript = transcript_of(audio, name, model.recognizer, called, limits, watched)
-    return Transcribed(transcript, time.monotonic() - began)
+    return transcript_of(audio, name, model.recognizer, called, limits, watched)
 
 
 def transcript_of(

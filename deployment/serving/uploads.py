@@ -72,12 +72,8 @@ async def _form(request: Request, stream: AsyncGenerator[bytes, None]) -> Upload
     try:
         form = await parser.parse()
     except MultiPartException as error:
-        raise Problem(
-            400,
-            "bad-form",
-            "Not a usable multipart form",
-            f"{error.message} Send one recording as the part 'file', and beside it only short fields.",
-        ) from error
+        detail = f"{error.message} Send one recording as the part 'file', and beside it only short fields."
+        raise Problem(400, "bad-form", "Not a usable multipart form", detail) from error
     recordings = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
     if not recordings:
         raise Problem(400, "no-recording", "No recording in the form", "Send the recording as the part 'file'.")
@@ -111,15 +107,11 @@ async def _counted(request: Request, max_bytes: int, idle_s: float, too_large: b
         if not too_large:
             yield piece
     if too_large:
-        raise Problem(
-            413,
-            "too-large",
-            "Recording too large",
-            f"The recording is larger than {max_bytes:,} bytes, the most this server accepts: send it in parts, or "
-            "in a compressed format such as FLAC or Opus.",
-            closes=True,
-            max_bytes=max_bytes,
+        detail = (
+            f"The recording is larger than {max_bytes:,} bytes, the most this server accepts: send it in parts, or in "
+            "a compressed format such as FLAC or Opus."
         )
+        raise Problem(413, "too-large", "Recording too large", detail, closes=True, max_bytes=max_bytes)
 
 
 def _too_slow(idle_s: float, *, idle: bool) -> Problem:

@@ -41,7 +41,7 @@ from speech.audio.decode import SAMPLE_RATE
 from speech.corpus.manifest import SPLITS, Utterance, quarter_of, quarter_title
 from speech.corpus.normalize import DELIVERED, MARKERS, MAX_DURATION_S, MIN_DURATION_S
 from speech.markers import DEFAULT_MARKERS
-from speech.settings import Section
+from speech.settings import Section, Share
 from speech.text import normalize, speech_rate, spoken_length, unexpected_characters, words_of
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ CHANCE = (
     "speech_rate", "duplicate_share", "text_charset", "marker_share", "rejected_share", "text_audio_correlation",
     "transcripts_in_place", "drift_duration", "drift_snr", "drift_telephone", "drift_vocabulary", "drift_extreme",
 )  # fmt: skip
+
+UNKNOWN = dict.fromkeys(CHANCE, Judgement(math.nan, 0.0, ""))  # of a partition without a row
 
 Locate = Callable[[Utterance], str | os.PathLike[str]]
 
@@ -77,13 +79,11 @@ class CorpusSettings(Section):
     min_speakers: int = Field(5, ge=1, description="Fewest speakers in a partition (speakers).")
     min_duration_s: float = Field(MIN_DURATION_S, gt=0, description="Shortest utterance (seconds).")
     max_duration_s: float = Field(MAX_DURATION_S, gt=0, description="Longest utterance (seconds).")
-    max_duplicate_share: float = Field(
-        0.01, ge=0, le=1, description="Highest share of utterances whose audio is in the partition already (share)."
+    max_duplicate_share: Share = Field(
+        0.01, description="Highest share of utterances whose audio is in the partition already (share)."
     )
-    max_charset_share: float = Field(
+    max_charset_share: Share = Field(
         0.005,
-        ge=0,
-        le=1,
         description="Highest share of transcripts with characters foreign to the language, or with digits and signs "
         "that cannot be read aloud (share).",
     )
@@ -92,8 +92,8 @@ class CorpusSettings(Section):
         description="Regular expressions of what stands in transcripts and was not said, such as [noise] or <unk>: it "
         "is taken out.",
     )
-    max_marker_share: float = Field(
-        0.05, ge=0, le=1, description="Share of transcripts with such markers above which it warns (share)."
+    max_marker_share: Share = Field(
+        0.05, description="Share of transcripts with such markers above which it warns (share)."
     )
     min_speech_rate: float = Field(
         2.0, ge=0, description="Slowest plausible speech (normalised characters per second)."
@@ -101,11 +101,11 @@ class CorpusSettings(Section):
     max_speech_rate: float = Field(
         30.0, gt=0, description="Fastest plausible speech (normalised characters per second)."
     )
-    max_speech_rate_share: float = Field(
-        0.05, ge=0, le=1, description="Highest share of utterances outside the plausible speech rate (share)."
+    max_speech_rate_share: Share = Field(
+        0.05, description="Highest share of utterances outside the plausible speech rate (share)."
     )
-    max_rejected_share: float = Field(
-        0.1, ge=0, le=1, description="Highest share of delivered rows that went to quarantine (share)."
+    max_rejected_share: Share = Field(
+        0.1, description="Highest share of delivered rows that went to quarantine (share)."
     )
     probed_files: int = Field(
         2_000, ge=1, description="How many audio files are opened to check their sample rate, spread evenly (files)."
@@ -116,17 +116,15 @@ class CorpusSettings(Section):
     extreme_drift: float = Field(
         4.0, ge=0, description="Population stability index that blocks: the source must be another one (index)."
     )
-    max_telephone_change: float = Field(
-        0.3, ge=0, le=1, description="Change of the share of telephone recordings that warns (share)."
+    max_telephone_change: Share = Field(
+        0.3, description="Change of the share of telephone recordings that warns (share)."
     )
-    min_known_words: float = Field(
+    min_known_words: Share = Field(
         0.7,
-        ge=0,
-        le=1,
         description="Share of words also common in the previous quarter below which it warns, of what that quarter's "
         "speakers know of each other's words (share).",
     )
-    extreme_known_words: float = Field(0.2, ge=0, le=1, description="The same share below which it blocks (share).")
+    extreme_known_words: Share = Field(0.2, description="The same share below which it blocks (share).")
 
     @field_validator("markers")
     @classmethod
@@ -223,12 +221,12 @@ def _judgements(
     profile: CorpusProfile,
     previous: CorpusProfile | None,
     settings: CorpusSettings,
-) -> dict[str, Judgement]:
+) -> Mapping[str, Judgement]:
     """Every figure that varies by chance (CHANCE), with its limit and what that finds."""
     rate = settings.false_alarm_rate / len(CHANCE)
     rows = len(utterances)
     if not rows:
-        return dict.fromkeys(CHANCE, Judgement(math.nan, 0.0, ""))
+        return UNKNOWN
     delivered = rows + sum(rejected.values())
     in_source = delivered / max(1 - unreadable_share, 1e-9)
     twins = table["digest"].count() - table["digest"].nunique() + rejected.get("duplicate", 0)
@@ -329,7 +327,7 @@ def _about_utterances(
     def between(name: str, limit: str, explanation: str, **arguments: Any) -> Expectation:
         return every(name, "ExpectColumnValuesToBeBetween", limit, explanation, **arguments)
 
-    rate_share = judged["speech_rate"].limit if "speech_rate" in judged else settings.max_speech_rate_share
+    rate_share = judged["speech_rate"].limit
     shortest, longest = settings.min_duration_s, settings.max_duration_s
     slowest, fastest = settings.min_speech_rate, settings.max_speech_rate
     return [
@@ -396,90 +394,69 @@ def _about_utterances(
 
 def _about_partition(settings: CorpusSettings, judged: Mapping[str, Judgement]) -> list[Expectation]:
     def whole(
-        name: str, explanation: str, *, at_least: float | None = None, at_most: float | None = None,
-        blocking: bool = True,
-    ) -> Expectation:  # fmt: skip
-        if name in judged:
-            at_least, at_most = (None if each is None else judged[name].limit for each in (at_least, at_most))
-        limit = f"at least {at_least:.3g}" if at_least is not None else f"at most {at_most:.3g}"
+        name: str, explanation: str, limit: float | None = None, *, least: bool = False, blocking: bool = True
+    ) -> Expectation:
+        """`limit`: of a figure that does not vary by chance; the others have theirs from how they were judged."""
+        limit = judged[name].limit if limit is None else limit
         # The minimum of one value is that value; unlike a map over values it fails on one that is missing.
-        arguments = {"column": name, "min_value": at_least, "max_value": at_most}
-        return Expectation(
-            name, "partition", "ExpectColumnMinToBeBetween", arguments, limit, explanation, "observed_value", blocking
-        )
+        arguments = {"column": name, "min_value": limit if least else None, "max_value": None if least else limit}
+        told, kind = f"at {'least' if least else 'most'} {limit:.3g}", "ExpectColumnMinToBeBetween"
+        return Expectation(name, "partition", kind, arguments, told, explanation, "observed_value", blocking)
 
     return [
-        whole("hours", "Too little speech to train or to measure on.", at_least=settings.min_hours),
-        whole("speakers", "Too few speakers to split by speaker.", at_least=settings.min_speakers),
+        whole("hours", "Too little speech to train or to measure on.", settings.min_hours, least=True),
+        whole("speakers", "Too few speakers to split by speaker.", settings.min_speakers, least=True),
         whole(
             "speakers_in_several_splits",
             "A speaker in train and test makes the test too easy: let assign_splits decide by speaker.",
-            at_most=0,
+            0,
             blocking=settings.split == "speaker",
         ),
-        whole(
-            "duplicate_share",
-            "The same audio again counts twice: ask the source why it delivered it twice.",
-            at_most=settings.max_duplicate_share,
-        ),
+        whole("duplicate_share", "The same audio again counts twice: ask the source why it delivered it twice."),
         whole(
             "text_charset",
             "Foreign characters are another language, markup or a broken encoding; digits and signs count where they "
             "cannot be read aloud: correct the transcripts.",
-            at_most=settings.max_charset_share,
         ),
         whole(
             "marker_share",
             "Markers such as [noise] were taken out of this share of the transcripts: make sure that nothing that was "
             "said went with them ([corpus] markers).",
-            at_most=settings.max_marker_share,
             blocking=False,
         ),
         whole(
             "rejected_share",
             "So many rejects mean a broken delivery, not a few broken files: read the reasons in quarantine.",
-            at_most=settings.max_rejected_share,
         ),
         whole(
             "text_audio_correlation",
             "Long texts must take long. Near 0, transcripts are shuffled against the audio, or are of another corpus: "
             "compare the first rows by ear and export again.",
-            at_least=0,
+            least=True,
         ),
         whole(
             "transcripts_in_place",
             "In a run of rows the audio lasts as long as the transcript of a row nearby asks for: one delivery in the "
             "partition has its transcripts moved against its audio. The figure is the evidence for it (nats).",
-            at_most=0,
         ),
-        whole(
-            "drift_duration",
-            "Durations are distributed otherwise than in the previous quarter.",
-            at_most=settings.max_drift,
-            blocking=False,
-        ),
+        whole("drift_duration", "Durations are distributed otherwise than in the previous quarter.", blocking=False),
         whole(
             "drift_snr",
             "Signal-to-noise ratios are distributed otherwise than in the previous quarter.",
-            at_most=settings.max_drift,
             blocking=False,
         ),
         whole(
-            "drift_telephone",
-            "The share of telephone recordings changed since the previous quarter.",
-            at_most=settings.max_telephone_change,
-            blocking=False,
+            "drift_telephone", "The share of telephone recordings changed since the previous quarter.", blocking=False
         ),
         whole(
             "drift_vocabulary",
             "Many words were not common in the previous quarter: new topics, or another source.",
-            at_least=settings.min_known_words,
+            least=True,
             blocking=False,
         ),
         whole(
             "drift_extreme",
             "The partition differs so much from the previous quarter that it must come from another source.",
-            at_most=0,
         ),
     ]
 
@@ -492,7 +469,7 @@ def _expectations(
     expectations = [*_about_utterances(quarter, language, settings, judged), *_about_partition(settings, judged)]
     for place, each in enumerate(expectations):
         if each.name in CHANCE:
-            judgement = judged.get(each.name, Judgement(math.nan, 0.0, ""))
+            judgement = judged[each.name]
             finds = f"; here {judgement.finds} is found in 95 of 100" if judgement.finds else ""
             explanation = " ".join(filter(None, (judgement.note, each.explanation, f"{alarms}{finds}.")))
             expectations[place] = replace(each, explanation=explanation)
@@ -501,7 +478,9 @@ def _expectations(
 
 def catalogue(settings: CorpusSettings) -> tuple[tuple[str, bool, str], ...]:
     """Name, whether it blocks, and explanation of every expectation, in the order of the outcomes."""
-    return tuple((each.name, each.blocking, each.explanation) for each in _expectations("2000-01", "any", settings, {}))
+    return tuple(
+        (each.name, each.blocking, each.explanation) for each in _expectations("2000-01", "any", settings, UNKNOWN)
+    )
 
 
 def validate(

@@ -11,7 +11,6 @@ The way of a recording: its bytes (`speech.audio.source`), blocks of frames (`sp
 when a recording counts as truncated), mono at 16 kHz (`speech.audio.mixdown`).
 """
 
-import io
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
@@ -92,24 +91,28 @@ def probe(source: AudioSource, name: str | None = None) -> AudioInfo:
         return header(recording)
 
 
-def encode_flac(waveform: Waveform, path: str | os.PathLike[str]) -> None:
-    """Write PCM16 FLAC atomically; values outside [-1, 1] are clipped and no dither is added, so bytes repeat."""
-    _write_flac([waveform.samples], path, waveform.sample_rate)
-
-
 def write_flac_chunks(chunks: Iterable[np.ndarray], path: str | os.PathLike[str]) -> float:
     """Write 16 kHz mono float chunks as one PCM16 FLAC, atomically and in bounded memory; returns its seconds.
 
-    The bytes depend on the samples only, not on how they were cut. If `chunks` raises, `path` is left as it was.
+    Values outside [-1, 1] are clipped, and no dither is added: the bytes depend on the samples only, not on how they
+    were cut. If `chunks` raises, `path` is left as it was, and a reader sees the whole file or none.
     """
-    return _write_flac(chunks, path, SAMPLE_RATE) / SAMPLE_RATE
-
-
-def encode_wav(waveform: Waveform) -> bytes:
-    """PCM16 WAV bytes; values outside [-1, 1] are clipped."""
-    buffer = io.BytesIO()
-    soundfile.write(buffer, _pcm16(waveform.samples), waveform.sample_rate, format="WAV", subtype="PCM_16")
-    return buffer.getvalue()
+    target = Path(path)
+    part = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
+    frames = 0
+    try:
+        with (
+            open(part, "xb+") as file,
+            soundfile.SoundFile(file, "w", SAMPLE_RATE, channels=1, format="FLAC", subtype="PCM_16") as sound,
+        ):
+            for chunk in chunks:
+                sound.write(_pcm16(chunk))
+                frames += len(chunk)
+        os.replace(part, target)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    return frames / SAMPLE_RATE
 
 
 def _chunked(
@@ -126,27 +129,7 @@ def _pcm16(samples: np.ndarray) -> np.ndarray:
     return np.clip(scaled, -32768, 32767).astype(np.int16)
 
 
-def _write_flac(chunks: Iterable[np.ndarray], path: str | os.PathLike[str], sample_rate: int) -> int:
-    """Write under a temporary name in the same folder, then rename: a reader sees the whole file or none."""
-    target = Path(path)
-    part = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
-    frames = 0
-    try:
-        with (
-            open(part, "xb+") as file,
-            soundfile.SoundFile(file, "w", sample_rate, channels=1, format="FLAC", subtype="PCM_16") as sound,
-        ):
-            for chunk in chunks:
-                sound.write(_pcm16(chunk))
-                frames += len(chunk)
-        os.replace(part, target)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    return frames
-
-
 __all__: Sequence[str] = (
     "SAMPLE_RATE", "AudioError", "AudioInfo", "AudioLimits", "AudioSource", "Waveform", "decode", "decode_chunks",
-    "encode_flac", "encode_wav", "probe", "write_flac_chunks",
+    "probe", "write_flac_chunks",
 )  # fmt: skip

@@ -13,13 +13,8 @@ from speech.audio.decoders import header
 from speech.audio.mixdown import resampled
 from speech.audio.source import AudioLimits, AudioSource, opened
 
-_SUBTYPES = {
-    "wavex": "wav",
-    "rf64": "wav",
-    "mp3": "mpeg",
-    "mov": "mp4",
-    "asf": "x-ms-wma",
-}  # the others: the container's
+# Where the subtype is not called as the container is.
+_SUBTYPES = {"wavex": "wav", "rf64": "wav", "mp3": "mpeg", "mov": "mp4", "asf": "x-ms-wma"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +27,7 @@ class Recording:
     media_type: str  # told from the bytes: "audio/flac"
     channels: int
     duration_s: float  # of what was decoded, at 16 kHz: times of transcripts lie within
-    container_start_s: (
-        float  # what the container's own clock shows where the recording, and time 0 of transcripts, begins
-    )
+    container_start_s: float  # what the container's clock shows where the recording, and time 0 of transcripts, begins
 
     def __post_init__(self) -> None:
         """Refuse a time that means another moment elsewhere."""

@@ -1,7 +1,8 @@
 """Why rows were refused, said once for all that are alike: a mistake in a setting is one sentence and not thousands."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable
 
 _PARTICULAR = re.compile(
     r"'[^']*'"  # what a row says
@@ -15,13 +16,13 @@ def grouped(reasons: Iterable[str]) -> list[tuple[int, str]]:
 
     The most frequent come first.
     """
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     first: dict[str, str] = {}
     for reason in reasons:
         kind = _PARTICULAR.sub("", reason)
-        counts[kind] = counts.get(kind, 0) + 1
+        counts[kind] += 1
         first.setdefault(kind, reason)
-    return [(counts[kind], first[kind]) for kind in sorted(counts, key=lambda kind: -counts[kind])]
+    return [(count, first[kind]) for kind, count in counts.most_common()]
 
 
 def sentence(rows: int, first: str) -> str:
@@ -40,9 +41,7 @@ def sentence(rows: int, first: str) -> str:
 def summary(reasons: Iterable[str], most: int = 2) -> str:
     """The most frequent groups of reasons in one line, and how many rows the others are of."""
     groups = grouped(reasons)
-    return "; ".join([sentence(*group) for group in groups[:most]] + _rest(groups[most:]))
-
-
-def _rest(groups: Sequence[tuple[int, str]]) -> list[str]:
-    rows = sum(count for count, _ in groups)
-    return [f"{rows:,} more for {len(groups)} other reasons"] if rows else []
+    said = [sentence(*group) for group in groups[:most]]
+    if rest := groups[most:]:
+        said.append(f"{sum(count for count, _ in rest):,} more for {len(rest)} other reasons")
+    return "; ".join(said)

@@ -314,34 +314,33 @@ def _builtin(name: str, low: str, high: str, grammar: Mapping[str, Any], draw: r
         return None
     numbers, formats = grammar["numbers"], grammar["formats"]
     amounts = [*range(numbers["amount"]["from"], numbers["amount"]["to"] + 1), *numbers["amount"]["also"]]
-    filled: str | None = None
     match name:
         case "amount":
             whole = draw.choice(amounts)
-            filled = formats["amount"].format(whole=whole)
             if whole < 100 and draw.random() < 0.25:
-                filled = formats["amount_with_cents"].format(whole=whole, cents=draw.choice(numbers["cents"]))
+                return formats["amount_with_cents"].format(whole=whole, cents=draw.choice(numbers["cents"]))
+            return formats["amount"].format(whole=whole)
         case "amount_number":
-            filled = str(draw.choice([amount for amount in amounts if 2 <= amount <= 60]))
+            return str(draw.choice([amount for amount in amounts if 2 <= amount <= 60]))
         case "date":
             day = draw.choice(numbers["days"])
             suffixes = formats.get("suffix", {})
             suffix = suffixes.get(day, suffixes.get("other", ""))
-            filled = draw.choice(formats["date"]).format(day=day, suffix=suffix, month=draw.choice(grammar["months"]))
+            return draw.choice(formats["date"]).format(day=day, suffix=suffix, month=draw.choice(grammar["months"]))
         case "month":
-            filled = draw.choice(grammar["months"])
+            return draw.choice(grammar["months"])
         case "time":
-            filled = formats["time"].format(hour=draw.choice(numbers["hours"]), minute=draw.choice(numbers["minutes"]))
+            return formats["time"].format(hour=draw.choice(numbers["hours"]), minute=draw.choice(numbers["minutes"]))
         case "percent":
-            filled = formats["percent"].format(value=draw.choice(range(10, 101, 10)))
+            return formats["percent"].format(value=draw.choice(range(10, 101, 10)))
         case "number":
-            filled = str(draw.randint(int(low), int(high)))
+            return str(draw.randint(int(low), int(high)))
         case "digits":
             count = draw.randint(int(low), int(high))
             digits = [str(draw.randint(0, 9)) for _ in range(count)]
             # a run of seven and more is read digit by digit however it is written, a shorter one is not
-            filled = ("" if count >= 7 and draw.random() < 0.5 else " ").join(digits)
-    return filled
+            return ("" if count >= 7 and draw.random() < 0.5 else " ").join(digits)
+    return None
 
 
 def _delivered(sentence: Sentence, language: str, draw: random.Random) -> str:
@@ -375,8 +374,7 @@ def _grammar(language: str, vocabulary: Path) -> Mapping[str, Any]:
     if not LANGUAGE_TAG.fullmatch(language) or not path.is_file():
         known = ", ".join(languages(vocabulary))
         raise ValueError(f"there is no synthetic vocabulary for {language!r}; add {path} or use one of {known}")
-    grammar: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return grammar
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 # -------------------------------------------------------------------------------------------- how it sounds
@@ -391,7 +389,7 @@ class Voicebox:
     and is to be closed.
     """
 
-    _PARAMETERS: Mapping[str, int] = {"rate": 1, "volume": 2, "pitch": 3, "range": 4}
+    _RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4
     _SYNCHRONOUS = 2
     _DONT_EXIT = 0x8000
     _UTF8 = 1
@@ -430,13 +428,13 @@ class Voicebox:
         if self._library.espeak_SetVoiceByName(speaker.voice.encode()) != 0:
             raise SynthesisError(f"espeak-ng has no voice {speaker.voice}; see the voices in {VOCABULARY}")
         settings = {
-            "rate": round(speaker.words_per_minute / speaker.vocal_tract),
-            "volume": 60,  # at the default 100 some variants clip inside espeak-ng
-            "pitch": speaker.pitch,
-            "range": speaker.pitch_range,
+            self._RATE: round(speaker.words_per_minute / speaker.vocal_tract),
+            self._VOLUME: 60,  # at the default 100 some variants clip inside espeak-ng
+            self._PITCH: speaker.pitch,
+            self._RANGE: speaker.pitch_range,
         }
-        for name, value in settings.items():
-            self._library.espeak_SetParameter(self._PARAMETERS[name], value, 0)
+        for parameter, value in settings.items():
+            self._library.espeak_SetParameter(parameter, value, 0)
         self._library.espeak_ng_SetRandSeed(1)  # breath noise would otherwise be seeded from the clock
         encoded = text.encode() + b"\0"
         answer = self._library.espeak_Synth(encoded, len(encoded), 0, 1, 0, self._UTF8, None, None)
@@ -445,8 +443,7 @@ class Voicebox:
         raw = np.concatenate(self._chunks).astype(np.float32) / 32_768
         import soxr
 
-        spoken: Samples = soxr.resample(raw, round(ESPEAK_RATE * speaker.vocal_tract), sample_rate)
-        return spoken
+        return soxr.resample(raw, round(ESPEAK_RATE * speaker.vocal_tract), sample_rate)
 
     def _take(self, samples: Any, count: int, _events: Any) -> int:
         if samples and count > 0:
@@ -465,8 +462,7 @@ def in_room(samples: Samples, sample_rate: int, draw: np.random.Generator) -> Sa
     tail /= np.sqrt(np.sum(tail**2))
     tail *= 10 ** (-draw.uniform(2.0, 10.0) / 20)  # direct sound over reverberation
     tail[0] = 1.0
-    heard: Samples = fftconvolve(samples, tail)[: len(samples) + count // 2].astype(np.float32)
-    return heard
+    return fftconvolve(samples, tail)[: len(samples) + count // 2].astype(np.float32)
 
 
 def noise(count: int, sample_rate: int, draw: np.random.Generator) -> Samples:
@@ -485,8 +481,7 @@ def noise(count: int, sample_rate: int, draw: np.random.Generator) -> Samples:
         for harmonic, level in ((1, 1.0), (2, 0.5), (3, 0.6), (5, 0.3)):
             signal += level * np.sin(2 * np.pi * (50 * harmonic * time + draw.random()))
         signal /= np.sqrt(np.mean(signal**2)) + 1e-12
-    coloured: Samples = signal.astype(np.float32)
-    return coloured
+    return signal.astype(np.float32)
 
 
 def over_telephone(samples: Samples) -> Samples:
@@ -497,16 +492,14 @@ def over_telephone(samples: Samples) -> Samples:
     mu = 255.0
     companded = np.sign(limited) * np.log1p(mu * np.abs(limited)) / math.log1p(mu)
     quantised = np.round(companded * 127) / 127
-    line: Samples = (np.sign(quantised) * np.expm1(np.abs(quantised) * math.log1p(mu)) / mu).astype(np.float32)
-    return line
+    return (np.sign(quantised) * np.expm1(np.abs(quantised) * math.log1p(mu)) / mu).astype(np.float32)
 
 
 @functools.cache
 def _telephone_filter() -> NDArray[np.float64]:
     from scipy.signal import butter
 
-    sections: NDArray[np.float64] = butter(4, TELEPHONE_BAND, btype="bandpass", fs=TELEPHONE_RATE, output="sos")
-    return sections
+    return butter(4, TELEPHONE_BAND, btype="bandpass", fs=TELEPHONE_RATE, output="sos")
 
 
 def _heard(speech: Samples, sample_rate: int, change: Drift, telephone: bool, draw: np.random.Generator) -> Samples:
@@ -523,8 +516,7 @@ def _heard(speech: Samples, sample_rate: int, change: Drift, telephone: bool, dr
     if telephone:
         signal = over_telephone(signal)
         signal *= min(1.0, PEAK / float(np.max(np.abs(signal))))
-    heard: Samples = signal.astype(np.float32)
-    return heard
+    return signal.astype(np.float32)
 
 
 # ------------------------------------------------------------------------------------------------- its files

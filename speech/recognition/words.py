@@ -50,8 +50,7 @@ class WordSpeller:
 
     def pieces_of(self, text: str) -> list[int]:
         """Return the symbols that write a normalised text."""
-        symbols: list[int] = self._tokenizer.EncodeAsIds(text)
-        return symbols
+        return self._tokenizer.EncodeAsIds(text)
 
     def words(self, tokens: Sequence[Token], duration_s: float | None = None) -> tuple[Word, ...]:
         """Return the words of tokens in order of time; no time lies after `duration_s`.

@@ -22,10 +22,11 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
+from speech.plain import from_plain, to_plain
 from speech.store.objects import REFERENCE, LostRace, Missing, Objects, StoreError, checked, open_objects
 
 KEEP_OUTPUTS = 3  # published outputs kept per partition: the one in force and two before it
@@ -159,22 +160,15 @@ class _Pointer:
 
     def to_json(self) -> bytes:
         """As the document that is stored; the digest in force stands first, for people."""
-        values = {"digest": self.outputs[0].digest, "number": self.number, "outputs": [*map(asdict, self.outputs)]}
-        return (json.dumps(values, indent=1) + "\n").encode()
+        return (json.dumps({"digest": self.outputs[0].digest, **to_plain(self)}, indent=1) + "\n").encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> "_Pointer":
-        """From the stored document; ValueError, KeyError or TypeError for anything else."""
-        values = parse_json(data)
-        outputs = tuple(
-            _Output(
-                str(o["folder"]), str(o["digest"]), None if o["superseded_at"] is None else float(o["superseded_at"])
-            )
-            for o in values["outputs"]
-        )
-        if not outputs:
+        """From the stored document; ValueError for anything else."""
+        pointer = from_plain(cls, parse_json(data))
+        if not pointer.outputs:
             raise ValueError("it names no output")
-        return cls(int(values["number"]), outputs)
+        return pointer
 
 
 class DataStore:
@@ -191,23 +185,12 @@ class DataStore:
         self.home = self.objects.home
         self.keep, self.kept_s = keep, kept_s
 
-    @property
-    def root(self) -> Path:
-        """The folder of a store that is one."""
-        if "://" in self.home:
-            raise StoreError(f"the data store {self.home} is no folder: this cannot be done there yet")
-        return Path(self.home)
-
     def key(self, *parts: str) -> str:
         """The key of an asset's partition, or of any other place below the home."""
         for part in parts:
             if "/" in part:
                 raise StoreError(f"'{part}' cannot be a folder's name in the data store: use a plain name")
         return checked("/".join(parts))
-
-    def path(self, *parts: str) -> Path:
-        """The same as a folder, where the store is one."""
-        return self.root / self.key(*parts)
 
     @contextmanager
     def replace(self, *parts: str) -> Iterator[Staging]:
@@ -254,7 +237,7 @@ class DataStore:
             return _Pointer(), None
         try:
             return _Pointer.from_json(stored.data), stored.tag
-        except (ValueError, KeyError, TypeError) as error:
+        except ValueError as error:
             raise StoreError(
                 f"{key}/{POINTER} in {self.home} cannot be read ({error}): remove {key} and materialise it again"
             ) from error

@@ -20,13 +20,13 @@ TRIES = 50  # of a change that nobody decides about; more often nobody loses to 
 class Records:
     """Records below a prefix, one object each: `<prefix>/00000001.json` and so on, without a gap, never changed."""
 
-    def __init__(self, objects: Objects, prefix: str, suffix: str = ".json") -> None:
-        self.objects, self.prefix, self.suffix = objects, prefix, suffix
+    def __init__(self, objects: Objects, prefix: str) -> None:
+        self.objects, self.prefix = objects, prefix
         self._known: list[bytes] = []  # what never changes need not be read twice
 
     def key(self, number: int) -> str:
         """The key of a record; the first has number 1."""
-        return f"{self.prefix}/{number:08d}{self.suffix}"
+        return f"{self.prefix}/{number:08d}.json"
 
     def all(self) -> tuple[bytes, ...]:
         """All records, in order; record n is at n - 1.

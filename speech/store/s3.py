@@ -106,8 +106,7 @@ class S3Objects(Objects):
         return self._put(key, data, writes, IfMatch=etag)
 
     def put(self, key: str, data: bytes) -> None:
-        place = {"Bucket": self.bucket, "Key": self._key(key)}
-        self._ask(key, lambda: self._client.put_object(**place, Body=data))
+        self._ask(key, lambda: self._client.put_object(**self._place(key), Body=data))
 
     def upload(self, path: Path, key: str) -> None:
         if path.stat().st_size < MULTIPART_BYTES:
@@ -118,8 +117,7 @@ class S3Objects(Objects):
 
     def delete(self, keys: Iterable[str]) -> None:
         def delete(key: str) -> None:
-            place = {"Bucket": self.bucket, "Key": self._key(key)}
-            self._ask(key, lambda: self._client.delete_object(**place))
+            self._ask(key, lambda: self._client.delete_object(**self._place(key)))
 
         self.each(delete, keys)
 
@@ -153,8 +151,8 @@ class S3Objects(Objects):
         answer = self._ask("", lambda: self._client.list_objects_v2(**place, MaxKeys=1))
         return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"]).timestamp()
 
-    def _key(self, key: str) -> str:
-        return self._below("") + checked(key)
+    def _place(self, key: str) -> dict[str, str]:
+        return {"Bucket": self.bucket, "Key": self._below("") + checked(key)}
 
     def _below(self, prefix: str) -> str:
         return "".join(f"{part}/" for part in (self.prefix, checked(prefix, empty=True)) if part)
@@ -174,8 +172,7 @@ class S3Objects(Objects):
     def _body(self, key: str) -> "_Body":
         def get(start: int, etag: str | None) -> Any:
             rest = {} if etag is None else {"Range": f"bytes={start}-", "IfMatch": etag}
-            place = {"Bucket": self.bucket, "Key": self._key(key)}
-            return self._ask(key, lambda: self._client.get_object(**place, **rest))
+            return self._ask(key, lambda: self._client.get_object(**self._place(key), **rest))
 
         return _Body(get, f"{key} in {self.home}")
 
@@ -186,10 +183,8 @@ class S3Objects(Objects):
         def put() -> str:
             if not isinstance(body, bytes):
                 body.seek(0)
-            answer = self._client.put_object(
-                Bucket=self.bucket, Key=self._key(key), Body=body, Metadata={WRITES: ",".join(writes)}, **condition
-            )
-            return str(answer["ETag"])
+            names = {WRITES: ",".join(writes)}
+            return str(self._client.put_object(**self._place(key), Body=body, Metadata=names, **condition)["ETag"])
 
         return "|".join((self._decided(key, writes[0], put), *writes))
 
@@ -197,7 +192,7 @@ class S3Objects(Objects):
         self._try_conditions()
         write, size = uuid.uuid4().hex[:12], path.stat().st_size
         part_bytes = max(PART_BYTES, -(-size // MAX_PARTS))
-        place = {"Bucket": self.bucket, "Key": self._key(key)}
+        place = self._place(key)
         begun = self._ask(key, lambda: self._client.create_multipart_upload(**place, Metadata={WRITES: write}))
         upload = begun["UploadId"]
 
@@ -243,7 +238,7 @@ class S3Objects(Objects):
                 if status not in (404, 412) or _code(error) == "NoSuchBucket":
                     raise
             with suppress(Missing):
-                head = self._ask(key, lambda: self._client.head_object(Bucket=self.bucket, Key=self._key(key)))
+                head = self._ask(key, lambda: self._client.head_object(**self._place(key)))
                 writes = head["Metadata"].get(WRITES, "").split(",")
                 if write in writes:
                     return str(head["ETag"]) if writes[0] == write else SUPERSEDED

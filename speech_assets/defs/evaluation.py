@@ -9,13 +9,14 @@ from deployment.pages import REPORTS, publish
 from deployment.registry.models import RegistryError
 from evaluation.corpus.expectations import in_delivered_order
 from evaluation.corpus.listening import misplaced
-from evaluation.evaluate import Contestant, evaluate
+from evaluation.evaluate import evaluate
 from evaluation.gates import GateResult, judge, save_verdict
 from evaluation.report import REPORT_NAME
 from evaluation.results import EVALUATION_NAME, Evaluation
-from speech.bundle import BundleError
+from speech.bundle import BundleError, ModelBundle
 from speech.corpus.manifest import Utterance
 from speech.corpus.normalize import MANIFEST, rows_of
+from speech.recognition.offline import Recognizer
 from speech.store.objects import StoreError
 from speech.store.outputs import Published, digest_file
 from speech_assets.defs.corpus import UTTERANCES, validated_utterances
@@ -85,7 +86,7 @@ def evaluation(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
         "benchmark": store.current("benchmark_set", language),
     }
     result = evaluate(
-        Contestant.load(workspace.bundle(quarter, language).path),
+        Recognizer(workspace.bundle(quarter, language)),
         {key: _test_rows(output) for key, output in sets.items()},
         lambda row: store.objects.located(row.audio),
         language=language,
@@ -218,7 +219,7 @@ def gate_table(gates: tuple[GateResult, ...]) -> dg.MarkdownMetadataValue:
     )
 
 
-def _champion(workspace: Workspace, language: str) -> Contestant | None:
+def _champion(workspace: Workspace, language: str) -> Recognizer | None:
     """Today's champion as people decided it, whatever was deleted or moved in MLflow since.
 
     Raises:
@@ -231,7 +232,7 @@ def _champion(workspace: Workspace, language: str) -> Contestant | None:
         return None
     try:
         folder = promotions.registry.obtain(now.digest, now.model, now.version)
-        return Contestant.load(folder, now.digest)
+        return Recognizer(ModelBundle.load(folder, now.digest))
     except (RegistryError, BundleError) as gone:
         if unreachable(gone):
             raise

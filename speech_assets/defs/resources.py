@@ -52,9 +52,9 @@ class Workspace:
 
     def registry(self) -> "Registry":
         """The model registry."""
-        from deployment.promotion.assembly import registry_of
+        from deployment.registry.models import Registry
 
-        return registry_of(self.settings, self.objects)
+        return Registry(self.settings.tracking_uri, self.objects)
 
     def registered_name(self, language: str) -> str:
         """Name of a language's registered model."""
@@ -75,9 +75,9 @@ class Workspace:
 
     def promotions(self) -> "Promotions":
         """Decisions about champions, with the approvers, rules and thresholds of the settings."""
-        from deployment.promotion.assembly import promotions_of
+        from deployment.promotion.decisions import Promotions
 
-        return promotions_of(self.settings, self.objects)
+        return Promotions.of(self.settings, self.objects)
 
     def mlflow_run_url(self, record: Mapping[str, Any]) -> str:
         """Where the run of a training record is shown in MLflow."""

@@ -35,17 +35,8 @@ UNREACHABLE = (
     ("botocore.exceptions", "HTTPClientError"),
 )
 UNREACHABLE_NUMBERS = frozenset(
-    (
-        errno.EAGAIN,
-        errno.EBUSY,
-        errno.EHOSTDOWN,
-        errno.EHOSTUNREACH,
-        errno.EIO,
-        errno.ENETDOWN,
-        errno.ENETUNREACH,
-        errno.ENOLCK,
-        errno.ESTALE,
-    )
+    getattr(errno, name)
+    for name in "EAGAIN EBUSY EHOSTDOWN EHOSTUNREACH EIO ENETDOWN ENETUNREACH ENOLCK ESTALE".split()
 )
 MLFLOW_UNREACHABLE = frozenset(("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "ABORTED"))
 CHAIN = 10  # causes looked through

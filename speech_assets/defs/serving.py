@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 GOLDEN_UTTERANCES = 5  # probes of a release, each of another speaker of the benchmark
 SHOWN_STEPS = 40  # of the history, the newest first
+HISTORY = "when (UTC)|version|state|share|after s|requests|errors|empty|p50 / p95 ms|why".split("|")
 CHAMPION = dg.AssetKey("champion")
 RELEASE = dg.AssetKey("serving_release")
 SERVES_THE_CHAMPION = "serves_the_champion"
@@ -139,7 +140,7 @@ def release_champion(
     """
     from deployment.promotion.decisions import REFUSALS
     from deployment.release.canary import Canary
-    from deployment.release.rollout import GoldenUtterance, RolloutFailed, roll_out
+    from deployment.release.rollout import RolloutFailed, roll_out
 
     promotions, settings = workspace.promotions(), workspace.settings.serving
     try:
@@ -149,7 +150,7 @@ def release_champion(
             workspace.objects,
             language,
             decision.digest,
-            [GoldenUtterance(audio, text) for audio, text in _golden(workspace, language)],
+            _golden(workspace, language),
             model=decision.model,
             version=decision.version,
             canary=Canary(
@@ -297,18 +298,6 @@ def _history(workspace: Workspace, language: str) -> dg.MarkdownMetadataValue:
     from deployment.release.folder import ReleaseFolder
 
     steps = ReleaseFolder(workspace.objects).history(language, SHOWN_STEPS)
-    header = (
-        "when (UTC)",
-        "version",
-        "state",
-        "share",
-        "after s",
-        "requests",
-        "errors",
-        "empty",
-        "p50 / p95 ms",
-        "why",
-    )
     rows = [
         (
             datetime.fromisoformat(step.time).astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S"),
@@ -321,7 +310,7 @@ def _history(workspace: Workspace, language: str) -> dg.MarkdownMetadataValue:
         )
         for step in reversed(steps)
     ]
-    return markdown_table(header, rows)
+    return markdown_table(HISTORY, rows)
 
 
 def _cells(figures: "Summary | None") -> tuple[str, ...]:
@@ -335,8 +324,8 @@ def _ms(seconds: float | None) -> float:
     return round((seconds or 0.0) * 1000, 1)
 
 
-def _golden(workspace: Workspace, language: str) -> list[tuple[Path, str]]:
-    """Audio and reference of a few benchmark utterances, one a speaker, nearest to the set's median duration.
+def _golden(workspace: Workspace, language: str) -> list[Path]:
+    """The audio of a few benchmark utterances, one a speaker, nearest to the set's median duration.
 
     Typical recordings, and always the same: a quiet one of a single word would refuse a bundle that serves well.
     """
@@ -345,5 +334,4 @@ def _golden(workspace: Workspace, language: str) -> list[tuple[Path, str]]:
     chosen: dict[str, Utterance] = {}
     for row in sorted(rows, key=lambda row: (abs((row.duration_s or 0) - median_s), row.id)):
         chosen.setdefault(row.speaker, row)
-    golden = list(chosen.values())[:GOLDEN_UTTERANCES]
-    return [(Path(workspace.objects.located(row.audio)), row.text) for row in golden]
+    return [Path(workspace.objects.located(row.audio)) for row in list(chosen.values())[:GOLDEN_UTTERANCES]]

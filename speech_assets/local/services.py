@@ -15,9 +15,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -27,6 +28,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from deployment.addresses import bound
 from deployment.settings import Settings
 from speech.store.objects import StoreError
 from speech.store.outputs import write_json
@@ -233,10 +235,12 @@ def _run(settings: Settings, console: Console, only: Sequence[str], guard: IO[by
             started.append(Running(service, _start(service, settings, log), log))
             _watch_over(started, guard)
             if service.name == "Code":
-                _wait_for_port(started[-1], code_port)
+                # the webserver and the daemon would report it as missing
+                _wait_until_ready(started[-1], partial(_listens, code_port))
         with console.status("starting Dagster, MLflow, the pages and the transcription server"):
             for one in started:
-                _wait_until_ready(one)
+                if one.service.listens:
+                    _wait_until_ready(one, partial(_answers, one.service))
             if any(service.name == "Dagster" for service in wanted):
                 _require_code_location(settings)
         watch = threading.Thread(target=_start_again, args=(started, settings, stopping, guard), daemon=True)
@@ -283,54 +287,46 @@ def _start_again(started: Sequence[Running], settings: Settings, stopping: threa
 
 def free_port() -> int:
     """A port of this machine that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+    with bound("127.0.0.1", 0) as probe:
         return int(probe.getsockname()[1])
-
-
-def _wait_for_port(one: Running, port: int) -> None:
-    """Wait until the code server listens: the webserver and the daemon would report it as missing."""
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return
-        if one.process.poll() is not None:
-            break
-        time.sleep(0.2)
-    raise ServiceError(f"Dagster's code server did not start: read {one.log}")
 
 
 def _require_free_port(service: Service) -> None:
     parts = urlsplit(service.listens)
-    with socket.socket(socket.AF_INET6 if ":" in str(parts.hostname) else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((parts.hostname, parts.port))
-        except (OSError, UnicodeError) as error:
-            raise ServiceError(
-                f"{service.name} cannot listen on {service.listens} ({error}): stop what runs there, or name "
-                f"another port in `{service.field}` of soundstage.toml"
-            ) from error
+    try:
+        bound(str(parts.hostname), parts.port or 80).close()
+    except (OSError, UnicodeError) as error:
+        raise ServiceError(
+            f"{service.name} cannot listen on {service.listens} ({error}): stop what runs there, or name another port "
+            f"in `{service.field}` of soundstage.toml"
+        ) from error
 
 
-def _wait_until_ready(one: Running) -> None:
-    import httpx
-
-    service = one.service
-    if not service.listens:
-        return
+def _wait_until_ready(one: Running, answers: Callable[[], bool]) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         if one.process.poll() is not None:
             raise ServiceError(
-                f"{service.name} ended with code {one.process.returncode} while starting: read {one.log}"
+                f"{one.service.name} ended with code {one.process.returncode} while starting: read {one.log}"
             )
-        try:
-            if httpx.get(service.listens + service.ready_path, timeout=2).status_code < 500:
-                return
-        except httpx.TransportError:
-            time.sleep(0.2)
-    raise ServiceError(f"{service.name} did not answer within {START_TIMEOUT_S:.0f} s: read {one.log}")
+        if answers():
+            return
+        time.sleep(0.2)
+    raise ServiceError(f"{one.service.name} did not answer within {START_TIMEOUT_S:.0f} s: read {one.log}")
+
+
+def _listens(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+def _answers(service: Service) -> bool:
+    import httpx
+
+    with suppress(httpx.TransportError):
+        return httpx.get(service.listens + service.ready_path, timeout=2).status_code < 500
+    return False
 
 
 def _require_code_location(settings: Settings) -> None:

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,16 @@ import pytest
 from deployment.promotion.decisions import Promotions
 from deployment.promotion.ledger import Decision
 from deployment.promotion.rules import Rules
+from deployment.promotion.settings import PromotionSettings
 from deployment.registry.models import ModelVersion, Registry
 from evaluation.gates import AT_LEAST, AT_MOST, REQUIRED_GATES, GateResult, GateSettings, Verdict, save_verdict
 from evaluation.results import BENCHMARK, QUARTER
 from speech.bundle import ModelBundle
-from speech.store.objects import open_objects
+from speech.store.objects import Objects, open_objects
 from tests.toy_bundle import write_toy_bundle
 
 MODEL = "soundstage-en"
+TODAY = datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _gate(name: str, test_set: str, wer: float) -> GateResult:
@@ -46,7 +49,14 @@ def make_verdict(bundle: ModelBundle, *, champion: str | None = None, wer: float
         evaluation_digest="b" * 64,
         champion_digest=champion,
         settings=GateSettings().model_dump(mode="json"),
+        judged_at=TODAY,
     )
+
+
+def make_rules(objects: Objects, gates: GateSettings | None = None, **asked: object) -> Rules:
+    """Rules under which Ada decides, about models that are no worse than the champion."""
+    changed = {"approvers": ("Ada",), "require_better": False, **asked}
+    return Rules(objects, PromotionSettings.model_validate(changed), gates or GateSettings())
 
 
 def make_decision(number: int, previous: str, reason: str = "good") -> Decision:
@@ -149,11 +159,11 @@ class House:
     def restarted(self, **changes: object) -> Promotions:
         """The promotions of a new process, or with other rules."""
         registry = Registry(self.registry.tracking_uri, open_objects(self.home))
-        return self.promotions_over(registry, **{"approvers": ("Ada",), **changes})
+        return self.promotions_over(registry, **changes)
 
     def promotions_over(self, registry: Registry, **rules: object) -> Promotions:
         """Promotions under some rules, with another registry."""
-        return Promotions(registry, Rules(objects=open_objects(self.home), **rules))
+        return Promotions(registry, make_rules(open_objects(self.home), **rules))
 
 
 @pytest.fixture(scope="session")
@@ -170,7 +180,7 @@ def house(tmp_path: Path, empty_database: Path) -> House:
     shutil.copy(empty_database, tmp_path / "mlflow" / "mlflow.db")
     objects = open_objects(tmp_path)
     registry = Registry(f"sqlite:///{tmp_path / 'mlflow' / 'mlflow.db'}", objects)
-    promotions = Promotions(registry, Rules(objects=objects, approvers=("Ada",)))
+    promotions = Promotions(registry, make_rules(objects))
     return House(tmp_path, registry, promotions)
 
 

@@ -10,10 +10,10 @@ import pytest
 
 from deployment.release.document import LanguageRelease, ReleaseDocument, ReleaseDocumentError, Route
 from deployment.release.folder import DOCUMENT, ReleaseFolder
-from deployment.release.rollout import GoldenUtterance, RolloutFailed, roll_out
+from deployment.release.rollout import RolloutFailed, roll_out
 from deployment.release.turns import Turn
 from deployment.serving.following import Follower
-from speech.audio.decode import Waveform, encode_flac
+from speech.audio.decode import write_flac_chunks
 from tests.toy_bundle import shelved, tones
 from tests.toy_registry import approve
 
@@ -28,8 +28,8 @@ def folder(objects):
 
 @pytest.fixture
 def golden(tmp_path):
-    encode_flac(Waveform(tones(["one", "two"])), tmp_path / "golden.flac")
-    return [GoldenUtterance(tmp_path / "golden.flac", "one two")]
+    write_flac_chunks([tones(["one", "two"])], tmp_path / "golden.flac")
+    return [tmp_path / "golden.flac"]
 
 
 def test_document_has_its_published_shape(folder):

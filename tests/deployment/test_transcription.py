@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from deployment.serving.transcription import segments_from_words
 from deployment.transcribe import transcribe_file
-from speech.audio.decode import Waveform, encode_wav
 from speech.recognition.offline import Recognizer
 from speech.store.outputs import digest_file
 from speech.transcript import Word
+from tests.sounds import sound_bytes
 from tests.toy_bundle import tones, write_toy_bundle
 
 
@@ -68,7 +68,7 @@ def test_nothing_said_has_no_segments():
 def test_a_transcript_says_which_model_and_which_code_wrote_it(tmp_path):
     """Years later somebody asks whether a mistake was the model's, and which."""
     bundle = write_toy_bundle(tmp_path / "bundle")
-    (tmp_path / "a.wav").write_bytes(encode_wav(Waveform(tones(["one", "two"]))))
+    (tmp_path / "a.wav").write_bytes(sound_bytes(tones(["one", "two"])))
     said = transcribe_file(tmp_path / "a.wav", Recognizer(bundle))
     assert (said.text, said.language) == ("one two", "en")
     assert said.model_digests == {"recognition": bundle.digest}

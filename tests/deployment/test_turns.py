@@ -10,9 +10,9 @@ import pytest
 
 from deployment.release.document import LanguageRelease, Route
 from deployment.release.folder import LostTurn, ReleaseFolder
-from deployment.release.rollout import GoldenUtterance, RolloutFailed, roll_out
+from deployment.release.rollout import RolloutFailed, roll_out
 from deployment.release.turns import ReleaseBusy, Turn
-from speech.audio.decode import Waveform, encode_flac
+from speech.audio.decode import write_flac_chunks
 from tests.toy_bundle import shelved, tones
 
 BEAT_S, DEAD_S = 0.1, 0.8
@@ -118,8 +118,8 @@ def test_a_roll_out_that_slept_while_another_took_over_ends_with_the_reason(obje
     folder = ReleaseFolder(objects)
     folder.set_language("en", LanguageRelease((ROUTE,)))
     bundle = shelved(objects)
-    encode_flac(Waveform(tones(["one", "two"])), tmp_path / "golden.flac")
-    golden = [GoldenUtterance(tmp_path / "golden.flac", "one two")]
+    write_flac_chunks([tones(["one", "two"])], tmp_path / "golden.flac")
+    golden = [tmp_path / "golden.flac"]
     theirs = LanguageRelease((Route("c" * 64, 1.0, "5"),), rollout="theirs")
 
     def meanwhile():

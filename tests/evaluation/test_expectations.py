@@ -13,7 +13,7 @@ import pytest
 from evaluation.corpus.drift import stability_index
 from evaluation.corpus.expectations import CorpusSettings, validate
 from evaluation.corpus.profile import CorpusProfile, profile_corpus
-from speech.audio.decode import Waveform, encode_flac
+from speech.audio.decode import write_flac_chunks
 from speech.corpus.importers import IMPORTERS, Defaults
 from speech.corpus.manifest import Utterance, assign_splits
 from speech.quality import Quality
@@ -38,7 +38,7 @@ WORDS = [
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory):
     path = tmp_path_factory.mktemp("audio") / "speech.flac"
-    encode_flac(Waveform(np.zeros(1_600, np.float32)), path)
+    write_flac_chunks([np.zeros(1_600, np.float32)], path)
     return str(path)
 
 

@@ -16,10 +16,10 @@ import pytest
 from deployment.release.document import LanguageRelease, Route
 from deployment.release.folder import ReleaseFolder
 from deployment.release.reports import ReplicaReport
-from speech.audio.decode import Waveform, encode_wav
 from speech.bundle import ModelBundle
 from speech.store.objects import open_objects
 from tests.s3_server import BUCKET, S3Server
+from tests.sounds import sound_bytes
 from tests.toy_bundle import shelved, tones
 from tests.toy_registry import approve
 
@@ -139,7 +139,7 @@ def shared_tier(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Tier
 
 
 def wav(*words: str, language: str = "en", gap_s: float = 0.24) -> bytes:
-    return encode_wav(Waveform(tones(words, language, gap_s=gap_s)))
+    return sound_bytes(tones(words, language, gap_s=gap_s))
 
 
 @pytest.fixture

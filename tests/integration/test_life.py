@@ -8,8 +8,8 @@ import pytest
 
 from deployment.release.canary import Canary
 from deployment.release.life import Replicas
-from deployment.release.rollout import GoldenUtterance, RolloutFailed, RolloutResult, roll_out
-from speech.audio.decode import Waveform, encode_flac
+from deployment.release.rollout import RolloutFailed, RolloutResult, roll_out
+from speech.audio.decode import write_flac_chunks
 from speech.store.outputs import write_json
 from tests.integration.conftest import Tier
 from tests.toy_bundle import tones
@@ -27,8 +27,8 @@ def served(tier: Tier) -> Tier:
 def put_out(tier: Tier) -> RolloutResult:
     bundle = tier.bundle("en-2", confuse=[("six", "seven")])
     path = tier.home / "golden.flac"
-    encode_flac(Waveform(tones(["one", "two"])), path)
-    golden = [GoldenUtterance(path, "one two")]
+    write_flac_chunks([tones(["one", "two"])], path)
+    golden = [path]
     canary = Canary(share=0.3, seconds=1.0, requests=20)
     return roll_out(tier.folder, "en", bundle.digest, golden, 30, canary=canary, version="2", allow_no_replica=True)
 

@@ -12,11 +12,10 @@ import httpx
 import pytest
 
 from deployment.promotion.decisions import Promotions
-from deployment.promotion.rules import Rules
 from deployment.registry.models import Registry
 from speech.bundle import BundleError
 from speech.store.objects import open_objects
-from tests.deployment.conftest import MODEL, House
+from tests.deployment.conftest import MODEL, House, make_rules
 
 START_S = 90.0
 
@@ -61,8 +60,7 @@ def test_a_version_travels_from_the_machine_that_trained_to_the_one_that_serves(
 ) -> None:
     url, kept = server
     registry = Registry(url, open_objects(tmp_path))
-    rules = Rules(objects=open_objects(tmp_path), approvers=("Ada",))
-    house = House(tmp_path, registry, Promotions(registry, rules))
+    house = House(tmp_path, registry, Promotions(registry, make_rules(open_objects(tmp_path))))
     version = house.register(1)
     assert house.register(1).version == version.version, "the same bundle is one version"
     decision = house.promotions.approve("en", MODEL, version.version, "Ada", "good on calls")

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
@@ -16,11 +17,12 @@ from deployment.release import turns
 from deployment.release.canary import Canary
 from deployment.release.life import Replicas
 from deployment.release.reports import BUNDLE_HEADER
-from deployment.release.rollout import GoldenUtterance, RolloutFailed, RolloutResult, roll_out
+from deployment.release.rollout import RolloutFailed, RolloutResult, roll_out
 from deployment.release.turns import Turn
-from speech.audio.decode import Waveform, encode_flac, encode_wav
+from speech.audio.decode import write_flac_chunks
 from speech.bundle import ModelBundle
 from tests.integration.conftest import ROOT, Tier
+from tests.sounds import sound_bytes
 from tests.toy_bundle import tones
 
 CANARY = Canary(share=0.3, seconds=3.0, requests=30)
@@ -59,13 +61,13 @@ class Customers:
         return {status for status, _, _ in self.answers}
 
 
-def golden(tier: Tier) -> list[GoldenUtterance]:
+def golden(tier: Tier) -> list[Path]:
     found = []
     for number, words in enumerate((["one", "two", "three"], ["four", "five"])):
         path = tier.home / f"golden-{number}.flac"
         if not path.exists():
-            encode_flac(Waveform(tones(words)), path)
-        found.append(GoldenUtterance(path, " ".join(words)))
+            write_flac_chunks([tones(words)], path)
+        found.append(path)
     return found
 
 
@@ -87,7 +89,7 @@ def states(tier: Tier) -> list[str]:
 
 
 def audio(*words: str, amplitude: float = 0.3) -> bytes:
-    return encode_wav(Waveform(tones(words, amplitude=amplitude)))
+    return sound_bytes(tones(words, amplitude=amplitude))
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +252,7 @@ def test_requests_on_the_old_version_are_finished_before_it_has_drained(tier):
     slow = tier.bundle("en-slow", effort=150)
     tier.serve(slow)
     url = tier.start("a", "--workers", "2")
-    recording = encode_wav(Waveform(tones(["one"] * 400)))  # 200 s: eleven runs of the network
+    recording = sound_bytes(tones(["one"] * 400))  # 200 s: eleven runs of the network
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(httpx.post, f"{url}/v1/transcribe?language=en", content=recording, timeout=60)
         deadline = time.monotonic() + 10
@@ -269,10 +271,10 @@ RELEASE = """
 import sys
 from pathlib import Path
 from deployment.release.canary import Canary
-from deployment.release.rollout import GoldenUtterance, roll_out
+from deployment.release.rollout import roll_out
 from speech.store.objects import open_objects
 home, digest, golden = sys.argv[1:]
-roll_out(open_objects(home), "en", digest, [GoldenUtterance(Path(golden), "one two three")],
+roll_out(open_objects(home), "en", digest, [Path(golden)],
          model="soundstage-en", version="2", canary=Canary(share=0.3, seconds=60, requests=100_000))
 """
 
@@ -282,7 +284,7 @@ def test_a_release_that_is_killed_in_its_canary_is_returned_from_and_done_again(
     tier.serve(tier.bundle("en-1"))
     url = tier.start("a")
     second = tier.bundle("en-2", confuse=[("one", "two")])
-    recording = golden(tier)[0].audio
+    recording = golden(tier)[0]
     releasing = subprocess.Popen(
         [sys.executable, "-c", RELEASE, str(tier.home), second.digest, str(recording)], cwd=ROOT
     )

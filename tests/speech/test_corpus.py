@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from speech.audio.decode import Waveform, decode, encode_flac
+from speech.audio.decode import decode, write_flac_chunks
 from speech.corpus.manifest import Utterance, read_manifest
 from speech.corpus.normalize import MANIFEST, SOURCE_DIGEST, Sorted, normalize_audio, read_quarantine, select_utterances
 from speech.text import normalize
@@ -32,7 +32,7 @@ def row(name: str, audio: Path | str, **changes: object) -> Utterance:
 
 def tone(path: Path, seconds: float, hz: float = 440.0) -> Path:
     time = np.arange(round(seconds * 16_000)) / 16_000
-    encode_flac(Waveform((0.3 * np.sin(2 * np.pi * hz * time)).astype(np.float32)), path)
+    write_flac_chunks([(0.3 * np.sin(2 * np.pi * hz * time)).astype(np.float32)], path)
     return path
 
 
@@ -56,7 +56,7 @@ def test_every_real_file_is_decoded_or_quarantined_with_a_reason(tmp_path: Path)
 def test_segments_of_one_file_are_cut_where_they_lie(tmp_path: Path) -> None:
     source = tmp_path / "long.flac"
     time = np.arange(40 * 16_000) / 16_000
-    encode_flac(Waveform((0.3 * np.sin(2 * np.pi * np.where(time < 31, 300, 900) * time)).astype(np.float32)), source)
+    write_flac_chunks([(0.3 * np.sin(2 * np.pi * np.where(time < 31, 300, 900) * time)).astype(np.float32)], source)
     rows = [
         row("before", source, offset_s=1.0, duration_s=2.0),
         row("across", source, offset_s=29.5, duration_s=3.0),  # over the boundary of two decoded chunks

@@ -37,7 +37,7 @@ def test_a_failed_write_leaves_the_old_output_in_force(tmp_path: Path) -> None:
         (staging.path / "a.txt").write_text("half")
         raise RuntimeError
     assert (store.current("asset", "en").path / "a.txt").read_text() == "old"
-    assert [p.name for p in store.path("asset", "en").iterdir() if p.name.startswith(".staging")] == []
+    assert [p.name for p in Path(store.home, "asset", "en").iterdir() if p.name.startswith(".staging")] == []
 
 
 def test_a_killed_writer_changes_nothing(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_a_killed_writer_changes_nothing(tmp_path: Path) -> None:
 
 def test_abandoned_staging_is_cleared_after_a_day(tmp_path: Path) -> None:
     store = DataStore(tmp_path)
-    abandoned = store.path("asset", "en") / ".staging-dead"
+    abandoned = Path(store.home, "asset", "en") / ".staging-dead"
     abandoned.mkdir(parents=True)
     os.utime(abandoned, (0, 0))
     publish(store, "x", "asset", "en")
@@ -68,7 +68,7 @@ def test_abandoned_staging_is_cleared_after_a_day(tmp_path: Path) -> None:
 @pytest.mark.parametrize("part", ["..", ".", "", "a/b", "a\\b"])
 def test_a_place_outside_the_store_is_refused(tmp_path: Path, part: str) -> None:
     with pytest.raises(StoreError, match="plain name"):
-        DataStore(tmp_path).path("asset", part)
+        DataStore(tmp_path).key("asset", part)
 
 
 def test_what_was_never_published_says_so(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_superseded_outputs_are_kept_for_readers_then_removed(tmp_path: Path) ->
     store = DataStore(tmp_path, kept_s=0.0)
     for number in range(6):
         publish(store, str(number), "asset", "en")
-    folders = [p for p in store.path("asset", "en").iterdir() if p.is_dir()]
+    folders = [p for p in Path(store.home, "asset", "en").iterdir() if p.is_dir()]
     assert len(folders) == 3
     assert store.current("asset", "en").path in folders
 

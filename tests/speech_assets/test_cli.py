@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from speech.audio.decode import Waveform, encode_flac
+from speech.audio.decode import write_flac_chunks
 from speech_assets.cli import app
 from tests.toy_bundle import write_toy_bundle
 
@@ -56,7 +56,7 @@ def test_files_are_transcribed_and_what_is_no_audio_is_named(
 ) -> None:
     bundle = write_toy_bundle(tmp_path / "bundle", "en")
     good, bad = tmp_path / "good.flac", tmp_path / "bad.wav"
-    encode_flac(Waveform(np.random.default_rng(1).normal(0, 0.1, 16_000).astype(np.float32)), good)
+    write_flac_chunks([np.random.default_rng(1).normal(0, 0.1, 16_000).astype(np.float32)], good)
     bad.write_text("no audio")
     with pytest.raises(SystemExit) as ended:
         app(["transcribe", str(good), str(bad), "--bundle", str(bundle.path), "--format", "json"])

@@ -22,12 +22,12 @@ import pytest
 
 from evaluation.gates import GateSettings, judge, load_verdict, save_verdict
 from evaluation.results import Evaluation, NonSpeech
-from speech.audio.decode import Waveform, encode_wav
 from speech.bundle import ModelBundle
 from speech.corpus.manifest import Utterance
 from speech.corpus.normalize import MANIFEST, Sorted
 from speech.store.outputs import write_json
 from tests.evaluation.conftest import result_of, rows_with
+from tests.sounds import sound_bytes
 from tests.toy_bundle import tones, write_toy_bundle
 
 MODEL, QUARTER, LANGUAGE = "soundstage-en", "2024-01", "en"
@@ -393,7 +393,7 @@ def benchmark(house: House) -> None:
     rows = []
     with house.workspace.store.replace("benchmark_set", LANGUAGE) as staging:
         for number, words in enumerate((["one", "two"], ["three", "four"])):
-            (staging.path / f"{number}.wav").write_bytes(encode_wav(Waveform(tones(words), 16_000)))
+            (staging.path / f"{number}.wav").write_bytes(sound_bytes(tones(words), 16_000))
             rows.append(
                 Utterance(
                     id=str(number),

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -114,7 +115,7 @@ def test_a_reading_from_the_future_asks_once(asking) -> None:  # type: ignore[no
 @pytest.mark.parametrize("content", [b"{", b"[]", b'{"reason": "no zone", "asked_at": "2026-01-01T00:00:00"}', b"\xff"])
 def test_a_request_that_is_none_stops_no_other(asking, content: bytes) -> None:  # type: ignore[no-untyped-def]
     asking.schedules(datetime.now(UTC))
-    folder = asking.workspace.store.path("retraining", asking.quarter, "en")
+    folder = Path(asking.workspace.store.home, "retraining", asking.quarter, "en")
     (folder / "a-broken.json").write_bytes(content)
     assert len(asking.starts()) == 1
 
@@ -134,7 +135,7 @@ def test_a_run_that_is_to_be_started_again_is_under_way(asking) -> None:  # type
 )
 def test_a_reading_that_cannot_be_read_asks_for_nothing(asking, content: str) -> None:  # type: ignore[no-untyped-def]
     asking.reading(0.1, datetime.now(UTC))
-    (asking.workspace.store.path("production_quality") / "en.json").write_text(content)
+    Path(asking.workspace.store.home, "production_quality", "en.json").write_text(content)
 
     asking._tick("falling_quality")
     assert asking.starts() == []

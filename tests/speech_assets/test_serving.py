@@ -148,8 +148,9 @@ def test_probes_are_typical_recordings_each_of_another_speaker(served: Served) -
             )
         Sorted(tuple(rows), ()).write(staging.path)
     probes = _golden(served.workspace, LANGUAGE)
-    assert [text for _, text in probes] == ["4.0", "4.1", "4.4", "2.0", "7.0"], "around the median of 4.0 s"
-    assert [audio.name for audio, _ in probes] == ["5.wav", "1.wav", "3.wav", "8.wav", "7.wav"]
+    around_the_median = [4.0, 4.1, 4.4, 2.0, 7.0]
+    assert [spoken[int(audio.stem)][1] for audio in probes] == around_the_median
+    assert [audio.name for audio in probes] == ["5.wav", "1.wav", "3.wav", "8.wav", "7.wav"]
     assert _golden(served.workspace, LANGUAGE) == probes
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from speech.audio.decode import Waveform, decode, encode_flac
+from speech.audio.decode import decode, write_flac_chunks
 from speech.corpus.manifest import read_manifest, split_of_speaker
 from speech.corpus.normalize import MANIFEST
 from speech.corpus.sources import Source
@@ -53,7 +53,7 @@ def table(folder: Path, rows: Sequence[str], header: str = HEADER, **fields: Any
     for row in rows:
         name = row.split("\t")[0]
         if name.endswith(".flac"):
-            encode_flac(Waveform(generator.normal(0, 0.1, 16_000).astype(np.float32)), folder / name)
+            write_flac_chunks([generator.normal(0, 0.1, 16_000).astype(np.float32)], folder / name)
     (folder / "transcripts.tsv").write_text("\n".join((header, *rows)) + "\n")
     return Source(kind="table", path=str(folder), **fields)
 
@@ -151,12 +151,12 @@ def test_audio_that_is_not_there_is_one_sentence_and_may_still_come(ingest: Any,
     assert "set audio_root" in (headline.description or "")
     assert (counts(result)["unusable"], counts(result)["other_partitions"]) == (1_200, 1)
 
-    sound = Waveform(np.random.default_rng(1).normal(0, 0.1, 16_000).astype(np.float32))
+    sound = [np.random.default_rng(1).normal(0, 0.1, 16_000).astype(np.float32)]
     (tmp_path / "a/calls").mkdir()
-    encode_flac(sound, tmp_path / "a/calls/0.wav")
+    write_flac_chunks(sound, tmp_path / "a/calls/0.wav")
     assert list(rows_of(ingest([source]))) == ["calls-0"]
     (tmp_path / "b/calls").mkdir(parents=True)
-    encode_flac(sound, tmp_path / "b/calls/7.wav")
+    write_flac_chunks(sound, tmp_path / "b/calls/7.wav")
     elsewhere = source.model_copy(update={"audio_root": str(tmp_path / "b")})
     assert [row.audio for row in rows_of(ingest([elsewhere])).values()] == [str(tmp_path / "b/calls/7.wav")]
 

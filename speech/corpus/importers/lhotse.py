@@ -97,8 +97,7 @@ def _recording_of(supervision: Mapping[str, Any], recordings: Lookup, name: str)
     text = recordings.text(identity)
     if not text:
         raise ValueError(f"recording '{identity}' is not in {name}")
-    found: Mapping[str, Any] = parse_json(text)
-    return found
+    return parse_json(text)
 
 
 def _supervisions(cut: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -315,6 +315,8 @@ class Augmentation:
         A model that has only ever heard speech writes words for whatever it hears. Babble is noise with the spectrum of
         `sound` and an uneven swell, as many voices at once have it (ICRA noise, Dreschler et al. 2001).
         """
+        from scipy import fft
+
         count = len(sound)
         rng = np.random.default_rng([self.seed, zlib.crc32(f"nonspeech {key}".encode())])
         if rng.random() >= self.settings.nonspeech_probability:
@@ -325,11 +327,13 @@ class Augmentation:
             mains_hz = rng.choice((50.0, 60.0))
             signal = sum(np.sin(2 * np.pi * mains_hz * h * times + rng.uniform(0, 6)) / h for h in range(1, 10))
         else:
+            size = fft.next_fast_len(count, real=True)
             if kind == "babble":
-                spectrum = np.abs(np.fft.rfft(sound))
+                spectrum = np.abs(fft.rfft(sound, size))
             else:
-                spectrum = np.maximum(np.fft.rfftfreq(count, 1 / SAMPLE_RATE), 30.0) ** -rng.uniform(0.0, 1.2)
-            signal = np.fft.irfft(np.fft.rfft(rng.standard_normal(count)) * spectrum, count)
+                spectrum = np.maximum(fft.rfftfreq(size, 1 / SAMPLE_RATE), 30.0) ** -rng.uniform(0.0, 1.2)
+            white = fft.rfft(rng.standard_normal(size, dtype=np.float32))
+            signal = fft.irfft(white * spectrum.astype(np.float32), size)[:count]
             changes = rng.random(2 + int(count / SAMPLE_RATE * rng.uniform(2.0, 16.0)))
             swell = np.interp(np.linspace(0, len(changes) - 1, count), np.arange(len(changes)), changes)
             signal = signal * (1 - rng.uniform(0.0, 0.9) * swell)

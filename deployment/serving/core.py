@@ -170,11 +170,7 @@ class Serving:
                 raise _busy()
             self._taken += 1
             self._show_queue()
-        try:
-            future = self._workers.submit(self.transcribe, source, language, digest, cancelled)
-        except BaseException:
-            self._ended()
-            raise
+        future = self._workers.submit(self.transcribe, source, language, digest, cancelled)
         future.add_done_callback(lambda _: self._ended())
         return future
 

@@ -17,7 +17,6 @@ from deployment.settings import Settings
 from evaluation.corpus.expectations import catalogue, validate
 from evaluation.corpus.profile import CorpusProfile
 from evaluation.corpus.validation import ExpectationOutcome, ValidationUnknown, failed_checks
-from speech.corpus.importers import Defaults
 from speech.corpus.index import SourceIndex, index_of, with_audio
 from speech.corpus.manifest import (
     ManifestError,
@@ -152,14 +151,8 @@ def source_index(source: Source, workspace: Workspace, quarter: str, language: s
         kind = "table"
     assert path is not None  # the settings refuse a source without one
     known = workspace.settings.languages
-    defaults = Defaults(
-        language=source.language or (known[0] if len(known) == 1 else None),
-        domain=source.domain,
-        recorded_at=source.recorded_at,
-        speaker=source.speaker,
-        audio_root=source.audio_root,
-    )
-    return index_of(workspace.store, kind, path, defaults)
+    language_of_rows = source.language or (known[0] if len(known) == 1 else None)
+    return index_of(workspace.store, kind, path, source.model_copy(update={"language": language_of_rows}))
 
 
 @retried_when_unreachable

@@ -43,7 +43,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def imported(quarter: SyntheticQuarter) -> list[Utterance]:
-    rows = list(IMPORTERS["table"](quarter.folder, Defaults(quarter.language)))
+    rows = list(IMPORTERS["table"](quarter.folder, Defaults(language=quarter.language)))
     assert all(isinstance(row, Utterance) for row in rows)
     return [row for row in rows if isinstance(row, Utterance)]
 

@@ -1,19 +1,17 @@
 """What the importers share: the names that columns go by, and how the cells of a row become an utterance."""
 
-import datetime as dt
 import functools
 import hashlib
 import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import unquote, urlparse
 
 from speech.corpus.lookup import Lookup
-from speech.corpus.manifest import UNKNOWN_DOMAIN, RejectedRow, Utterance, age_band
+from speech.corpus.manifest import RejectedRow, Utterance, age_band
 from speech.corpus.rows import (
     PathLike,
     as_channel,
@@ -23,6 +21,7 @@ from speech.corpus.rows import (
     is_uri,
     parse_date,
 )
+from speech.corpus.sources import Defaults
 from speech.scripts import primary_language
 
 COLUMN_ALIASES: Mapping[str, tuple[str, ...]] = {
@@ -68,17 +67,6 @@ _DECADES = {  # Common Voice gives decades, of which two straddle our bands and 
     "fifties": "45-59", "sixties": "60+", "seventies": "60+", "eighties": "60+", "nineties": "60+",
 }  # fmt: skip
 ROUNDING_S = 0.05  # by which a duration and the distance from start to end may differ
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """What to assume where a source does not say it."""
-
-    language: str | None = None
-    domain: str = UNKNOWN_DOMAIN
-    recorded_at: dt.date | None = None
-    speaker: str | None = None
-    audio_root: str | None = None  # folder that paths of recordings are relative to; None: where the layout has them
 
 
 Imported = Utterance | RejectedRow

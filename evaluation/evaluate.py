@@ -84,16 +84,6 @@ def insertions_on_nonspeech(transcribe: Callable[[np.ndarray], str], language: s
     )
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far an evaluation is."""
-
-    set_name: str
-    model_name: str
-    done: int
-    total: int
-
-
 def evaluate(
     candidate: "Recognizer",
     sets: Mapping[str, Sequence["Utterance"]],
@@ -105,25 +95,25 @@ def evaluate(
     dataset_digests: Mapping[str, str],
     bootstrap: int = 1000,
     seed: int = 0,
-    progress: Callable[[Progress], None] | None = None,
+    told: Callable[[str], None] = lambda said: None,
 ) -> Evaluation:
     """Transcribe every set with the candidate and the champion, and measure both.
 
     `sets` is {"quarter": ..., "benchmark": ...}. `champion` has no default: None is the statement that the language has
     none yet, and must not happen by forgetting. Utterances that cannot be decoded, or that a model fails on, are listed
     in the result of that model, and the evidence gate refuses a candidate for them. Two models are compared on exactly
-    those utterances that both heard. Deterministic but for `rtfx`.
+    those utterances that both heard. `told` hears how far it is. Deterministic but for `rtfx`.
     """
     results = {}
     audio_s = computing_s = 0.0
     for set_name, utterances in sets.items():
-        run = _transcribe(candidate, set_name, utterances, resolve_audio, language, progress)
+        run = _transcribe(candidate, set_name, utterances, resolve_audio, language, told)
         audio_s, computing_s = audio_s + run.audio_s, computing_s + run.computing_s
         counts = count_edits(run.rows, language)
         rival = None
         if champion is not None:
             same = champion.bundle.digest == candidate.bundle.digest
-            other = run if same else _transcribe(champion, set_name, utterances, resolve_audio, language, progress)
+            other = run if same else _transcribe(champion, set_name, utterances, resolve_audio, language, told)
             theirs = count_edits(other.rows, language)
             rival = ChampionResult(
                 score=score_of(theirs, bootstrap, seed),
@@ -182,7 +172,7 @@ def _transcribe(
     utterances: Sequence["Utterance"],
     resolve_audio: Resolve,
     language: str,
-    progress: Callable[[Progress], None] | None,
+    told: Callable[[str], None],
 ) -> _Run:
     identities = {utterance.id for utterance in utterances}
     if len(identities) != len(utterances):
@@ -215,8 +205,7 @@ def _transcribe(
             )
             heard[utterance.id] = row, word_outcomes(utterance.text, found.words, language)
         done += len(batch)
-        if progress is not None:
-            progress(Progress(set_name, recognizer.bundle.name, done, len(utterances)))
+        told(f"{set_name}: {recognizer.bundle.name} {done}/{len(utterances)}")
     for utterance in utterances:
         if utterance.id in heard:
             row, outcomes = heard[utterance.id]

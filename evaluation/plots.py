@@ -15,6 +15,7 @@ from evaluation.scoring import score, score_by_speaker, slice_order
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 PLOTTED_SLICES = 40
@@ -72,10 +73,10 @@ def _png(figure: "Figure") -> bytes:
     return stream.getvalue()
 
 
-def _percent_axis(axes: "Axes", which: str) -> None:
+def _in_percent(axis: "Axis") -> None:
     from matplotlib.ticker import PercentFormatter
 
-    (axes.xaxis if which == "x" else axes.yaxis).set_major_formatter(PercentFormatter(xmax=1.0, decimals=0))
+    axis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=0))
 
 
 def _nothing(axes: "Axes", text: str) -> None:
@@ -130,9 +131,8 @@ def wer_by_slice_png(
         if limit is not None:
             axes.axvline(limit, color="C2", linestyle="--", linewidth=1.2, label=f"slice limit {limit:.0%}")
         axes.set_yticks(places, ["all utterances", *(one_line(name.replace("=", ": ", 1)) for name in names)])
-        axes.set_ylim(len(names) + 0.6, -0.6)
-        axes.set_xlim(left=0)
-        _percent_axis(axes, "x")
+        axes.set(ylim=(len(names) + 0.6, -0.6), xlim=(0, None))
+        _in_percent(axes.xaxis)
         axes.legend(loc="lower right", ncols=3, bbox_to_anchor=(1.0, 1.0), borderaxespad=0.1)
         axes.grid(False, axis="y")
         figure.suptitle(title, x=0.01, ha="left")
@@ -156,7 +156,7 @@ def reliability_png(found: Reliability, *, dark: bool = False) -> bytes:
         upper.scatter(sure, right, s=sizes, color="C0", linewidths=0, zorder=3)
         upper.set(title=title, ylim=(-0.02, 1.04), ylabel="share of words right")
         upper.legend(loc="upper left")
-        _percent_axis(upper, "y")
+        _in_percent(upper.yaxis)
         middles = [(group.low + group.high) / 2 for group in found.bins]
         width = (found.bins[0].high - found.bins[0].low) * 0.9
         lower.bar(middles, [group.words for group in found.bins], width=width, color="C0", alpha=0.75)
@@ -187,9 +187,8 @@ def wer_by_condition_png(
                 scores = [score([known[i] for i in part], evaluation.language, bootstrap=200) for part in parts]
                 _whiskers(axes, medians, scores, colour, label, False)
                 axes.plot(medians, [found.wer for found in scores], color=colour, linewidth=1, alpha=0.6)
-            axes.set(title=title, xlabel=unit)
-            axes.set_ylim(bottom=0)
-            _percent_axis(axes, "y")
+            axes.set(title=title, xlabel=unit, ylim=(0, None))
+            _in_percent(axes.yaxis)
             if axes.get_legend_handles_labels()[0]:
                 axes.legend(loc="best")
             else:
@@ -212,9 +211,8 @@ def wer_by_speaker_png(evaluation: Evaluation, set_name: str = QUARTER, *, dark:
         axes.scatter(places, rates, s=12 + 120 * words / words.max(), color="C0", alpha=0.7, linewidths=0)
         overall = evaluation.sets[set_name].score.wer
         axes.axhline(overall, color=GREY, linestyle="--", linewidth=1, label=f"all speakers {percent(overall)}")
-        axes.set(title=title, xlabel="speakers, best first", xticks=[])
-        axes.set_ylim(bottom=0)
-        _percent_axis(axes, "y")
+        axes.set(title=title, xlabel="speakers, best first", xticks=[], ylim=(0, None))
+        _in_percent(axes.yaxis)
         axes.legend(loc="upper left")
         return _png(figure)
 

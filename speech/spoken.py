@@ -321,16 +321,13 @@ def _integers_read(text: str, language: str) -> str:
 
     def said(match: re.Match[str]) -> str:
         digits = match[0]
-        by_digit = (len(digits) > 1 and digits[0] == "0") or (language in _UNSPACED and _is_chinese_year(match))
+        chinese_year = language in _UNSPACED and len(digits) == 4 and text[match.end() :].startswith("年")
+        by_digit = chinese_year or (len(digits) > 1 and digits[0] == "0")
         words = [_number_words(int(part), language) for part in (digits if by_digit else [digits])]
         separator = "" if language in _UNSPACED else " "
         return digits if None in words else separator.join(word or "" for word in words)
 
     return pattern.sub(said, text)
-
-
-def _is_chinese_year(match: re.Match[str]) -> bool:
-    return len(match[0]) == 4 and match.string[match.end() :].startswith("年")
 
 
 @functools.lru_cache(maxsize=16_384)

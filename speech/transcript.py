@@ -159,10 +159,11 @@ class Transcript:
             raise TranscriptError(f"is not a transcript: {error}") from error
 
     def to_srt(self) -> str:
-        """SubRip subtitles."""
+        """SubRip subtitles; as there are no escapes, neither its arrow nor its tags may occur in the text."""
         blocks = []
         for number, cue in enumerate(_cues(self), start=1):
-            text = "\n".join(_wrapped(_srt_text(cue.text)))
+            plain = cue.text.replace("-->", "→").replace("<", "‹").replace(">", "›")
+            text = "\n".join(_wrapped(plain))
             blocks.append(f"{number}\n{_clock(cue.start_s, ',')} --> {_clock(cue.end_s, ',')}\n{text}\n")
         return "\n".join(blocks)
 
@@ -260,11 +261,6 @@ def _wrapped(text: str) -> list[str]:
         return [text]
     middle = min(breaks, key=lambda place: abs(columns(text[:place]) - width / 2))
     return [text[:middle], text[middle:].lstrip(" ")]
-
-
-def _srt_text(text: str) -> str:
-    """SubRip has no escapes: its arrow and its tags must not occur in the text."""
-    return text.replace("-->", "→").replace("<", "‹").replace(">", "›")
 
 
 def _turns(transcript: Transcript) -> Iterator[tuple[float, float, str]]:

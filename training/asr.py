@@ -153,14 +153,11 @@ def fit(
 
 def _require_known_characters(model: "EncDecCTCModelBPE", texts: Sequence[str], base: str) -> None:
     unknown = model.tokenizer.tokenizer.unk_id()
-    missing: set[str] = set()
-    for character in sorted({character for text in texts for character in text if character != " "}):
-        if unknown in model.tokenizer.text_to_ids(character):
-            missing.add(character)
-    if missing:
+    used = sorted({character for text in texts for character in text} - {" "})
+    if missing := [character for character in used if unknown in model.tokenizer.text_to_ids(character)]:
         raise TrainingError(
             f"Base model '{base}' cannot write {len(missing)} characters of the training text"
-            f" ({' '.join(sorted(missing)[:10])}): choose a base of this language, or train from scratch."
+            f" ({' '.join(missing[:10])}): choose a base of this language, or train from scratch."
         )
 
 

@@ -48,11 +48,6 @@ class TagRequest:
         return ", ".join(tag for tag, value in given if not value)
 
 
-def requested(registry: Registry, model: str) -> tuple[TagRequest, ...]:
-    """Decisions about a model's versions that were asked for and not answered yet."""
-    return tuple(TagRequest.on(version) for version in registry.tagged(model, DECISION_TAG))
-
-
 def answer(registry: Registry, key: str, outcome: str) -> None:
     """Write what became of the request of that key to its version, and take the request's tags off."""
     model, version, number, _ = key.rsplit("/", 3)

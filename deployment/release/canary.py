@@ -9,6 +9,7 @@ are for, and the reading of production's transcripts.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -58,22 +59,12 @@ class Figures:
         return Figures(self.requests + 1, self.errors, self.empty + empty, counts)
 
     def __add__(self, other: "Figures") -> "Figures":
-        return self._combined(other, 1)
+        counts = Counter(self.seconds) + Counter(other.seconds)
+        return Figures(self.requests + other.requests, self.errors + other.errors, self.empty + other.empty, counts)
 
     def __sub__(self, other: "Figures") -> "Figures":
-        return self._combined(other, -1)
-
-    def _combined(self, other: "Figures", sign: int) -> "Figures":
-        counts = {
-            bucket: self.seconds.get(bucket, 0) + sign * other.seconds.get(bucket, 0)
-            for bucket in {*self.seconds, *other.seconds}
-        }
-        return Figures(
-            self.requests + sign * other.requests,
-            self.errors + sign * other.errors,
-            self.empty + sign * other.empty,
-            {bucket: count for bucket, count in counts.items() if count > 0},
-        )
+        counts = Counter(self.seconds) - Counter(other.seconds)
+        return Figures(self.requests - other.requests, self.errors - other.errors, self.empty - other.empty, counts)
 
     @property
     def answers(self) -> int:
@@ -99,14 +90,8 @@ class Figures:
         """What a person wants to read; None without requests."""
         if not self.requests:
             return None
-        p50, p95 = self.quantile(0.5), self.quantile(0.95)
-        return Summary(
-            self.requests,
-            self.errors,
-            round(self.empty_share, 4),
-            None if p50 is None else round(p50, 4),
-            None if p95 is None else round(p95, 4),
-        )
+        times = (None if time is None else round(time, 4) for time in (self.quantile(0.5), self.quantile(0.95)))
+        return Summary(self.requests, self.errors, round(self.empty_share, 4), *times)
 
 
 @dataclass(frozen=True)

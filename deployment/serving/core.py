@@ -120,7 +120,7 @@ class Serving:
         if not wanted:
             if len(served) > 1:
                 detail = f"Say which language is spoken, as `language=`: one of {', '.join(served)}."
-                raise Problem(400, "language-required", "Language required", detail, served=served)
+                raise Problem(400, "language-required", "Language required", detail, extra={"served": served})
             if not served:
                 broken = [error for table in self.routes.tables().values() for error in table.errors.values()]
                 raise self._no_model("; ".join(broken) or "No language has a model in production")
@@ -134,7 +134,7 @@ class Serving:
             if error.known or not served:
                 raise self._no_model(str(error)) from error
             detail = f"'{wanted[:35]}' is not served here; served: {', '.join(served)}."
-            raise Problem(404, "unknown-language", "Language not served", detail, served=served) from error
+            raise Problem(404, "unknown-language", "Language not served", detail, extra={"served": served}) from error
         return wanted
 
     def ready(self) -> tuple[tuple[str, ...], str]:
@@ -170,11 +170,7 @@ class Serving:
                 raise _busy()
             self._taken += 1
             self._show_queue()
-        try:
-            future = self._workers.submit(self.transcribe, source, language, digest, cancelled)
-        except BaseException:
-            self._ended()
-            raise
+        future = self._workers.submit(self.transcribe, source, language, digest, cancelled)
         future.add_done_callback(lambda _: self._ended())
         return future
 
@@ -229,7 +225,9 @@ class Serving:
             raise
         except AudioError as error:
             detail = f"{source.name}: {error.reason}."
-            raise Problem(422, error.code, "Recording cannot be used", detail, reason=error.reason) from error
+            raise Problem(
+                422, error.code, "Recording cannot be used", detail, extra={"reason": error.reason}
+            ) from error
         except RecognitionError as error:
             detail = f"{source.name}: {error}."
             raise Problem(422, "unusable-samples", "Recording cannot be used", detail) from error

@@ -77,9 +77,9 @@ def create_app(options: ServingOptions) -> FastAPI:
         lifespan=lifespan,
     )
     app.add_middleware(_Observed, metrics=serving.metrics)
-    app.add_exception_handler(Problem, _problem)
-    app.add_exception_handler(HTTPException, _http_problem)
-    app.add_exception_handler(RequestValidationError, _validation_problem)
+    app.exception_handler(Problem)(_problem)
+    app.exception_handler(HTTPException)(_http_problem)
+    app.exception_handler(RequestValidationError)(_validation_problem)
     _add_transcription(app, serving)
     _add_operations(app, serving)
     return app
@@ -300,14 +300,12 @@ def _accepted(header: str) -> list[str]:
     return [media_type for _, _, media_type in sorted(ranked)]
 
 
-async def _problem(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Problem)
+async def _problem(request: Request, error: Problem) -> Response:
     request.state.code = error.code
     return _problem_response(error, request.state.request_id)
 
 
-async def _http_problem(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
+async def _http_problem(request: Request, error: HTTPException) -> Response:
     known = {404: ("not-found", "Not found"), 405: ("method-not-allowed", "Method not allowed")}
     code, title = known.get(error.status_code, ("http-error", "Request failed"))
     detail = f"{request.method} {request.url.path[:200]}: {error.detail}. The interface is described at /docs."
@@ -316,8 +314,7 @@ async def _http_problem(request: Request, error: Exception) -> Response:
     return response
 
 
-async def _validation_problem(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
+async def _validation_problem(request: Request, error: RequestValidationError) -> Response:
     faults = "; ".join(f"{'.'.join(str(at) for at in e['loc'])}: {e['msg']}" for e in error.errors())
     return await _problem(request, Problem(422, "bad-parameters", "Parameters cannot be used", faults))
 

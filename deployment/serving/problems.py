@@ -1,12 +1,15 @@
 """Errors that a client can act on, each with a stable code; how they go over the wire is each transport's matter."""
 
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 
+@dataclass(eq=False)
 class Problem(Exception):
     """An answer other than success.
 
-    Args:
+    Attributes:
         status: the HTTP status that says the same.
         code: stable slug for programs.
         title: the kind of problem, the same for every occurrence.
@@ -16,22 +19,14 @@ class Problem(Exception):
         extra: further members for programs.
     """
 
-    def __init__(
-        self,
-        status: int,
-        code: str,
-        title: str,
-        detail: str,
-        *,
-        retry_after_s: int | None = None,
-        closes: bool = False,
-        **extra: Any,
-    ) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.code = code
-        self.title = title
-        self.detail = detail
-        self.retry_after_s = retry_after_s
-        self.closes = closes
-        self.extra = extra
+    status: int
+    code: str
+    title: str
+    detail: str
+    _: KW_ONLY
+    retry_after_s: int | None = None
+    closes: bool = False
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.detail

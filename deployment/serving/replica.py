@@ -5,8 +5,8 @@ import os
 import re
 import socket
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from deployment.addresses import bound
 from deployment.release.folder import DOCUMENT
@@ -61,14 +61,15 @@ def serve(
         raise ServeError(f"cannot listen on {host}: {error}; choose another --host or --port") from error
     port = listener.getsockname()[1]
     url = url or f"http://{_reachable(host)}:{port}"
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     chosen = ServingOptions(
         objects=objects,
         url=url.rstrip("/"),
         replica=replica or f"{os.uname().nodename}-{port}-{os.getpid()}",
         threads=threads or settings.serving.threads,
         ledger_key=settings.promotion.signing_key,
+        **given,
     )
-    chosen = replace(chosen, **{name: value for name, value in options.items() if value is not None})  # type: ignore[arg-type]
 
     import uvicorn
 

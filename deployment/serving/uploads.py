@@ -111,7 +111,7 @@ async def _counted(request: Request, max_bytes: int, idle_s: float, too_large: b
             f"The recording is larger than {max_bytes:,} bytes, the most this server accepts: send it in parts, or in "
             "a compressed format such as FLAC or Opus."
         )
-        raise Problem(413, "too-large", "Recording too large", detail, closes=True, max_bytes=max_bytes)
+        raise Problem(413, "too-large", "Recording too large", detail, closes=True, extra={"max_bytes": max_bytes})
 
 
 def _too_slow(idle_s: float, *, idle: bool) -> Problem:

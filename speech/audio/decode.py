@@ -78,7 +78,8 @@ def decode_chunks(
     size = round(chunk_s * SAMPLE_RATE)
     if size < 1:
         raise ValueError(f"chunk_s is {chunk_s}, which is less than one sample; give a positive length in seconds")
-    return _chunked(source, limits, size, name, channel)
+    with opened(source, limits, name) as recording:
+        yield from cut_anew(resampled(recording, limits, channel), size)
 
 
 def probe(source: AudioSource, name: str | None = None) -> AudioInfo:
@@ -113,13 +114,6 @@ def write_flac_chunks(chunks: Iterable[np.ndarray], path: str | os.PathLike[str]
         part.unlink(missing_ok=True)
         raise
     return frames / SAMPLE_RATE
-
-
-def _chunked(
-    source: AudioSource, limits: AudioLimits, size: int, name: str | None, channel: int | None
-) -> Iterator[np.ndarray]:
-    with opened(source, limits, name) as recording:
-        yield from cut_anew(resampled(recording, limits, channel), size)
 
 
 def _pcm16(samples: np.ndarray) -> np.ndarray:

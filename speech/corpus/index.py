@@ -67,7 +67,7 @@ def index_of(store: DataStore, kind: str, path: str, defaults: Defaults) -> Sour
     Raises:
         ManifestError: the source cannot be read, or was changed while it was.
     """
-    source = json.dumps([kind, path, asdict(defaults)], default=str)
+    source = json.dumps([kind, path, defaults.model_dump(include=set(Defaults.model_fields))], default=str)
     name = hashlib.sha256(source.encode()).hexdigest()[:16]
     state = _state(kind, path, source)
     if (found := _current(store, name, state)) is not None:

@@ -21,8 +21,8 @@ from speech.corpus.rows import (
     ManifestError,
     PathLike,
     as_channel,
-    as_optional_seconds,
     as_quality,
+    as_seconds,
     as_split,
     as_text_mapping,
     is_uri,
@@ -86,26 +86,24 @@ class Utterance:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> "Utterance":
-        """The utterance that :meth:`to_json` wrote. Raises ManifestError for a row that is not one."""
-        try:
-            return cls(
-                id=required_field(row, "id"),
-                audio=required_field(row, "audio_filepath"),
-                duration_s=as_optional_seconds(row.get("duration"), "duration", positive=True),
-                text=text_field(row, "text"),
-                speaker=required_field(row, "speaker"),
-                language=required_field(row, "language"),
-                domain=text_field(row, "domain") or UNKNOWN_DOMAIN,
-                recorded_at=parse_date(required_field(row, "recorded_at")),
-                digest=text_field(row, "digest"),
-                offset_s=as_optional_seconds(row.get("offset"), "offset") or 0.0,
-                channel=as_channel(row.get("channel")),
-                split=as_split(row.get("split")),
-                attributes=as_text_mapping(row.get("attributes")),
-                quality=as_quality(row.get("quality")),
-            )
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
-            raise ManifestError("", None, f"is not an utterance: {reason_of(error)}") from error
+        """The utterance that :meth:`to_json` wrote. Raises ValueError for a row that is not one."""
+        duration = row.get("duration")
+        return cls(
+            id=required_field(row, "id"),
+            audio=required_field(row, "audio_filepath"),
+            duration_s=None if duration is None else as_seconds(duration, "duration"),
+            text=text_field(row, "text"),
+            speaker=required_field(row, "speaker"),
+            language=required_field(row, "language"),
+            domain=text_field(row, "domain") or UNKNOWN_DOMAIN,
+            recorded_at=parse_date(required_field(row, "recorded_at")),
+            digest=text_field(row, "digest"),
+            offset_s=as_seconds(row.get("offset") or 0.0, "offset"),
+            channel=as_channel(row.get("channel")),
+            split=as_split(row.get("split")),
+            attributes=as_text_mapping(row.get("attributes")),
+            quality=as_quality(row.get("quality")),
+        )
 
 
 @dataclass(frozen=True)
@@ -133,8 +131,8 @@ def read_manifest(path: PathLike) -> Iterator[Utterance]:
             raise ManifestError(path, number, row.reason)
         try:
             yield Utterance.from_json(row)
-        except ManifestError as error:
-            raise ManifestError(path, number, error.reason) from error
+        except ValueError as error:
+            raise ManifestError(path, number, f"is not an utterance: {error}") from error
 
 
 def write_manifest(path: PathLike, utterances: Iterable[Utterance]) -> int:

@@ -257,7 +257,7 @@ def select_utterances(
     quarantined: list[Quarantined] = []
     seen: dict[str, str] = {}
     for row in sorted((_without_markers(row, markers) for row in rows), key=lambda r: r.id):
-        problem = _wrong_length(row, min_duration_s, max_duration_s) or _problem(row, language, seen)
+        problem = _problem(row, language, min_duration_s, max_duration_s, seen)
         if problem:
             quarantined.append(Quarantined(row.id, row.audio, *problem))
         else:
@@ -271,14 +271,10 @@ def _without_markers(row: Utterance, markers: Sequence[str]) -> Utterance:
     return replace(row, text=text, attributes={**row.attributes, MARKERS: " ".join(found)}) if found else row
 
 
-def _wrong_length(row: Utterance, min_s: float, max_s: float) -> tuple[str, str] | None:
+def _problem(row: Utterance, language: str, min_s: float, max_s: float, seen: dict[str, str]) -> tuple[str, str] | None:
     duration_s = row.duration_s or 0.0
-    if min_s <= duration_s <= max_s:
-        return None
-    return "duration", f"{duration_s:.2f} s is outside {min_s:g}-{max_s:g} s: segment the recording"
-
-
-def _problem(row: Utterance, language: str, seen: dict[str, str]) -> tuple[str, str] | None:
+    if not min_s <= duration_s <= max_s:
+        return "duration", f"{duration_s:.2f} s is outside {min_s:g}-{max_s:g} s: segment the recording"
     if not normalize(row.text, language):
         written = " ".join(filter(None, (row.attributes.get(MARKERS), row.text)))
         return "no-words", f"the transcript '{written[:60]}' holds no words: transcribe the recording or drop the row"

@@ -184,16 +184,6 @@ def as_seconds(value: Any, name: str) -> float:
     return seconds
 
 
-def as_optional_seconds(value: Any, name: str, *, positive: bool = False) -> float | None:
-    """Seconds, or None for None. Raises ValueError as `as_seconds`, and where zero is none."""
-    if value is None:
-        return None
-    seconds = as_seconds(value, name)
-    if positive and seconds == 0:
-        raise ValueError(f"{name} is zero")
-    return seconds
-
-
 def as_channel(value: Any) -> int | None:
     """A channel counted from 0, by its number, its letter (A is the first) or its side, or None.
 

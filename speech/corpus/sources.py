@@ -9,27 +9,32 @@ from pydantic import Field, model_validator
 from speech.settings import Section
 
 
-class Source(Section):
+class Defaults(Section):
+    """What to assume where the rows of a source do not say it."""
+
+    language: str | None = Field(
+        None,
+        description="Language of rows that do not say it; None: the only one of `languages`, or the rows must say it.",
+    )
+    domain: str = Field("unknown", description="Domain of rows that do not say it.")
+    recorded_at: date | None = Field(None, description="Date of rows that do not say it; it decides their quarter.")
+    speaker: str | None = Field(
+        None, description="Speaker of rows that do not say it, for a source of one voice; None: the rows must say it."
+    )
+    audio_root: str | None = Field(
+        None,
+        description="Folder that the recordings' paths are relative to; None: the manifest's own. A Kaldi recipe's are "
+        "relative to where it is run.",
+    )
+
+
+class Source(Defaults):
     """Where the recordings of one or more languages come from."""
 
     kind: Literal["synthetic", "kaldi", "table", "nemo", "lhotse", "common_voice"] = Field(
         description="How transcripts and audio are laid out; `synthetic` is the embedded corpus."
     )
     path: str | None = Field(None, description="Folder or manifest file of the source; not used by `synthetic`.")
-    audio_root: str | None = Field(
-        None,
-        description="Folder that the recordings' paths are relative to; None: the manifest's own. A Kaldi recipe's are "
-        "relative to where it is run.",
-    )
-    language: str | None = Field(
-        None,
-        description="Language of rows that do not say it; None: the only one of `languages`, or the rows must say it.",
-    )
-    speaker: str | None = Field(
-        None, description="Speaker of rows that do not say it, for a source of one voice; None: the rows must say it."
-    )
-    domain: str = Field("unknown", description="Domain of rows that do not say it.")
-    recorded_at: date | None = Field(None, description="Date of rows that do not say it; it decides their quarter.")
 
     @model_validator(mode="after")
     def _path_where_needed(self) -> Self:

@@ -26,7 +26,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +78,10 @@ class SynthesisError(Exception):
 class Drift:
     """How one quarter differs from the first; every part moves a little each quarter and stops after the eighth."""
 
-    quarter: int  # quarters since FIRST_QUARTER
     telephone_share: float  # 0.25 -> 0.60 of the utterances come over a telephone line
     snr_db: float  # 27 -> 16: median ratio of speech to noise
     reverberant_share: float  # 0.20 -> 0.45 of the utterances are heard across a room
     phrases: int  # sentences of the grammar with `since` up to this are in use: new intents appear
-    speaker_turnover: float  # share of the speakers that each quarter replaces; the others overlap with the last one
 
 
 @dataclass(frozen=True)
@@ -122,10 +120,7 @@ class SyntheticQuarter:
     language: str
     rows: int  # of the table, broken files included
     audio_s: float  # of the files that are sound
-    speakers: tuple[str, ...]
     broken: Mapping[str, str]  # path in the table -> one of BROKEN_KINDS
-    corrupt: bool
-    drift: Drift
 
     @property
     def table(self) -> Path:
@@ -150,12 +145,10 @@ def drift(quarter_index: int) -> Drift:
     """The drift of a quarter, counted from FIRST_QUARTER; earlier quarters are like the first."""
     place = min(max(quarter_index, 0), DRIFT_QUARTERS - 1) / (DRIFT_QUARTERS - 1)
     return Drift(
-        quarter=quarter_index,
         telephone_share=round(0.20 + 0.35 * place, 4),
         snr_db=round(30.0 - 11.0 * place, 4),
         reverberant_share=round(0.15 + 0.25 * place, 4),
         phrases=min(max(quarter_index, 0), DRIFT_QUARTERS - 1),
-        speaker_turnover=1 / DRIFT_QUARTERS,
     )
 
 
@@ -677,23 +670,16 @@ def _write_into(
 
     lines = ["\t".join(COLUMNS), *("\t".join(row[column] for column in COLUMNS) for row in rows)]
     (folder / TABLE).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    result = {
-        "language": language,
-        "quarter": quarter,
-        "rows": len(rows),
-        "audio_s": round(audio_s, 3),
-        "speakers": sorted({row["speaker"] for row in rows}),
-        "broken": broken,
-        "corrupt": order["corrupt"],
-    }
-    receipt = {"order": dict(order), "drift": asdict(change), "result": result}
+    result = {"rows": len(rows), "audio_s": round(audio_s, 3), "broken": broken}
+    receipt = {"order": dict(order), "result": result}
     (folder / RECEIPT).write_text(json.dumps(receipt, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return receipt
 
 
 def _written(folder: Path, receipt: Mapping[str, Any]) -> SyntheticQuarter:
-    result = {**receipt["result"], "speakers": tuple(receipt["result"]["speakers"])}
-    return SyntheticQuarter(folder=folder, drift=Drift(**receipt["drift"]), **result)
+    order, result = receipt["order"], receipt["result"]
+    counts = (result[name] for name in ("rows", "audio_s", "broken"))
+    return SyntheticQuarter(folder, order["quarter"], order["language"], *counts)
 
 
 def _finished(folder: Path, order: Mapping[str, Any]) -> SyntheticQuarter | None:

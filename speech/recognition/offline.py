@@ -109,7 +109,7 @@ class Recognizer:
         active = list(rows)
         caches, state = self._network.caches(len(active)), joined([self._decoder.start() for _ in active])
         while active:
-            runs = [row.next_run() for row in active]
+            runs = [next(row.runs, None) for row in active]
             going = [index for index, run in enumerate(runs) if run is not None]
             if len(going) < len(active):
                 for row, run, last in zip(active, runs, self._decoder.pending(state), strict=True):
@@ -144,10 +144,7 @@ class _Row:
         self.tokens: list[Token] = []
         self.samples = 0
         self.peak = 0.0
-        self._runs = mel_runs(self._measured(chunks), bundle.features, bundle.geometry, run_chunks)
-
-    def next_run(self) -> np.ndarray | None:
-        return next(self._runs, None)
+        self.runs = mel_runs(self._measured(chunks), bundle.features, bundle.geometry, run_chunks)
 
     def _measured(self, chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         for chunk in chunks:

@@ -282,10 +282,6 @@ class DataStore:
         listed = {output.folder for output in pointer.outputs}
         for folder in self.objects.folders(key):
             number, _, rest = folder.partition("-")
-            if (
-                folder not in listed
-                and number.isdecimal()
-                and len(rest) == DIGEST_CHARS
-                and int(number) <= pointer.number
-            ):
+            ours = number.isdecimal() and len(rest) == DIGEST_CHARS
+            if ours and folder not in listed and int(number) <= pointer.number:
                 self.objects.delete([item.key for item in self.objects.list(f"{key}/{folder}")])

@@ -18,7 +18,7 @@ from pydantic import Field
 from deployment.promotion.actions import CHOICES, PRODUCTION, Choice
 from deployment.promotion.decisions import Promotions
 from deployment.promotion.ledger import Decision, LedgerError
-from deployment.promotion.tag_requests import APPROVER_TAG, DECISION_TAG, answer, remark, requested
+from deployment.promotion.tag_requests import APPROVER_TAG, DECISION_TAG, TagRequest, answer, remark
 from deployment.registry.models import RegistryError
 from speech_assets.defs.metadata import markdown_table
 from speech_assets.defs.partitions import Grid
@@ -281,7 +281,8 @@ def _asked_for(
 ) -> Iterator[dg.RunRequest]:
     """The runs that a language's requests ask for, and one of the checks where its challenger was overdue."""
     registry, model = promotions.registry, workspace.registered_name(language)
-    for request in requested(registry, model):
+    for version in registry.tagged(model, DECISION_TAG):
+        request = TagRequest.on(version)
         key = request.key
         runs = context.instance.get_runs(dg.RunsFilter(tags={REQUEST_TAG: key}), limit=1)
         if request.missing:

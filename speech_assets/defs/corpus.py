@@ -17,7 +17,6 @@ from deployment.settings import Settings
 from evaluation.corpus.expectations import catalogue, validate
 from evaluation.corpus.profile import CorpusProfile
 from evaluation.corpus.validation import ExpectationOutcome, ValidationUnknown, failed_checks
-from speech.corpus.importers import Defaults
 from speech.corpus.index import SourceIndex, index_of, with_audio
 from speech.corpus.manifest import (
     ManifestError,
@@ -43,7 +42,7 @@ from speech.corpus.refusals import grouped, summary
 from speech.corpus.sources import Source
 from speech.store.objects import StoreError
 from speech.store.outputs import Published, digest_file, write_atomically, write_json
-from speech_assets.defs.metadata import counts_table, markdown_table, place_of, quarter_heading
+from speech_assets.defs.metadata import markdown_table, place_of, quarter_heading
 from speech_assets.defs.partitions import CPU_POOL, Grid, quarter_and_language, same_language, same_quarter_and_language
 from speech_assets.defs.resources import Workspace, version_of
 from speech_assets.defs.retries import retried_when_unreachable
@@ -58,33 +57,29 @@ def definitions(grid: Grid) -> dg.Definitions:
     """The corpus of a deployment, as assets with their checks."""
     partitions, settings = grid.quarter_language, grid.settings
 
-    def check(name: str, asset: str, *, blocking: bool = True, description: str | None = None) -> dg.AssetCheckSpec:
-        return dg.AssetCheckSpec(
-            name, asset=asset, partitions_def=partitions, blocking=blocking, description=description
-        )
-
+    check = partial(dg.AssetCheckSpec, partitions_def=partitions, blocking=True)
     asset = partial(dg.asset, partitions_def=partitions, group_name="corpus", pool=CPU_POOL)
     return dg.Definitions(
         assets=[
             asset(
                 kinds={"python"},
                 code_version=_sources_version(settings),
-                check_specs=[check("every_row_accounted_for", "recordings")],
+                check_specs=[check("every_row_accounted_for", asset="recordings")],
             )(recordings),
             asset(
                 kinds={"ffmpeg"},
                 code_version="1",
                 deps=["recordings"],
-                check_specs=[check("in_equals_out_plus_quarantined", "normalized_audio")],
+                check_specs=[check("in_equals_out_plus_quarantined", asset="normalized_audio")],
             )(normalized_audio),
             asset(
                 kinds={"greatexpectations"},
                 code_version=version_of(settings.corpus),
                 deps=["normalized_audio"],
                 check_specs=[
-                    check("no_utterance_lost", "utterances"),
+                    check("no_utterance_lost", asset="utterances"),
                     *(
-                        check(name, "utterances", blocking=blocking, description=description)
+                        check(name, asset="utterances", blocking=blocking, description=description)
                         for name, blocking, description in catalogue(settings.corpus)
                     ),
                 ],
@@ -156,14 +151,8 @@ def source_index(source: Source, workspace: Workspace, quarter: str, language: s
         kind = "table"
     assert path is not None  # the settings refuse a source without one
     known = workspace.settings.languages
-    defaults = Defaults(
-        language=source.language or (known[0] if len(known) == 1 else None),
-        domain=source.domain,
-        recorded_at=source.recorded_at,
-        speaker=source.speaker,
-        audio_root=source.audio_root,
-    )
-    return index_of(workspace.store, kind, path, defaults)
+    language_of_rows = source.language or (known[0] if len(known) == 1 else None)
+    return index_of(workspace.store, kind, path, source.model_copy(update={"language": language_of_rows}))
 
 
 @retried_when_unreachable
@@ -222,7 +211,7 @@ def recordings(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
             "speakers": len({row.speaker for row in rows}),
             "rejected_rows": len(quarantined),
             "rejections": _refusals_table(row.reason for row in quarantined),
-            "in_no_partition": counts_table(("why", "rows"), nowhere),
+            "in_no_partition": markdown_table(("why", "rows"), nowhere.most_common()),
             "manifest": place_of(published, MANIFEST),
         },
         data_version=dg.DataVersion(published.digest),
@@ -254,7 +243,7 @@ def normalized_audio(context: dg.AssetExecutionContext, workspace: dg.ResourcePa
             "hours": round(hours, 4),
             "recordings": len(outcome.kept),
             "quarantined": len(outcome.quarantined),
-            "median_snr_db": _median([q.snr_db for q in qualities]),
+            "median_snr_db": round(statistics.median(q.snr_db for q in qualities), 2) if qualities else 0.0,
             "telephone_share": round(sum(q.narrow_band for q in qualities) / max(1, len(qualities)), 3),
             "quarantine": _quarantine_table(outcome.quarantined),
             "manifest": place_of(published, MANIFEST),
@@ -525,7 +514,3 @@ def _quarantine_table(rows: tuple[Quarantined, ...]) -> dg.MarkdownMetadataValue
 
 def _refusals_table(reasons: Iterable[str]) -> dg.MarkdownMetadataValue:
     return markdown_table(("rows", "why; the first of them"), grouped(reasons))
-
-
-def _median(values: list[float]) -> float:
-    return round(statistics.median(values), 2) if values else 0.0

@@ -93,7 +93,7 @@ def evaluation(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
         partition=context.partition_key,
         champion=_champion(workspace, language),
         dataset_digests={key: digest_file(output.file(MANIFEST)) for key, output in sets.items()},
-        progress=lambda p: context.log.debug(f"{p.set_name}: {p.model_name} {p.done}/{p.total}"),
+        told=context.log.debug,
     )
     with store.replace("evaluation", quarter, language) as staging:
         result.save(staging.path)

@@ -2,7 +2,6 @@
 
 import base64
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import dagster as dg
@@ -42,11 +41,6 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> d
     if len(rows) > MAX_ROWS:
         lines.append(f"\n... and {len(rows) - MAX_ROWS} more")
     return dg.MetadataValue.md("\n".join(lines))
-
-
-def counts_table(header: tuple[str, str], values: Iterable[str]) -> dg.MarkdownMetadataValue:
-    """How often each value occurs, most frequent first."""
-    return markdown_table(header, Counter(values).most_common())
 
 
 def inline_plot(png: bytes, title: str) -> dg.MarkdownMetadataValue:

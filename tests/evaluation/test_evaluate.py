@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from evaluation.evaluate import Progress, evaluate, insertions_on_nonspeech, nonspeech_probes
+from evaluation.evaluate import evaluate, insertions_on_nonspeech, nonspeech_probes
 from evaluation.gates import COMPARISON_GATE, GateSettings, judge
 from evaluation.results import Evaluation, EvaluationError, Summary
 from speech.audio.decode import write_flac_chunks
@@ -56,7 +56,7 @@ def tone_corpus(tmp_path_factory):
     return bundle, rows, utterance("broken", audio=str(broken))
 
 
-def run(bundle, sets, champion=None, progress=None):
+def run(bundle, sets, champion=None, told=lambda said: None):
     return evaluate(
         Recognizer(bundle),
         sets,
@@ -66,22 +66,22 @@ def run(bundle, sets, champion=None, progress=None):
         champion=champion,
         dataset_digests={"quarter": "0" * 64},
         bootstrap=100,
-        progress=progress,
+        told=told,
     )
 
 
 def test_an_evaluation_transcribes_each_utterance_once_and_counts_what_it_cannot_read(tone_corpus):
     """In = scored + unreadable; one wrong reference word of eight gives 12.5 %."""
     bundle, rows, broken = tone_corpus
-    seen: list[Progress] = []
-    found = run(bundle, {"quarter": [*rows, broken]}, progress=seen.append)
+    seen: list[str] = []
+    found = run(bundle, {"quarter": [*rows, broken]}, told=seen.append)
     quarter = found.sets["quarter"]
     assert [row.id for row in quarter.rows] == [row.id for row in rows]
     assert quarter.score.wer == pytest.approx(1 / 8)
     assert [unread.id for unread in quarter.unreadable] == ["broken"]
     assert quarter.unreadable[0].reason
     assert quarter.reliability.words == 8
-    assert seen[-1].done == seen[-1].total == 5
+    assert seen[-1] == f"quarter: {bundle.name} 5/5"
     assert found.rtfx > 0
 
 

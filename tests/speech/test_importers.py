@@ -5,7 +5,6 @@ import gzip
 import json
 import os
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -105,7 +104,8 @@ class TestKaldi:
     def test_paths_may_be_relative_to_where_the_recipe_runs(self, directory: Path) -> None:
         """Kaldi's scripts write them so: wav.scp is in data/train, and its paths begin at the recipe's folder."""
         (directory / "wav.scp").write_text("u1 corpus/a.flac\nu2 /elsewhere/b.flac\n")
-        good, _ = sorted_out(import_kaldi(directory, replace(DEFAULTS, audio_root=str(directory.parent))))
+        elsewhere = DEFAULTS.model_copy(update={"audio_root": str(directory.parent)})
+        good, _ = sorted_out(import_kaldi(directory, elsewhere))
         assert [row.audio for row in good] == [str(directory.parent / "corpus/a.flac"), "/elsewhere/b.flac"]
 
     def test_every_row_comes_out(self, directory: Path) -> None:
@@ -162,7 +162,7 @@ class TestTable:
         self.table(
             tmp_path, "client_id\tFile\tSentence\tLocale\tDate\tSex\tage\nx\ta.wav\thi\ten-US\t2024-08-01\tF\t12\n"
         )
-        (row,), bad = sorted_out(import_table(tmp_path, Defaults("de")))
+        (row,), bad = sorted_out(import_table(tmp_path, Defaults(language="de")))
         assert bad == []
         assert (row.id, row.speaker, row.text, row.language) == ("a", "x", "hi", "en")
         assert quarter_of(row.recorded_at) == "2024-07"
@@ -275,9 +275,9 @@ class TestTable:
     def test_missing_speaker_or_date_is_said_per_row(self, tmp_path: Path) -> None:
         """Guessing one speaker for all would put everything into one set."""
         path = self.table(tmp_path, "path\ttext\na.wav\thi\n")
-        _, bad = sorted_out(import_table(path, Defaults("en", recorded_at=DAY)))
+        _, bad = sorted_out(import_table(path, Defaults(language="en", recorded_at=DAY)))
         assert "no speaker" in bad[0].reason
-        _, bad = sorted_out(import_table(path, Defaults("en", speaker="x")))
+        _, bad = sorted_out(import_table(path, Defaults(language="en", speaker="x")))
         assert "no recording date" in bad[0].reason
 
     def test_windows_files_are_read(self, tmp_path: Path) -> None:

@@ -192,7 +192,8 @@ with (folder / f"{rows}.jsonl").open("w") as file:
     for n in range(rows):
         row = {"audio_filepath": f"{n}.wav", "text": "word " * 40, "date": f"2024-{n % 12 + 1:02d}-01"}
         file.write(json.dumps(row) + "\\n")
-print(index_of(DataStore(folder / "store"), "nemo", str(folder / f"{rows}.jsonl"), Defaults("en", speaker="s")).read)
+defaults = Defaults(language="en", speaker="s")
+print(index_of(DataStore(folder / "store"), "nemo", str(folder / f"{rows}.jsonl"), defaults).read)
 print(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
 """
     peaks = {}

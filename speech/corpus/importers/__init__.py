@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from speech.corpus.importers import kaldi, lhotse, nemo, tables
-from speech.corpus.importers.intake import Defaults, Imported, Importer
+from speech.corpus.importers.intake import Imported, Importer
 from speech.corpus.rows import PathLike
+from speech.corpus.sources import Defaults
 
 IMPORTERS: Mapping[str, Importer] = {
     "kaldi": kaldi.import_kaldi,

@@ -1,19 +1,17 @@
 """What the importers share: the names that columns go by, and how the cells of a row become an utterance."""
 
-import datetime as dt
 import functools
 import hashlib
 import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import unquote, urlparse
 
 from speech.corpus.lookup import Lookup
-from speech.corpus.manifest import UNKNOWN_DOMAIN, RejectedRow, Utterance, age_band
+from speech.corpus.manifest import RejectedRow, Utterance, age_band
 from speech.corpus.rows import (
     PathLike,
     as_channel,
@@ -23,6 +21,7 @@ from speech.corpus.rows import (
     is_uri,
     parse_date,
 )
+from speech.corpus.sources import Defaults
 from speech.scripts import primary_language
 
 COLUMN_ALIASES: Mapping[str, tuple[str, ...]] = {
@@ -60,22 +59,14 @@ _LANGUAGE_NAMES = {  # some corpora name the language in English instead of by i
     "dutch": "nl", "polish": "pl", "russian": "ru", "japanese": "ja", "korean": "ko", "mandarin": "zh",
     "chinese": "zh", "arabic": "ar", "hindi": "hi", "turkish": "tr", "ukrainian": "uk", "swedish": "sv",
 }  # fmt: skip
+_GENDERS = {
+    "m": "male", "man": "male", "male_masculine": "male", "f": "female", "woman": "female", "female_feminine": "female",
+}  # fmt: skip
 _DECADES = {  # Common Voice gives decades, of which two straddle our bands and keep their own
     "teens": "13-19", "twenties": "18-29", "thirties": "30-44", "fourties": "40-49", "forties": "40-49",
     "fifties": "45-59", "sixties": "60+", "seventies": "60+", "eighties": "60+", "nineties": "60+",
 }  # fmt: skip
 ROUNDING_S = 0.05  # by which a duration and the distance from start to end may differ
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """What to assume where a source does not say it."""
-
-    language: str | None = None
-    domain: str = UNKNOWN_DOMAIN
-    recorded_at: dt.date | None = None
-    speaker: str | None = None
-    audio_root: str | None = None  # folder that paths of recordings are relative to; None: where the layout has them
 
 
 Imported = Utterance | RejectedRow
@@ -122,21 +113,14 @@ class Intake:
             raise ValueError("there is no audio path")
         if not (text := given("text")):
             raise ValueError("there is no transcript")
-        speaker = given("speaker") or self.defaults.speaker
-        if not speaker:
-            raise ValueError("there is no speaker; add the column, or name a speaker for the whole source")
-        if date := given("recorded_at"):
-            recorded_at = parse_date(date)
-        elif self.defaults.recorded_at is not None:
-            recorded_at = self.defaults.recorded_at
-        else:
-            raise ValueError(
-                "there is no recording date; add the column, or name a date for the whole source (recorded_at)"
-            )
-        named = given("language") or self.defaults.language
-        if not named:
-            raise ValueError("there is no language; add the column, or name a language for the whole source")
-        language, locale = _language(named)
+        speaker = given("speaker") or self.defaults.speaker or _missing("speaker", "a speaker")
+        date = given("recorded_at")
+        recorded_at = (
+            parse_date(date)
+            if date
+            else self.defaults.recorded_at or _missing("recording date", "a date (recorded_at)")
+        )
+        language, locale = _language(given("language") or self.defaults.language or _missing("language", "a language"))
         offset, duration = _times(values)
         channel = as_channel(given("channel") or None)
         split = as_split(given("split") or None)
@@ -201,6 +185,10 @@ class Intake:
         return identity
 
 
+def _missing(what: str, default: str) -> NoReturn:
+    raise ValueError(f"there is no {what}; add the column, or name {default} for the whole source")
+
+
 def _times(values: Mapping[str, str]) -> tuple[float, float | None]:
     """Where an utterance starts and how long it is, in seconds, from any two of start, end and duration."""
     offset = _seconds(values, "offset", "offset_ms") or 0.0
@@ -249,14 +237,8 @@ def _language(tag: str) -> tuple[str, str]:
 
 
 def _gender(value: str) -> dict[str, str]:
-    if not value:
-        return {}
-    word = value.strip().lower()
-    if word in ("m", "male", "man", "male_masculine"):
-        return {"gender": "male"}
-    if word in ("f", "female", "woman", "female_feminine"):
-        return {"gender": "female"}
-    return {"gender": word}
+    word = value.lower()
+    return {"gender": _GENDERS.get(word, word)} if word else {}
 
 
 def _age(value: str, band: str) -> dict[str, str]:

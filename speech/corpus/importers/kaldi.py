@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from speech.audio.decode import AudioError, probe
-from speech.corpus.importers.intake import Defaults, Imported, Intake
+from speech.corpus.importers.intake import Imported, Intake
 from speech.corpus.lookup import Lookup
 from speech.corpus.manifest import RejectedRow
 from speech.corpus.rows import BadLine, ManifestError, PathLike, as_channel, as_seconds, numbered_lines, reason_of
+from speech.corpus.sources import Defaults
 
 SIDES = "reco2file_and_channel"
 _SIDE_TABLES = ("text", "utt2spk", "spk2gender", "spk2age", "utt2lang", "utt2dom", "utt2date", SIDES)

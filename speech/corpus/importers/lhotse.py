@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from speech.corpus.importers.intake import COLUMN_ALIASES, Defaults, Imported, Intake
+from speech.corpus.importers.intake import COLUMN_ALIASES, Imported, Intake
 from speech.corpus.lookup import Lookup
 from speech.corpus.manifest import RejectedRow
 from speech.corpus.rows import (
@@ -18,6 +18,7 @@ from speech.corpus.rows import (
     reason_of,
     required_field,
 )
+from speech.corpus.sources import Defaults
 from speech.store.outputs import parse_json
 
 _CUSTOM_COLUMNS = {  # by their names in a supervision's `custom`

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from speech.corpus.importers.intake import Defaults, Imported, Intake, column_of
+from speech.corpus.importers.intake import Imported, Intake, column_of
 from speech.corpus.manifest import RejectedRow
 from speech.corpus.rows import (
     BadLine,
@@ -18,6 +18,7 @@ from speech.corpus.rows import (
     reason_of,
     text_field,
 )
+from speech.corpus.sources import Defaults
 
 
 def import_nemo(path: PathLike, defaults: Defaults) -> Iterator[Imported]:

@@ -7,9 +7,10 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
-from speech.corpus.importers.intake import COLUMN_ALIASES, Defaults, Imported, Intake, column_of
+from speech.corpus.importers.intake import COLUMN_ALIASES, Imported, Intake, column_of
 from speech.corpus.manifest import RejectedRow
 from speech.corpus.rows import BadLine, ManifestError, PathLike, numbered_lines, reason_of
+from speech.corpus.sources import Defaults
 
 TABLE_NAMES = ("transcripts.tsv", "transcripts.csv", "metadata.csv", "metadata.tsv")
 MAX_QUOTED_LINES = 20  # a quoted field that runs on for longer was never closed

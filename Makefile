@@ -39,7 +39,7 @@ lint: $(READY)  ## format, lint, types, floors
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-bench: $(READY)  ## every benchmark with its bars; about an hour (SOUNDSTAGE_REAL_DATA names the folder of real recordings)
+bench: $(READY)  ## every benchmark, figures beside bars (SOUNDSTAGE_REAL_DATA names the folder of real recordings)
 	@missed=; for each in backfill "backfill --kill" rollback sources store_races written_forms languages real_speech \
 		corpus_checks; do \
 		echo "== $$each"; set -- $$each; script=$$1; shift; \

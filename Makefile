@@ -39,14 +39,12 @@ lint: $(READY)  ## format, lint, types, floors
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-bench: $(READY)  ## the figures that the README quotes (SOUNDSTAGE_REAL_DATA names the folder of real recordings)
-	$(BIN)/python benchmarks/backfill.py
-	$(BIN)/python benchmarks/backfill.py --kill
-	$(BIN)/python benchmarks/rollback.py
-	$(BIN)/python benchmarks/sources.py
-	$(BIN)/python benchmarks/store_races.py
-	$(BIN)/python benchmarks/real_speech.py
-	$(BIN)/python benchmarks/corpus_checks.py
+bench: $(READY)  ## every benchmark, figures beside bars (SOUNDSTAGE_REAL_DATA names the folder of real recordings)
+	@missed=; for each in backfill "backfill --kill" rollback sources store_races written_forms languages real_speech \
+		corpus_checks; do \
+		echo "== $$each"; set -- $$each; script=$$1; shift; \
+		$(BIN)/python benchmarks/$$script.py "$$@" || missed="$$missed, $$each"; \
+	done; test -z "$$missed" || { echo "short of their bars: $${missed#, }"; exit 1; }
 
 screenshots: $(READY)  ## draw the pictures under docs/ again from the running UI (needs Chromium)
 	$(BIN)/python docs/screenshots.py

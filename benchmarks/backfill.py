@@ -266,24 +266,26 @@ def report(result: Result, quarters: int, languages: Sequence[str]) -> bool:
     median = statistics.median(overheads)
     whole = all(made == targeted for targeted, made, _ in result.assets.values())
     single = all(count == quarters for count in result.versions.values())
+    most = result.most_at_once
     tries = len(result.trainings) - len({training.model for training in result.trainings})
     rows = [
-        ("partitions", f"{partitions} ({quarters} quarters x {len(languages)} languages)", ""),
-        ("all partitions end right", f"{result.status}", "yes" if whole else "NO"),
-        ("backfill, minutes", f"{result.seconds / 60:.1f}", ""),
-        ("runs", f"{len(result.runs)}", ""),
-        ("most trainings at once", f"{result.most_at_once}", "yes" if result.most_at_once <= TRAININGS_BAR else "NO"),
-        ("overhead a partition, median s", f"{median:.1f}", "yes" if median <= OVERHEAD_BAR_S else "NO"),
-        ("overhead a partition, longest s", f"{overheads[-1]:.1f}", ""),
-        ("versions in MLflow", ", ".join(f"{k}: {v}" for k, v in result.versions.items()), "yes" if single else "NO"),
-        ("killed", ", ".join(result.kills) or "nothing", ""),
-        ("trainings started again", f"{tries}", ""),
+        ("partitions", f"{partitions} ({quarters} quarters x {len(languages)} languages)", "", True),
+        ("backfill, minutes", f"{result.seconds / 60:.1f}", "", True),
+        ("runs", f"{len(result.runs)}", "", True),
+        ("killed", ", ".join(result.kills) or "nothing", "", True),
+        ("trainings started again", f"{tries}", "", True),
+        ("overhead a partition, longest s", f"{overheads[-1]:.1f}", "", True),
+        ("overhead a partition, median s", f"{median:.1f}", f"at most {OVERHEAD_BAR_S:g}", median <= OVERHEAD_BAR_S),
+        ("most trainings at once", f"{most}", f"at most {TRAININGS_BAR}", most <= TRAININGS_BAR),
+        ("backfill ended with", result.status, "all partitions made", whole),
+        ("versions in MLflow", ", ".join(f"{k}: {v}" for k, v in result.versions.items()), f"{quarters} each", single),
     ]
-    width = max(len(name) for name, _, _ in rows)
-    print(f"{'what':<{width}}  {'measured':<34}  as it must be")
-    for name, value, verdict in rows:
-        print(f"{name:<{width}}  {value:<34}  {verdict}")
-    return not any(verdict == "NO" for _, _, verdict in rows)
+    width = max(len(name) for name, *_ in rows)
+    print(f"{'':<{width}}  {'measured':<34}  bar")
+    for name, value, bar, holds in rows:
+        verdict = f"{bar:<19}  {'holds' if holds else 'MISSED'}" if bar else ""
+        print(f"{name:<{width}}  {value:<34}  {verdict}".rstrip())
+    return all(holds for *_, holds in rows)
 
 
 def main() -> int:

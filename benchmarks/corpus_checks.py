@@ -1,6 +1,6 @@
 """How often the corpus checks stop good corpora, and which shifted transcripts they find, from 1 k to 1 M rows.
 
-    SOUNDSTAGE_REAL_DATA=/data python benchmarks/corpus_checks.py [--quick]
+    SOUNDSTAGE_REAL_DATA=/data python benchmarks/corpus_checks.py [--rows 1000 10000 100000 1000000] [--quick]
 
 Three corpora: sentences read by 60 non-native speakers (speechocean762), digit strings joined from the takes of the
 Free Spoken Digit Dataset (its texts and durations; no audio is joined), and the embedded corpus. Each is resampled:
@@ -10,10 +10,10 @@ is drawn alike, for drift.
 
 Then one delivery, a run of 2, 5, 10 or 20 % of the rows or all of them, has its transcripts shifted by one row. Bars:
 a draw as delivered is refused or warned about in at most 1 %, and a shift is found in at least 95 % from 5 % of the
-rows on (from 10 % at 1 k rows). Strings of one length and one command said over and over show where lengths cannot
-tell.
+rows on (from 10 % at 1 k rows), of every corpus at every size. Strings of one length and one command said over and over
+show where lengths cannot tell.
 
-What is drawn are the statistics, not Great Expectations around them; a few whole validations follow.
+What is drawn are the statistics, not Great Expectations around them; a few whole validations come first.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+from bars import Bar, end
 from numpy.typing import NDArray
 
 from evaluation.corpus.alignment import Lengths
@@ -48,6 +49,8 @@ STRINGS_A_SPEAKER = 100
 GAP_S = (0.05, 0.25)  # silence between two digits
 SHIFTED = (0.02, 0.05, 0.1, 0.2, 1.0)
 DRAWS = {1_000: (400, 150), 10_000: (300, 60), 100_000: (30, 20), 1_000_000: (8, 3)}  # as delivered, shifted
+MOST_ALARMS, LEAST_FOUND = 1.0, 95.0  # per cent of draws
+CORRELATION = "text_audio_correlation"
 DAY = dt.date(2024, 5, 1)
 RATE = CorpusSettings().false_alarm_rate / len(CHANCE)
 
@@ -271,8 +274,26 @@ def listed(row: Utterance, place: int, **changes: object) -> Utterance:
 # --------------------------------------------------------------------------------------------------------- tables
 
 
-def draw(corpus: Corpus, rows: int, draws: tuple[int, int], seed: int) -> list[str]:
-    """One row of the table: false alarms and finds of a corpus at one size; what misses its bar is returned."""
+@dataclass(frozen=True)
+class Drawn:
+    """What came of a corpus at one size; shares in per cent of the draws."""
+
+    corpus: str
+    rows: int
+    refused: float
+    warned: float
+    found: dict[float, float]  # by the part that was shifted
+    failing: Counter[str]  # checks that failed as delivered
+
+    @property
+    def least_found(self) -> float:
+        """The lowest share of the shifts that must be found."""
+        least_part = 0.1 if self.rows <= 1_000 else 0.05
+        return min(share for part, share in self.found.items() if part >= least_part)
+
+
+def draw(corpus: Corpus, rows: int, draws: tuple[int, int], seed: int) -> Drawn:
+    """One row of the table: false alarms and finds of a corpus at one size."""
     chance = np.random.default_rng(seed)
     refused = warned = 0
     names: Counter[str] = Counter()
@@ -291,19 +312,27 @@ def draw(corpus: Corpus, rows: int, draws: tuple[int, int], seed: int) -> list[s
     shares = "".join(f"{found[part] / draws[1]:7.0%}" for part in SHIFTED)
     alarms = f"{interval(refused, draws[0]):>22} {interval(warned, draws[0]):>22}"
     least = lengths(corpus, *resampled(corpus, rows, chance)[:2]).moved(RATE).judgement.finds
-    print(f"{corpus.name:14} {rows:9,} {draws[0]:5} {alarms} {draws[1]:5} {shares}   {least}", flush=True)
-    short = [f"{corpus.name} at {rows:,}: {name} in {count} of {draws[0]} draws" for name, count in names.items()]
-    short = short if max(refused, warned) > 0.01 * draws[0] else []
-    least_part = 0.1 if rows <= 1_000 else 0.05
-    return short + [
-        f"{corpus.name} at {rows:,}: {part:.0%} shifted found in {found[part]} of {draws[1]}"
-        for part in SHIFTED
-        if part >= least_part and found[part] < 0.95 * draws[1]
-    ]
+    print(f"{corpus.name:22} {rows:9,} {draws[0]:5} {alarms} {draws[1]:5} {shares}   {least}", flush=True)
+    return Drawn(
+        corpus.name,
+        rows,
+        100 * refused / draws[0],
+        100 * warned / draws[0],
+        {part: 100 * count / draws[1] for part, count in found.items()},
+        names,
+    )
 
 
-def validated(name: str, rows: Sequence[Utterance], folder: Path, expected: set[str]) -> list[str]:
-    """A whole validation; what fails must be what was expected."""
+def told(corpus: Corpus, rows: int) -> bool:
+    """One row of the table: what lengths find in a corpus, or why they are not judged; whether they are."""
+    judgement = lengths(corpus, *resampled(corpus, rows, np.random.default_rng(0))[:2]).moved(RATE).judgement
+    said = f"not judged: {judgement.untold}" if judgement.untold else judgement.finds
+    print(f"{corpus.name:22} {rows:9,} {'':{5 + 2 * 23 + 6 + 7 * len(SHIFTED)}}    {said}", flush=True)
+    return not judgement.untold
+
+
+def validated(name: str, rows: Sequence[Utterance], folder: Path, expected: set[str]) -> str:
+    """A whole validation; what is wrong with it where other checks fail than expected."""
     started = time.monotonic()
     found = validate(
         assign_splits([replace(row, split=None) for row in rows]),
@@ -311,10 +340,9 @@ def validated(name: str, rows: Sequence[Utterance], folder: Path, expected: set[
         previous=None, docs_dir=folder,
     )  # fmt: skip
     failed = {outcome.name for outcome in found.outcomes if not outcome.passed}
-    print(
-        f"{name:44} {len(rows):6,} rows {time.monotonic() - started:5.1f} s   {', '.join(sorted(failed)) or 'passed'}"
-    )
-    return [] if failed & IN_QUESTION == expected else [f"{name}: {failed} failed, not {expected or 'nothing'}"]
+    said = ", ".join(sorted(failed)) or "passed"
+    print(f"{name:44} {len(rows):6,} rows {time.monotonic() - started:5.1f} s   {said}", flush=True)
+    return "" if failed & IN_QUESTION == expected else f"{name}: failed is {said}, not {expected or 'nothing'}"
 
 
 IN_QUESTION = set(CHANCE)  # six speakers fill no three sets: that is not in question here
@@ -330,56 +358,72 @@ def moved(rows: Sequence[Utterance], start: int, count: int) -> list[Utterance]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; exit code 0 when no bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="only 1 k and 10 k rows, a tenth of the draws")
+    parser.add_argument("--rows", type=int, nargs="+", choices=DRAWS, default=list(DRAWS), help="only these sizes")
+    parser.add_argument(
+        "--quick", action="store_true", help="a tenth of the draws as delivered, a fifth of the shifted"
+    )
     options = parser.parse_args(arguments)
     if not os.environ.get("SOUNDSTAGE_REAL_DATA"):
         parser.error("set SOUNDSTAGE_REAL_DATA to the folder that holds speechocean762 and fsdd/recordings")
     data = Path(os.environ["SOUNDSTAGE_REAL_DATA"]).absolute()
-    sizes = {rows: draws for rows, draws in DRAWS.items() if not options.quick or rows <= 10_000}
+    sizes = {rows: DRAWS[rows] for rows in options.rows}
     if options.quick:
-        sizes = {rows: (draws[0] // 10, draws[1] // 5) for rows, draws in sizes.items()}
-    started, short = time.monotonic(), []
+        sizes = {rows: (max(1, draws[0] // 10), max(1, draws[1] // 5)) for rows, draws in sizes.items()}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         read = read_speech(data)
         strings, made = digit_strings(data, (2, 6), read[0]), embedded(folder)
         of_four = digit_strings(data, (4, 4), read[0])
         command = [replace(row, text="stop now") for row in digit_strings(data, (2, 2), read[0])]
-        print("whole validations, and what failed")
-        for title, rows, fault in (
-            ("read sentences", read, set()),
-            ("read sentences, 60 rows shifted", moved(read, 500, 60), {"transcripts_in_place"}),
-            ("embedded corpus", made, set()),
-            ("embedded corpus, 40 rows shifted", moved(made, 100, 40), {"transcripts_in_place"}),
-            ("digit strings", strings, set()),
-            ("digit strings, all shifted", moved(strings, 0, 600), {"transcripts_in_place", "text_audio_correlation"}),
-        ):
-            short += validated(title, rows, folder / "docs", fault)
-        print("\nwhere lengths tell little: what finds a shift, or why it is not judged")
-        for title, rows in (("strings of four digits", of_four), ("one command", command)):
-            corpus = Corpus.of(title, rows)
-            for size in sizes:
-                judgement = (
-                    lengths(corpus, *resampled(corpus, size, np.random.default_rng(0))[:2]).moved(RATE).judgement
-                )
-                told = f"not judged: {judgement.untold}" if judgement.untold else f"judged; finds {judgement.finds}"
-                print(f"{title:24} {size:9,} rows   {told}")
-                if title == "one command" and not judgement.untold:
-                    short.append(f"{title} at {size:,}: judged, though all its texts are alike")
+        wrong = [
+            validated(title, rows, folder / "docs", fault)
+            for title, rows, fault in (
+                ("read sentences", read, set()),
+                ("read sentences, 60 rows shifted", moved(read, 500, 60), {"transcripts_in_place"}),
+                ("embedded corpus", made, set()),
+                ("embedded corpus, 40 rows shifted", moved(made, 100, 40), {"transcripts_in_place"}),
+                ("digit strings", strings, set()),
+                ("digit strings, all shifted", moved(strings, 0, 600), {"transcripts_in_place", CORRELATION}),
+            )
+        ]
         print(
-            f"\nat most {RATE * len(CHANCE):.1%} of good partitions should fail; shares: draws with the shift found"
-            f"\n\n{'corpus':14} {'rows':>9} {'draws':>5} {'refused as delivered':>22} {'warned':>22} {'draws':>5} "
+            f"\n{'':22} {'':9} {'as delivered':>51} {'a part shifted, found in':>41}"
+            f"\n{'corpus':22} {'rows':>9} {'draws':>5} {'refused':>22} {'warned':>22} {'draws':>5} "
             + "".join(f"{part:7.0%}" for part in SHIFTED)
-            + "   found in 95 %"
+            + "   found in 95 % of draws"
         )
-        for place, corpus in enumerate(
-            (Corpus.of("read sentences", read), Corpus.of("digit strings", strings), Corpus.of("embedded", made))
-        ):
-            for size, draws in sizes.items():
-                short += draw(corpus, size, draws, seed=place)
-    print(f"\n{time.monotonic() - started:.0f} s")
-    print("\n".join(short) if short else "every bar is met")
-    return 1 if short else 0
+        drawn = [
+            draw(Corpus.of(title, rows), size, draws, seed)
+            for seed, (title, rows) in enumerate(
+                (("read sentences", read), ("digit strings", strings), ("embedded", made))
+            )
+            for size, draws in sizes.items()
+        ]
+        for size in sizes:
+            told(Corpus.of("strings of four digits", of_four), size)
+        alike = [told(Corpus.of("one command", command), size) for size in sizes]
+    missed = [sentence for sentence in wrong if sentence]
+    missed += [
+        f"{each.corpus} at {each.rows:,}: {name} in {count} draws"
+        for each in drawn
+        for name, count in each.failing.items()
+        if max(each.refused, each.warned) > MOST_ALARMS
+    ]
+    missed += [
+        f"{each.corpus} at {each.rows:,}: shifts found in {each.least_found:.0f} %"
+        for each in drawn
+        if each.least_found < LEAST_FOUND
+    ]
+    return end(
+        [
+            Bar("whole validations with another outcome than expected", sum(bool(each) for each in wrong), 0),
+            Bar("as delivered: refused, % of draws, at worst", max(each.refused for each in drawn), MOST_ALARMS),
+            Bar("as delivered: warned, % of draws, at worst", max(each.warned for each in drawn), MOST_ALARMS),
+            Bar("shifted: found, % of draws, at worst", min(each.least_found for each in drawn), LEAST_FOUND, True),
+            Bar("sizes at which texts that are all alike are judged by length", sum(alike), 0),
+        ],
+        missed,
+    )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ Version 1 is approved and released; then, under requests, version 2 with its can
 A release is complete when every replica's own report says that it gives all requests to that version. Times are taken
 from the launch in Dagster and from the decision in the ledger; between the two, Dagster starts the run's process.
 
-Bars: no failed request, each answer names the version that made it, rollback complete within 10 s of the decision.
+Bars: no failed request, each answer names the version that made it, none is made by version 2 once the rollback is
+complete, and that is within 10 s of the decision.
 """
 
 import argparse
@@ -30,6 +31,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from bars import Bar, end
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # the toy bundles of the tests
@@ -223,8 +226,8 @@ class Operator:
         return True
 
 
-def table(clients: Clients, changes: Sequence[Change], digests: dict[str, str]) -> tuple[Any, list[str]]:
-    """One row a stretch of time, and what misses its bar."""
+def table(clients: Clients, changes: Sequence[Change]) -> Any:
+    """One row a stretch of time."""
     from rich.table import Table
 
     _, second, back = changes
@@ -238,7 +241,8 @@ def table(clients: Clients, changes: Sequence[Change], digests: dict[str, str]) 
         ("all", first_at, last_at + 1, None),
     ]
     shown = Table(title=f"{clients.rate:g} requests/s at {len(clients.urls)} replicas")
-    columns = ("", "requests", "failed", "by version 1", "by version 2", "p50 ms", "p95 ms", "from launch", "decision")
+    columns = ("", "requests", "failed", "by version 1", "by version 2", "p50 ms", "p95 ms")
+    columns += ("s from launch", "s from decision")
     for column in columns:
         shown.add_column(column, justify="left" if not column else "right")
     for name, since, until, change in stretches:
@@ -254,27 +258,33 @@ def table(clients: Clients, changes: Sequence[Change], digests: dict[str, str]) 
             str(by["2"]),
             f"{statistics.median(times):.0f}" if times else "-",
             f"{p95:.0f}",
-            f"{change.since_launch_s:.1f} s" if change else "",
-            f"{change.since_decision_s:.1f} s" if change else "",
+            f"{change.since_launch_s:.1f}" if change else "",
+            f"{change.since_decision_s:.1f}" if change else "",
         )
-    missed = []
+    return shown
+
+
+def judged(clients: Clients, back: Change, digests: dict[str, str]) -> tuple[list[Bar], list[str]]:
+    """The figures with their bars, and the first of each kind of answer that must not be."""
     failed = [answer for answer in clients.answers if answer.status != 200]
-    if failed:
-        missed.append(f"{len(failed)} requests failed, the first with {failed[0].status}: {failed[0].text[:200]}")
     wrong = [
         answer
         for answer in clients.answers
         if answer.status == 200
         and (HEARS.get(answer.version), digests.get(answer.version)) != (answer.text, answer.digest)
     ]
+    late = [answer for answer in clients.answers if answer.at > back.ended and answer.version != "1"]
+    missed = []
+    if failed:
+        missed.append(f"a request failed with {failed[0].status}: {failed[0].text[:200]}")
     if wrong:
-        missed.append(f"{len(wrong)} answers name another version than the one that made them: {wrong[0]}")
-    late = [a for a in clients.answers if a.at > back.ended and a.version != "1"]
-    if late:
-        missed.append(f"{len(late)} requests sent after the rollback was reported were answered by version 2")
-    if back.since_decision_s > ROLLBACK_BAR_S:
-        missed.append(f"the rollback took {back.since_decision_s:.1f} s, more than {ROLLBACK_BAR_S:g} s")
-    return shown, missed
+        missed.append(f"an answer names another version than the one that made it: {wrong[0]}")
+    return [
+        Bar("requests that failed", len(failed), 0),
+        Bar("answers that name another version than made them", len(wrong), 0),
+        Bar("requests after the rollback not answered by version 1", len(late), 0),
+        Bar("rollback, s from the decision", back.since_decision_s, ROLLBACK_BAR_S),
+    ], missed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -315,16 +325,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             time.sleep(STEADY_S)
             changes.append(operator.rollback("1"))
             time.sleep(STEADY_S)
-        shown, missed = table(clients, changes, digests)
-    console.print(shown)
     steps = ReleaseFolder(settings.objects).history(LANGUAGE)
     for change in dict.fromkeys(step.rollout for step in steps):
         line = [f"{s.state} {s.seconds:.1f} s" for s in steps if s.rollout == change]
-        console.print(f"  version {next(s.version for s in steps if s.rollout == change)}: {', '.join(line)}")
-    for miss in missed:
-        console.print(f"[red]{miss}[/red]")
-    console.print("every bar is met" if not missed else f"everything is kept in {folder}")
-    return 1 if missed else 0
+        console.print(f"version {next(s.version for s in steps if s.rollout == change)}: {', '.join(line)}")
+    console.print(table(clients, changes))
+    bars, missed = judged(clients, changes[-1], digests)
+    if code := end(bars, missed):
+        print(f"everything is kept in {folder}")
+    return code
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import soundfile
+from bars import Bar, end
 
 FIRST_YEAR, QUARTERS = 2022, 12
 FILES, FILE_S = 8, 60.0  # recordings that the rows are stretches of
@@ -128,16 +129,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = [sys.executable, __file__, "--rows", str(fewer), "--alone"]
     small_mib = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
     growth_kib = (peak_mib() - small_mib) * 1024 / ((options.rows - fewer) / QUARTERS)
-    bars = [
-        ("readings of the source", readings, 1),
-        ("CPU for recordings, s", round(cpu_s, 1), CPU_BAR_S),
-        ("memory a row of a quarter, KiB", round(growth_kib, 2), MEMORY_BAR_KIB),
-    ]
-    print(f"\npeak {peak_mib():.0f} MiB with {options.rows:,} rows, {small_mib:.0f} MiB with {fewer:,}\n")
-    print(f"{'':32} {'measured':>9} {'at most':>8}")
-    for what, measured, bar in bars:
-        print(f"{what:32} {measured:9} {bar:8g} {'' if measured <= bar else 'SHORT'}")
-    return int(any(measured > bar for _, measured, bar in bars))
+    print(f"\npeak {peak_mib():.0f} MiB with {options.rows:,} rows, {small_mib:.0f} MiB with {fewer:,}")
+    return end(
+        [
+            Bar("readings of the source", readings, 1),
+            Bar("CPU for recordings of all quarters, s", cpu_s, CPU_BAR_S),
+            Bar("memory a row of a quarter, KiB", growth_kib, MEMORY_BAR_KIB),
+        ]
+    )
 
 
 if __name__ == "__main__":

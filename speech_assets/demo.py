@@ -22,7 +22,7 @@ from rich.table import Table
 
 from deployment.settings import Settings, SettingsError
 from evaluation.gates import load_verdict
-from speech.corpus.manifest import Utterance
+from speech.corpus.manifest import Utterance, hours_of
 from speech.corpus.normalize import rows_of
 from speech.store.outputs import StoreError
 from speech_assets.backfill import UP_TO_DATE, unfinished
@@ -238,8 +238,7 @@ class Demo:
         """What became of a partition: hours, WER, CER, verdict, version, alias."""
         workspace, hours = self.workspace, "-"
         if self.store.exists("utterances", quarter, language):
-            seconds = sum(row.duration_s or 0 for row in self._rows("utterances", quarter, language))
-            hours = f"{seconds / 3600:.2f}"
+            hours = f"{hours_of(self._rows('utterances', quarter, language)):.2f}"
         try:
             score = load_evaluation(workspace, quarter, language).sets["quarter"].score
             bundle = workspace.bundle(quarter, language)

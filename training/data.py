@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from speech.corpus.manifest import ManifestError, Utterance, audio_location, read_manifest
+from speech.corpus.manifest import ManifestError, Utterance, audio_location, hours_of, read_manifest
 from speech.scripts import join_words, primary_language
 from speech.store.objects import Objects
 from speech.text import normalize
@@ -29,7 +29,7 @@ class SplitRows:
     @property
     def hours(self) -> float:
         """Audio in hours, as the manifests state it."""
-        return sum(row.duration_s or 0.0 for row in self.utterances) / 3600
+        return hours_of(self.utterances)
 
 
 def read_split(manifests: Sequence[str | Path], split: Split, language: str, store: Objects | None = None) -> SplitRows:

@@ -161,6 +161,11 @@ def audio_location(utterance: Utterance, manifest: PathLike) -> str:
     return str(Path(os.path.abspath(manifest)).parent / utterance.audio)
 
 
+def hours_of(utterances: Iterable[Utterance]) -> float:
+    """Speech in hours, as far as it was measured."""
+    return sum(utterance.duration_s or 0.0 for utterance in utterances) / 3600
+
+
 def quarter_of(date: dt.date) -> str:
     """The key of the quarter that a day belongs to: its first month, as in "2024-04"."""
     return f"{date.year:04d}-{(date.month - 1) // 3 * 3 + 1:02d}"

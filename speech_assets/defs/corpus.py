@@ -19,10 +19,12 @@ from evaluation.corpus.profile import CorpusProfile
 from evaluation.corpus.validation import ExpectationOutcome, ValidationUnknown, failed_checks
 from speech.corpus.index import SourceIndex, index_of, with_audio
 from speech.corpus.manifest import (
+    SPLITS,
     ManifestError,
     RejectedRow,
     Utterance,
     assign_splits,
+    hours_of,
     quarter_of,
     quarter_title,
 )
@@ -235,12 +237,11 @@ def normalized_audio(context: dg.AssetExecutionContext, workspace: dg.ResourcePa
         outcome = _without_this_machine(normalize_audio(rows, staging.path), workspace.settings.local)
         outcome.write(staging.path)
     published = staging.published
-    hours = sum(row.duration_s or 0 for row in outcome.kept) / 3600
     qualities = [row.quality for row in outcome.kept if row.quality]
     return dg.MaterializeResult(
         metadata={
             "quarter": quarter_heading(quarter, language),
-            "hours": round(hours, 4),
+            "hours": round(hours_of(outcome.kept), 4),
             "recordings": len(outcome.kept),
             "quarantined": len(outcome.quarantined),
             "median_snr_db": round(statistics.median(q.snr_db for q in qualities), 2) if qualities else 0.0,
@@ -305,24 +306,19 @@ def utterances(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
             tags={"dagster/data_version": digest_file(published.file(MANIFEST)) if passed else "none"},
         )
     )
-    hours = {name: sum(r.duration_s or 0 for r in kept if r.split == name) / 3600 for name in ("train", "dev", "test")}
+    sets = {name: [row for row in kept if row.split == name] for name in SPLITS}
     return dg.MaterializeResult(
         metadata={
             "quarter": quarter_heading(quarter, language),
-            "hours": round(sum(hours.values()), 4),
+            "hours": round(sum(map(hours_of, sets.values())), 4),
             "utterances": len(kept),
             "quarantined": len(outcome.quarantined),
             "speakers": len({row.speaker for row in kept}),
             "splits": markdown_table(
                 ("set", "utterances", "speakers", "hours"),
                 [
-                    (
-                        name,
-                        sum(r.split == name for r in kept),
-                        len({r.speaker for r in kept if r.split == name}),
-                        f"{hours[name]:.3f}",
-                    )
-                    for name in hours
+                    (name, len(part), len({row.speaker for row in part}), f"{hours_of(part):.3f}")
+                    for name, part in sets.items()
                 ],
             ),
             "quarantine": _quarantine_table(outcome.quarantined),
@@ -378,7 +374,7 @@ def benchmark_set(context: dg.AssetExecutionContext, workspace: dg.ResourceParam
         metadata={
             "utterances": len(frozen),
             "speakers": len({row.speaker for row in frozen}),
-            "hours": round(sum(row.duration_s or 0 for row in frozen) / 3600, 4),
+            "hours": round(hours_of(frozen), 4),
             "manifest": place_of(published, MANIFEST),
         },
         data_version=dg.DataVersion(published.digest),

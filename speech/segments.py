@@ -7,37 +7,20 @@ takes at the speaker's own pace is taken off. The pace is the median over the wo
 import itertools
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING
 
 from speech.text import spoken_length
+
+if TYPE_CHECKING:
+    from speech.transcript import Word
 
 PAUSE_S = 0.6  # a gap between words that a listener hears as a pause
 SLOW_LETTER_S = 0.1  # ten letters a second; who leaves more time than that between words is not talking
 
 
-class Timed(Protocol):
-    """Something said, with a start and an end in seconds."""
-
-    @property
-    def text(self) -> str:
-        """What was said."""
-        ...
-
-    @property
-    def start_s(self) -> float:
-        """Where it begins."""
-        ...
-
-    @property
-    def end_s(self) -> float:
-        """Where it ends."""
-        ...
-
-
-T = TypeVar("T", bound=Timed)
-
-
-def phrases(words: Sequence[T], fits: Callable[[Sequence[T]], bool], pause_s: float = PAUSE_S) -> Iterator[Sequence[T]]:
+def phrases(
+    words: Sequence["Word"], fits: Callable[[Sequence["Word"]], bool], pause_s: float = PAUSE_S
+) -> Iterator[Sequence["Word"]]:
     """Cut words (in order of time) at pauses, and what still does not fit at its widest gap.
 
     Every word is in exactly one phrase, in order. A single word may be more than fits. `fits` is asked for the first
@@ -51,7 +34,7 @@ def phrases(words: Sequence[T], fits: Callable[[Sequence[T]], bool], pause_s: fl
             first = place
 
 
-def _pace(words: Sequence[Timed]) -> float:
+def _pace(words: Sequence["Word"]) -> float:
     """Seconds a letter, from the end of one word to the end of the next."""
     paces = [
         (word.end_s - before.end_s) / max(1, spoken_length(word.text)) for before, word in itertools.pairwise(words)
@@ -59,12 +42,12 @@ def _pace(words: Sequence[Timed]) -> float:
     return min(SLOW_LETTER_S, statistics.median(paces)) if paces else 0.0
 
 
-def _silence(before: Timed, word: Timed, letter_s: float) -> float:
+def _silence(before: "Word", word: "Word", letter_s: float) -> float:
     unwritten_s = letter_s * spoken_length(word.text) - (word.end_s - word.start_s)
     return word.start_s - before.end_s - max(0.0, unwritten_s)
 
 
-def _shortened(words: Sequence[T], fits: Callable[[Sequence[T]], bool]) -> Iterator[Sequence[T]]:
+def _shortened(words: Sequence["Word"], fits: Callable[[Sequence["Word"]], bool]) -> Iterator[Sequence["Word"]]:
     """One phrase, or several cut at the widest gap in the later half of what may go together."""
     while words:
         fitting = 1

@@ -22,20 +22,16 @@ class Lookup:
         added = self._entries.execute("INSERT OR IGNORE INTO entries VALUES (?, ?, ?)", (key, number, text))
         return added.rowcount == 1
 
-    def get(self, key: str) -> tuple[int, str] | None:
-        """The number and the text of a key, or None."""
-        entry: tuple[int, str] | None = self._entries.execute(
-            "SELECT number, text FROM entries WHERE key = ?", (key,)
-        ).fetchone()
-        return entry
-
     def text(self, key: str) -> str:
         """The text of a key; empty where there is none."""
-        entry = self.get(key)
-        return entry[1] if entry else ""
+        entry = self._text(key)
+        return entry[0] if entry else ""
 
     def __contains__(self, key: str) -> bool:
-        return self.get(key) is not None
+        return self._text(key) is not None
+
+    def _text(self, key: str) -> tuple[str] | None:
+        return self._entries.execute("SELECT text FROM entries WHERE key = ?", (key,)).fetchone()
 
     def __iter__(self) -> Iterator[tuple[str, int]]:
         """Keys and numbers, by number."""

@@ -25,6 +25,7 @@ from evaluation.scoring import (
     slices_of,
     word_outcomes,
 )
+from speech.audio.decode import SAMPLE_RATE, AudioError, decode
 from speech.text import words_of
 
 if TYPE_CHECKING:
@@ -249,8 +250,6 @@ def _batches(utterances: Iterable["Utterance"]) -> Iterator[list["Utterance"]]:
 
 def _decoded(batch: Iterable["Utterance"], resolve_audio: Resolve) -> Iterator[tuple["Utterance", np.ndarray | str]]:
     """Each utterance with its own stretch of samples, or with the reason why there are none."""
-    from speech.audio.decode import SAMPLE_RATE, AudioError, decode
-
     last: tuple[str, np.ndarray | str] | None = None
     for utterance in batch:
         if last is None or last[0] != utterance.audio:

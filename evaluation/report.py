@@ -22,6 +22,7 @@ from evaluation.plots import champion_png, reliability_png, wer_by_condition_png
 from evaluation.presentation import CSP, gate_title, template
 from evaluation.results import BENCHMARK, QUARTER, Evaluation, Scored, SetResult
 from evaluation.scoring import Edit, align, score_by_speaker, slice_order
+from speech.audio.decode import AudioError, decode
 from speech.corpus.manifest import QUARTER_KEY, quarter_title
 from speech.store.outputs import write_atomically
 
@@ -77,8 +78,6 @@ class _Sounds:
             return "", "no audio was given to this report"
         if self._left <= 0:
             return "", "left out: the report's audio budget is spent"
-        from speech.audio.decode import AudioError, decode
-
         try:
             source = self._find(set_name, utterance_id)
             if source is None:

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from deployment.registry.shelf import Shelf
 from deployment.release.reports import BUNDLE_HEADER, TIMING_HEADER, WORK_TIMING, ReplicaReport
+from speech.audio.decode import AudioError, decode
 from speech.bundle import BundleError
+from speech.recognition.offline import Recognizer
 
 if TYPE_CHECKING:
     import httpx
-    import numpy as np
 
 
 class Unfit(Exception):
@@ -55,8 +58,6 @@ class Probes:
         """Verify a bundle, and hear all recordings with it here."""
         if not self.golden:
             raise Unfit("without golden recordings it cannot be probed")
-        from speech.recognition.offline import Recognizer
-
         try:
             bundle = shelf.load(digest)
             if bundle.language != self.language:
@@ -117,9 +118,7 @@ def work_s(headers: Mapping[str, str], otherwise: float) -> float:
     return float(said.group(1)) / 1000 if said else otherwise
 
 
-def _samples(path: Path) -> "np.ndarray":
-    from speech.audio.decode import AudioError, decode
-
+def _samples(path: Path) -> np.ndarray:
     try:
         return decode(path).samples
     except (AudioError, OSError) as error:

@@ -37,7 +37,7 @@ from evaluation.corpus.drift import UNMEASURED, change, known_share, stability
 from evaluation.corpus.profile import CorpusProfile, known_words, profile_corpus, words_by_speaker
 from evaluation.corpus.suite import Expectation, run_suites
 from evaluation.corpus.validation import CorpusValidation, ExpectationOutcome
-from speech.audio.decode import SAMPLE_RATE
+from speech.audio.decode import SAMPLE_RATE, AudioError, probe
 from speech.corpus.manifest import SPLITS, Utterance, quarter_of, quarter_title
 from speech.corpus.normalize import DELIVERED, MARKERS, MAX_DURATION_S, MIN_DURATION_S
 from speech.markers import DEFAULT_MARKERS
@@ -182,8 +182,6 @@ _COLUMNS = (
 
 def _audio_facts(utterance: Utterance, locate: Locate, look_inside: bool) -> tuple[bool, float | None]:
     """Whether the audio is there, and its sample rate when it was opened (0 when it cannot be)."""
-    from speech.audio.decode import AudioError, probe
-
     place = locate(utterance)
     if "://" not in os.fspath(place) and not os.path.isfile(place):
         return False, None

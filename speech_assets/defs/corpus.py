@@ -42,6 +42,7 @@ from speech.corpus.normalize import (
 )
 from speech.corpus.refusals import grouped, summary
 from speech.corpus.sources import Source
+from speech.corpus.synthetic import edition, write_quarter
 from speech.store.objects import StoreError
 from speech.store.outputs import Published, digest_file, write_atomically, write_json
 from speech_assets.defs.metadata import markdown_table, place_of, quarter_heading
@@ -124,8 +125,6 @@ def definitions(grid: Grid) -> dg.Definitions:
 def _sources_version(settings: Settings) -> str:
     if all(source.kind != "synthetic" for source in settings.sources):
         return version_of(*settings.sources)
-    from speech.corpus.synthetic import edition
-
     return version_of(*settings.sources, settings.synthetic, edition())
 
 
@@ -137,8 +136,6 @@ def source_index(source: Source, workspace: Workspace, quarter: str, language: s
     """
     kind, path = source.kind, source.path
     if kind == "synthetic":
-        from speech.corpus.synthetic import write_quarter
-
         synthetic = workspace.settings.synthetic
         path = str(synthesised(workspace, language) / quarter)
         write_quarter(

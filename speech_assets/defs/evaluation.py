@@ -11,7 +11,8 @@ from evaluation.corpus.expectations import in_delivered_order
 from evaluation.corpus.listening import misplaced
 from evaluation.evaluate import evaluate
 from evaluation.gates import GateResult, judge, save_verdict
-from evaluation.report import REPORT_NAME
+from evaluation.plots import wer_by_slice_png
+from evaluation.report import REPORT_NAME, write_report
 from evaluation.results import EVALUATION_NAME, Evaluation
 from speech.bundle import BundleError, ModelBundle
 from speech.corpus.manifest import Utterance
@@ -76,8 +77,6 @@ def evaluation(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
     Figures come with intervals by speaker and per slice; the report, with the worst utterances aligned and audible, is
     written with the verdict.
     """
-    from evaluation.plots import wer_by_slice_png
-
     quarter, language = quarter_and_language(context)
     store = workspace.store
     name = candidate_name(quarter, language)
@@ -133,8 +132,6 @@ def evaluation(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
 @retried_when_unreachable
 def verdict(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
     """The judgement of the gates over exactly this bundle, stored under its digest, and the report that shows it."""
-    from evaluation.report import write_report
-
     quarter, language = quarter_and_language(context)
     result = load_evaluation(workspace, quarter, language)
     judged = judge(result, workspace.settings.gates)

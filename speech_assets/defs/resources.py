@@ -7,23 +7,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
 from pydantic import BaseModel
 
+from deployment.promotion.decisions import Promotions
+from deployment.registry.models import Registry
 from deployment.settings import Settings
+from speech.bundle import ModelBundle
 from speech.store.objects import Objects, StoreError
 from speech.store.outputs import DataStore, parse_json
 from speech_assets.defs.partitions import Grid
 from speech_assets.defs.processes import SupervisedProcess
 
 BUNDLE_NAME = "bundle_digest.json"  # names the bundle that a partition of `model_bundle` came to
-
-if TYPE_CHECKING:
-    from deployment.promotion.decisions import Promotions
-    from deployment.registry.models import Registry
-    from speech.bundle import ModelBundle
 
 
 @dataclass(frozen=True)
@@ -50,10 +48,8 @@ class Workspace:
         """Where MLflow keeps runs and model versions."""
         return self.settings.tracking_uri
 
-    def registry(self) -> "Registry":
+    def registry(self) -> Registry:
         """The model registry."""
-        from deployment.registry.models import Registry
-
         return Registry(self.settings.tracking_uri, self.objects)
 
     def registered_name(self, language: str) -> str:
@@ -73,10 +69,8 @@ class Workspace:
             )
         return names[model]
 
-    def promotions(self) -> "Promotions":
+    def promotions(self) -> Promotions:
         """Decisions about champions, with the approvers, rules and thresholds of the settings."""
-        from deployment.promotion.decisions import Promotions
-
         return Promotions.of(self.settings, self.objects)
 
     def mlflow_run_url(self, record: Mapping[str, Any]) -> str:
@@ -84,7 +78,7 @@ class Workspace:
         experiment, run = record.get("mlflow_experiment_id"), record.get("mlflow_run_id")
         return f"{self.settings.registry.ui_url}/#/experiments/{experiment}/runs/{run}"
 
-    def bundle(self, quarter: str, language: str) -> "ModelBundle":
+    def bundle(self, quarter: str, language: str) -> ModelBundle:
         """The bundle that the partition's output names, every byte compared with its digest.
 
         Raises:

@@ -13,23 +13,24 @@ import statistics
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
 
+from deployment.promotion.decisions import REFUSALS, Promotions
+from deployment.promotion.ledger import Decision, LedgerError
+from deployment.release.canary import Canary, Summary
+from deployment.release.folder import ReleaseFolder
+from deployment.release.history import Transition
+from deployment.release.life import Replicas, silence
+from deployment.release.reports import LanguageReport
+from deployment.release.rollout import RolloutFailed, RolloutResult, roll_out
 from speech.corpus.manifest import Utterance
 from speech.corpus.normalize import rows_of
 from speech_assets.defs.metadata import markdown_table
 from speech_assets.defs.partitions import Grid
 from speech_assets.defs.resources import Workspace
 from speech_assets.defs.retries import retried_when_unreachable, unreachable
-
-if TYPE_CHECKING:
-    from deployment.promotion.decisions import Promotions
-    from deployment.promotion.ledger import Decision
-    from deployment.release.canary import Summary
-    from deployment.release.history import Transition
-    from deployment.release.rollout import RolloutResult
 
 GOLDEN_UTTERANCES = 5  # probes of a release, each of another speaker of the benchmark
 SHOWN_STEPS = 40  # of the history, the newest first
@@ -121,8 +122,6 @@ check_serving = dg.define_asset_job(
 )
 def watch_serving(workspace: dg.ResourceParam[Workspace]) -> dg.RunRequest | dg.SkipReason:
     """A run of `check_serving`, which costs a process, once there is something to look at."""
-    from deployment.release.folder import ReleaseFolder
-
     folder = ReleaseFolder(workspace.objects)
     if folder.look() is None and not folder.reports():
         return dg.SkipReason("nothing was released yet, and no replica of the serving tier was started")
@@ -138,10 +137,6 @@ def release_champion(
         dg.Failure: it may not be served, or it went back, or another version was put into production meanwhile; the
             serving tier runs what it ran before. What could not be reached is raised as it is.
     """
-    from deployment.promotion.decisions import REFUSALS
-    from deployment.release.canary import Canary
-    from deployment.release.rollout import RolloutFailed, roll_out
-
     promotions, settings = workspace.promotions(), workspace.settings.serving
     try:
         decision = promotions.releasable(language)
@@ -187,7 +182,7 @@ def release_champion(
     }, decision.digest
 
 
-def _superseded(promotions: "Promotions", decision: "Decision") -> Callable[[], str | None]:
+def _superseded(promotions: Promotions, decision: Decision) -> Callable[[], str | None]:
     """Why a release must not go on: its download and its wait for another take time, in which people decide."""
 
     def reason() -> str | None:
@@ -202,11 +197,6 @@ def _superseded(promotions: "Promotions", decision: "Decision") -> Callable[[], 
 
 def compare_serving(workspace: Workspace) -> dg.AssetCheckResult:
     """Whether every live replica runs the champions of the ledger, all languages together."""
-    from deployment.promotion.ledger import LedgerError
-    from deployment.release.folder import ReleaseFolder
-    from deployment.release.life import Replicas, silence
-    from deployment.release.reports import LanguageReport
-
     replicas, promotions = Replicas(ReleaseFolder(workspace.objects)), workspace.promotions()
     tier = replicas.settled()
     live, unheard = tier.live, silence(tier.silent)
@@ -263,7 +253,7 @@ def log_check(context: dg.AssetExecutionContext | dg.OpExecutionContext, workspa
     )
 
 
-def _figures(result: "RolloutResult", digest: str) -> dict[str, Any]:
+def _figures(result: RolloutResult, digest: str) -> dict[str, Any]:
     """A release in figures that plot over time."""
     return {
         "replicas": len(result.replicas),
@@ -278,7 +268,7 @@ def _figures(result: "RolloutResult", digest: str) -> dict[str, Any]:
     }
 
 
-def _trial(steps: "Sequence[Transition]") -> dict[str, Any]:
+def _trial(steps: Sequence[Transition]) -> dict[str, Any]:
     """The canary's figures, where there was one."""
     for step in steps:
         if step.figures and step.against:
@@ -295,8 +285,6 @@ def _trial(steps: "Sequence[Transition]") -> dict[str, Any]:
 
 
 def _history(workspace: Workspace, language: str) -> dg.MarkdownMetadataValue:
-    from deployment.release.folder import ReleaseFolder
-
     steps = ReleaseFolder(workspace.objects).history(language, SHOWN_STEPS)
     rows = [
         (
@@ -313,7 +301,7 @@ def _history(workspace: Workspace, language: str) -> dg.MarkdownMetadataValue:
     return markdown_table(HISTORY, rows)
 
 
-def _cells(figures: "Summary | None") -> tuple[str, ...]:
+def _cells(figures: Summary | None) -> tuple[str, ...]:
     if not figures:
         return "", "", "", ""
     times = f"{_ms(figures.p50_s):.0f} / {_ms(figures.p95_s):.0f}"

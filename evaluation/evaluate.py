@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,18 +25,16 @@ from evaluation.scoring import (
     word_outcomes,
 )
 from speech.audio.decode import SAMPLE_RATE, AudioError, decode
+from speech.corpus.manifest import Utterance
+from speech.recognition.offline import Recognition, Recognizer
 from speech.text import words_of
-
-if TYPE_CHECKING:
-    from speech.corpus.manifest import Utterance
-    from speech.recognition.offline import Recognition, Recognizer
 
 BATCH_AUDIO_S = 240.0  # padded seconds a batch may hold: bounds memory whatever the utterances' length
 BATCH_UTTERANCES = 32
 PROBE_S = 10.0
 PROBE_LEVELS_DBFS = (-60.0, -40.0, -20.0)
 
-Resolve = Callable[["Utterance"], str | os.PathLike[str] | bytes]  # to an utterance's audio
+Resolve = Callable[[Utterance], str | os.PathLike[str] | bytes]  # to an utterance's audio
 
 
 def nonspeech_probes(seed: int = 0, sample_rate: int = 16_000) -> Iterator[tuple[str, np.ndarray]]:
@@ -86,13 +83,13 @@ def insertions_on_nonspeech(transcribe: Callable[[np.ndarray], str], language: s
 
 
 def evaluate(
-    candidate: "Recognizer",
-    sets: Mapping[str, Sequence["Utterance"]],
+    candidate: Recognizer,
+    sets: Mapping[str, Sequence[Utterance]],
     resolve_audio: Resolve,
     *,
     language: str,
     partition: str,
-    champion: "Recognizer | None",
+    champion: Recognizer | None,
     dataset_digests: Mapping[str, str],
     bootstrap: int = 1000,
     seed: int = 0,
@@ -168,9 +165,9 @@ class _Run:
 
 
 def _transcribe(
-    recognizer: "Recognizer",
+    recognizer: Recognizer,
     set_name: str,
-    utterances: Sequence["Utterance"],
+    utterances: Sequence[Utterance],
     resolve_audio: Resolve,
     language: str,
     told: Callable[[str], None],
@@ -216,7 +213,7 @@ def _transcribe(
     return run
 
 
-def _recognized(recognizer: "Recognizer", batch: list[np.ndarray]) -> Sequence["Recognition | str"]:
+def _recognized(recognizer: Recognizer, batch: list[np.ndarray]) -> Sequence[Recognition | str]:
     """What a model made of each recording, or why it could not; one that it fails on costs no other."""
     if not batch:
         return []
@@ -231,7 +228,7 @@ def _recognized(recognizer: "Recognizer", batch: list[np.ndarray]) -> Sequence["
         return [f"the model failed on it: {reason}"]
 
 
-def _batches(utterances: Iterable["Utterance"]) -> Iterator[list["Utterance"]]:
+def _batches(utterances: Iterable[Utterance]) -> Iterator[list[Utterance]]:
     """Utterances of like length together, so little is padded; segments of one file stay together."""
     rows = list(utterances)
     segments = Counter(row.audio for row in rows)
@@ -248,7 +245,7 @@ def _batches(utterances: Iterable["Utterance"]) -> Iterator[list["Utterance"]]:
         yield batch
 
 
-def _decoded(batch: Iterable["Utterance"], resolve_audio: Resolve) -> Iterator[tuple["Utterance", np.ndarray | str]]:
+def _decoded(batch: Iterable[Utterance], resolve_audio: Resolve) -> Iterator[tuple[Utterance, np.ndarray | str]]:
     """Each utterance with its own stretch of samples, or with the reason why there are none."""
     last: tuple[str, np.ndarray | str] | None = None
     for utterance in batch:

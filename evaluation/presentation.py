@@ -46,9 +46,7 @@ def gate_title(gate: GateResult) -> str:
     name = {
         "wer": "WER",
         "cer": "CER",
-        "evidence": "Evidence",
         "slice_wer": "WER of a slice",
-        "not_worse_than_champion": "Not worse than the champion",
         "insertions_per_minute": "Words made up without speech",
         "export_parity": "Export parity",
     }.get(gate.name, gate.name)

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Header, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
@@ -35,7 +36,7 @@ from deployment.serving.answers import (
     TranscriptAnswer,
 )
 from deployment.serving.core import FORMATS, Answer, Serving, ServingOptions, Source, answer_format
-from deployment.serving.metrics import CONTENT_TYPE, Metrics
+from deployment.serving.metrics import Metrics
 from deployment.serving.problems import Problem
 from deployment.serving.transcription import Cancelled
 from deployment.serving.uploads import Upload, receive
@@ -186,7 +187,7 @@ def _add_operations(app: FastAPI, serving: Serving) -> None:
 
     @app.get("/metrics", tags=["operation"], summary="Metrics for Prometheus", response_class=Response)
     async def metrics() -> Response:
-        return Response(serving.metrics.text(), media_type=CONTENT_TYPE)
+        return Response(serving.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/v1/models", tags=["models"], summary="Models that requests can reach")
     async def models() -> list[ModelAnswer]:

@@ -5,7 +5,7 @@ from contextlib import suppress
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import generate_latest
 
 from deployment.serving.routing import LoadedModel
 from speech.transcript import Transcript
@@ -13,7 +13,6 @@ from speech.transcript import Transcript
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 REAL_TIME_FACTORS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
 OUTCOMES = ("ok", "empty", "error")
-CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
 class Metrics:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from speech.corpus.rows import (
     SPLITS,
@@ -32,10 +32,8 @@ from speech.corpus.rows import (
     required_field,
     text_field,
 )
+from speech.quality import Quality
 from speech.store.outputs import replacing
-
-if TYPE_CHECKING:
-    from speech.quality import Quality
 
 UNKNOWN_DOMAIN = "unknown"
 QUARTER_KEY = re.compile(r"([0-9]{4})-(01|04|07|10)")  # its first month
@@ -60,7 +58,7 @@ class Utterance:
     channel: int | None = None  # of the file, counted from 0; None: it has one, or the transcript is of all of them
     split: str | None = None  # "train" | "dev" | "test"
     attributes: Mapping[str, str] = field(default_factory=dict, hash=False)  # "gender", "age_band", "accent", ...
-    quality: "Quality | None" = field(default=None, hash=False)
+    quality: Quality | None = field(default=None, hash=False)
 
     def to_json(self) -> dict[str, Any]:
         """The row as JSON-ready values; keys that NeMo knows carry NeMo's names."""

@@ -10,13 +10,11 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from speech.plain import from_plain
+from speech.quality import Quality
 from speech.store.outputs import parse_json
-
-if TYPE_CHECKING:
-    from speech.quality import Quality
 
 SPLITS = ("train", "dev", "test")
 MAX_LINE = 4 * 2**20  # a transcript row is a few hundred bytes; a longer "line" is a file of another kind
@@ -218,13 +216,9 @@ def as_text_mapping(value: Any) -> dict[str, str]:
     return {str(key): cell_text(item) for key, item in value.items()}
 
 
-def as_quality(value: Any) -> "Quality | None":
+def as_quality(value: Any) -> Quality | None:
     """Quality measures as they were written, or None. Raises ValueError for anything else."""
-    if value is None:
-        return None
-    from speech.quality import Quality
-
-    return from_plain(Quality, value)
+    return None if value is None else from_plain(Quality, value)
 
 
 def reason_of(error: BaseException) -> str:

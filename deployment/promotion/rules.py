@@ -256,11 +256,9 @@ def about(entry: Decision, version: ModelVersion) -> bool:
 
 def closed_sentence(closed: Decision) -> str:
     """Why a closed version cannot be approved, and what would have to happen first."""
-    final = closed.action == "reject"
-    first = (
-        "that is final for this bundle, so train another" if final else "evaluate, judge and register it again first"
-    )
-    return f"{closed.model} version {closed.version} was closed ({closed.done}); {first}"
+    final, again = "that is final for this bundle, so train another", "evaluate, judge and register it again first"
+    todo = final if closed.action == "reject" else again
+    return f"{closed.model} version {closed.version} was closed ({closed.done}); {todo}"
 
 
 def instant(text: str) -> datetime | None:

@@ -13,7 +13,7 @@ when a recording counts as truncated), mono at 16 kHz (`speech.audio.mixdown`).
 
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,8 @@ import soundfile
 
 from speech.audio.decoders import AudioInfo, header
 from speech.audio.mixdown import SAMPLE_RATE, cut_anew, resampled
-from speech.audio.source import AudioError, AudioLimits, AudioSource, opened
+from speech.audio.source import AudioError as AudioError  # what decoding raises is imported from here
+from speech.audio.source import AudioLimits, AudioSource, opened
 
 DEFAULT_LIMITS = AudioLimits()
 
@@ -121,9 +122,3 @@ def _pcm16(samples: np.ndarray) -> np.ndarray:
     if not np.isfinite(scaled).all():
         raise ValueError("cannot write samples that are not finite numbers; mend the processing step before this one")
     return np.clip(scaled, -32768, 32767).astype(np.int16)
-
-
-__all__: Sequence[str] = (
-    "SAMPLE_RATE", "AudioError", "AudioInfo", "AudioLimits", "AudioSource", "Waveform", "decode", "decode_chunks",
-    "probe", "write_flac_chunks",
-)  # fmt: skip

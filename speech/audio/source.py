@@ -160,7 +160,7 @@ def opened(source: AudioSource, limits: AudioLimits, name: str | None) -> Iterat
             file = source
         try:
             if not file.seekable():
-                file = stack.enter_context(_spooled(file, limits, label))
+                file = _spooled(file, stack.enter_context(tempfile.TemporaryFile()), limits, label)
             size = file.seek(0, os.SEEK_END)
             file.seek(0)
             head = file.read(64) if size else b""
@@ -187,20 +187,13 @@ def _open_regular(path: str, label: str) -> BinaryIO:
     return os.fdopen(descriptor, "rb", buffering=0)
 
 
-def _spooled(stream: BinaryIO, limits: AudioLimits, label: str) -> BinaryIO:
-    spool: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115  the caller's ExitStack closes it
-    try:
-        total = 0
-        while data := stream.read(1 << 20):
-            total += len(data)
-            if total > limits.max_encoded_bytes:
-                raise AudioError(
-                    label, f"the stream exceeds the limit of {limits.max_encoded_bytes:,} bytes", "too-large"
-                )
-            spool.write(data)
-    except BaseException:
-        spool.close()
-        raise
+def _spooled(stream: BinaryIO, spool: BinaryIO, limits: AudioLimits, label: str) -> BinaryIO:
+    total = 0
+    while data := stream.read(1 << 20):
+        total += len(data)
+        if total > limits.max_encoded_bytes:
+            raise AudioError(label, f"the stream exceeds the limit of {limits.max_encoded_bytes:,} bytes", "too-large")
+        spool.write(data)
     return spool
 
 

@@ -717,7 +717,7 @@ def test_a_candidate_is_compared_with_the_ledgers_champion_though_its_version_wa
     house.crown(1)
     house.registry.mlflow.delete_model_version(MODEL, "1")
     assert house.registry.champion(MODEL) is None
-    assert _champion(house.workspace, LANGUAGE).bundle_digest == house.bundle(1).digest
+    assert _champion(house.workspace, LANGUAGE).bundle.digest == house.bundle(1).digest
     house.register(2, champion=1)
     approved = house.promote("2")
     assert approved.success, approved.sentence
@@ -738,7 +738,7 @@ def test_a_champion_that_is_nowhere_says_the_way_out(house: House) -> None:
     assert "roll back to an earlier champion" in refused.value.description
     back = house.rollback()
     assert back.success, back.sentence
-    assert _champion(house.workspace, LANGUAGE).bundle_digest == house.bundle(1).digest
+    assert _champion(house.workspace, LANGUAGE).bundle.digest == house.bundle(1).digest
     house.register(3, champion=1)
     assert house.promote("3").success
 

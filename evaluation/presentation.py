@@ -3,13 +3,11 @@
 import math
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from evaluation.gates import GateResult
 from evaluation.results import Interval
-
-if TYPE_CHECKING:
-    from jinja2 import Template
 
 LABEL_CHARACTERS = 40
 
@@ -18,10 +16,8 @@ CSP = (
 )
 
 
-def template(name: str) -> "Template":
+def template(name: str) -> Template:
     """One of this package's pages, with the filters that show figures; whatever is put into it is escaped."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,

@@ -8,14 +8,11 @@ without scripts, gives way to one of our own with every outcome.
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from evaluation.corpus.profile import CorpusProfile
+from evaluation.corpus.validation import ExpectationOutcome
 from evaluation.presentation import template
-
-if TYPE_CHECKING:
-    from evaluation.corpus.profile import CorpusProfile
-    from evaluation.corpus.validation import ExpectationOutcome
 
 _STYLE = """
 :root { color-scheme: light dark; }
@@ -37,7 +34,7 @@ _CSP = (
 )
 
 
-def write_index(docs_dir: Path, title: str, outcomes: Sequence["ExpectationOutcome"], profile: "CorpusProfile") -> None:
+def write_index(docs_dir: Path, title: str, outcomes: Sequence[ExpectationOutcome], profile: CorpusProfile) -> None:
     """The page that opens first: every outcome at a glance, with links to the library's pages."""
     pages = sorted(page for folder in ("validations", "expectations") for page in (docs_dir / folder).rglob("*.html"))
     links = []

@@ -25,6 +25,8 @@ _TOGETHER = {  # one code of ISO 15924 for scripts that are used together
 }
 _WITH_LATIN = frozenset({"Hani", "Hira", "Kana", "Hang", "Bopo"})
 _UNSPACED = ("Hani", "Hira", "Kana", "Bopo", "Thai", "Laoo", "Mymr", "Khmr")
+_BEFORE_LETTERS = "เแโใไເແໂໃໄ"  # vowels of Thai and Lao that are said behind the letter that they are written before
+_BEHIND_LETTERS = "ะาำๅະາຳ"
 _TAG = re.compile(r"([A-Za-z]{2,3})(?:[-_][A-Za-z0-9]{1,8})*")
 
 
@@ -76,10 +78,16 @@ def is_unspaced(character: str) -> bool:
     return character > "\u0e00" and _unspaced().match(character) is not None
 
 
+def may_part(before: str, after: str) -> bool:
+    """Whether a word may end between two characters, one of which belongs to a script without spaces."""
+    together = before in _BEFORE_LETTERS or after in _BEHIND_LETTERS or unicodedata.category(after or " ")[0] == "M"
+    return not (before and together) and (is_unspaced(before) or is_unspaced(after))
+
+
 def split_words(text: str) -> list[str]:
     """The words of a text: what stands between spaces, and each character where the script sets none.
 
-    The marks on a character belong to it: a vowel above a Thai letter is no word.
+    The marks on a character belong to it, and the vowels that Thai and Lao write beside a letter: a vowel is no word.
     """
     if text.isascii() or not _unspaced().search(text):
         return text.split()
@@ -101,7 +109,7 @@ def _unspaced() -> "re.Pattern[str]":
     import regex
 
     classes = "".join(rf"\p{{scx={script}}}" for script in _UNSPACED)
-    return regex.compile(rf"[{classes}]\p{{M}}*")
+    return regex.compile(rf"[{_BEFORE_LETTERS}]*[{classes}]\p{{M}}*[{_BEHIND_LETTERS}]*")
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from pydantic import Field, computed_field
 
 from speech.plain import from_plain, to_plain
 from speech.quality import Quality
-from speech.scripts import is_unspaced, join_words
+from speech.scripts import is_unspaced, join_words, may_part
 from speech.segments import phrases
 
 SCHEMA_VERSION = 2
@@ -255,7 +255,7 @@ def _wrapped(text: str) -> list[str]:
         place
         for place in range(1, len(text))
         if text[place] == " "
-        or (is_unspaced(text[place - 1]) and is_unspaced(text[place]) and unicodedata.category(text[place])[0] != "M")
+        or (is_unspaced(text[place - 1]) and is_unspaced(text[place]) and may_part(text[place - 1], text[place]))
     ]
     if not breaks:
         return [text]

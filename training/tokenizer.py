@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from speech.scripts import is_unspaced, letters_of, scripts_of
+from speech.scripts import is_unspaced, scripts_of
 from speech.spelling import digits_for, hangul, is_syllable, reading, spelt
 from speech.store.outputs import write_atomically
-from speech.text import alphabet
+from speech.text import alphabet, charset
 from training.recipe import TrainingError
 
 LEAST_COVERAGE = 0.95  # of the text's characters; below it hardly a sentence goes without one that is spelt
@@ -74,7 +74,7 @@ def coverage_of(texts: Iterable[str], language: str, size: int) -> Coverage:
     room = size - _SERVICE_PIECES
     script = wanted
     if not letters:
-        script = wanted | {letter for letter in letters_of(language) if letter <= "\uffff"}
+        script = wanted | {letter for letter in charset(language) if " " < letter <= "\uffff"}
         if sum(digits_for(len(script))) > size * SPELLING_SHARE or not scripts:
             script = wanted
     digits = sum(digits_for(len(script)))

@@ -16,6 +16,9 @@ last as its own transcript says, or as the transcript of its neighbour says?
   evidence does by chance, and the exponent `h` for which its exponential has mean 1. Then exp(h * evidence) of a run
   that starts at a given row is a martingale, and Doob's inequality bounds the chance that any of n runs and m moves
   exceeds E by `n m exp(-h E)`. Setting that to the stated rate gives a limit that grows with the logarithm of the rows.
+- **Order.** Some corpora are listed by length. There a neighbour's transcript fits nearly as well as the own one, rests
+  come in no free order, and evidence does not fall as it was drawn. So how far it falls in the rows outside of the run
+  is measured against the draw, and the exponent shrinks with it: where nothing is left of it, lengths cannot tell.
 - **Power.** The same draw, with the texts moved, says how fast evidence rises, so how many moved rows are needed.
   Where even all rows would be too few, lengths cannot tell, and the finding says so.
 
@@ -40,6 +43,7 @@ POOLED_BELOW = 5  # rows; speakers with fewer count as one, whose pace is their 
 TAIL = 4.0  # degrees of freedom of Student's law for the rests: heavy enough for pauses and misread lines
 DRAWN_ROWS = 60_000  # of the null: the exponent is then good to about two per cent
 PACE_SPREAD = 0.5  # most that a speaker's logarithmic pace varies (standard deviation); measured: 0.2 to 0.3
+LISTED = "rows are listed by their length, so that their neighbours' transcripts fit as well"
 ALIKE = "lengths are too few or too much alike to show it"
 
 Floats = NDArray[np.float64]
@@ -115,18 +119,23 @@ class Lengths:
         if not scale > 1e-9:
             return Moved(Judgement(math.nan, math.inf, "", ALIKE))
         null, risen = self._drawn(expected / scale, rest / scale, np.random.default_rng(seed))
-        limit = evidence_limit(null, self.rows * len(MOVES), alarm_rate)
-        least = rows_needed(risen, limit)
-        untold = "" if least <= self.rows else ALIKE
-        finds = f"a run of {math.ceil(least)} rows" if least < math.inf else ""
         own = _cost((self.speech - pace - expected) / scale)
-        found = Moved(Judgement(-math.inf, limit, finds, untold))
-        for move in MOVES:
-            theirs = _cost((self.speech - pace - beside(expected, move)) / scale)
-            evidence, start, stop = highest_run(own - theirs)
-            if evidence > found.judgement.value:
-                found = Moved(Judgement(evidence, limit, finds, untold), start, stop, move)
-        return found
+
+        def evidence(move: int) -> Floats:
+            return own - _cost((self.speech - pace - beside(expected, move)) / scale)
+
+        runs = [(*highest_run(evidence(move)), move) for move in MOVES]
+        value, start, stop, move = max(runs, key=lambda run: run[0])
+        within = np.zeros(self.rows, bool)
+        within[start:stop] = 2 * (stop - start) <= self.rows  # where most rows moved, only all of them are enough
+        falls = null.reshape(len(MOVES), -1).mean(axis=1)
+        falling = [(each, fall) for each, fall in zip(MOVES, falls, strict=True) if fall < -1e-6]
+        kept = min(1.0, max((abs(evidence(each)[~within].mean() / fall) for each, fall in falling), default=0.0))
+        limit = evidence_limit(null, self.rows * len(MOVES), alarm_rate) / kept if kept > 0 else math.inf
+        least = rows_needed(risen - (1 - kept) * risen.mean(), limit)
+        untold = "" if least <= self.rows else LISTED if kept < 0.5 else ALIKE
+        finds = f"a run of {math.ceil(least)} rows" if least < math.inf else ""
+        return Moved(Judgement(value, limit, finds, untold), start, stop, move)
 
     def _expected(self) -> tuple[Floats, int]:
         """Logarithm of the speech time as the text's length has it, and the move at which it fits best.

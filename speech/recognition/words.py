@@ -20,7 +20,7 @@ import numpy as np
 
 from speech.bundle import TOKENIZER, BundleError, ModelBundle
 from speech.recognition.decoder import Token
-from speech.scripts import is_unspaced, join_words
+from speech.scripts import is_unspaced, join_words, may_part
 from speech.spelling import UNREADABLE, goes_on
 from speech.text import spoken_length
 from speech.transcript import Word
@@ -89,7 +89,7 @@ class WordSpeller:
             text = self._spell([token])
             if units:
                 before, held = units[-1]
-                apart = is_unspaced(before[-1:]) or is_unspaced(text[:1])
+                apart = may_part(before[-1:], text[:1])
                 if not before or not text or self._goes_on(token) or not apart:
                     units[-1] = (self._spell([*held, token]), [*held, token])
                     continue

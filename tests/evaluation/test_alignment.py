@@ -42,6 +42,23 @@ def test_good_rows_are_not_found_moved_whatever_their_number(rows, turns):
         assert relation.value > relation.limit
 
 
+def test_good_rows_that_are_listed_by_their_length_are_found_moved_at_no_more_than_the_stated_rate():
+    """Many manifests are sorted by duration: there a neighbour's transcript fits nearly as well as the own one."""
+    found = 0
+    for seed in range(40):
+        characters, speech_s, speakers = corpus(10_000, seed, speakers=200)
+        order = np.argsort(speech_s)
+        found += Lengths(characters[order], speech_s[order], np.take(speakers, order).tolist()).moved(0.05).found
+    assert found <= 4
+
+
+def test_moved_rows_are_found_among_such_as_are_listed_by_their_length_too():
+    characters, speech_s, speakers = corpus(10_000, 0, speakers=200)
+    order = np.argsort(speech_s)
+    texts = moved(characters[order], 4_000, 2_000)
+    assert Lengths(texts, speech_s[order], np.take(speakers, order).tolist()).moved(RATE).found
+
+
 @pytest.mark.parametrize("move", MOVES)
 def test_a_delivery_that_moved_is_found_where_it_is(move):
     characters, speech_s, speakers = corpus(5_000, 1)

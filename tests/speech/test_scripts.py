@@ -13,7 +13,8 @@ def test_a_word_is_a_character_where_a_script_has_no_spaces_and_what_stands_betw
     assert words_of("我 用iPhone", "zh-TW") == ["我", "用", "iphone"]
     assert words_of("내일 전화해", "ko") == ["내일", "전화해"]
     assert words_of("Guten Tag.", "de") == ["guten", "tag"]
-    assert words_of("กินน้ำ", "th") == ["กิ", "น", "น้", "ำ"]
+    assert words_of("กินน้ำเกาะ", "th") == ["กิ", "น", "น้ำ", "เกาะ"]
+    assert words_of("ໄປນ້ຳ", "lo") == ["ໄປ", "ນ້ຳ"]
     assert words_of("မြန်မာ", "my") == ["မြ", "န်", "မာ"]
     assert split_words("") == words_of("", "ja") == []
 
@@ -106,6 +107,17 @@ def test_a_transcript_of_characters_reads_without_spaces_and_its_cues_end_at_pau
     assert transcript.text == transcript.segments[0].text == "".join(sentences)
     cues = [block.splitlines()[-1] for block in transcript.to_srt().split("\n\n")]
     assert cues == sentences
+
+
+def test_a_line_of_thai_ends_between_syllables() -> None:
+    """A vowel at the beginning of a line has no letter that it belongs to."""
+    words = tuple(Word(text, n * 0.1, n * 0.1 + 0.1, 0.9) for n, text in enumerate(["เกาะ"] * 13))
+    transcript = Transcript(
+        language="th", segments=(Segment(words, 0, 3),), confidence=0.9, source_digest="0" * 64, duration_s=3
+    )
+    first, second = transcript.to_srt().splitlines()[2:]
+    assert first + second == "เกาะ" * 13
+    assert (first[-1], second[0]) == ("ะ", "เ")
 
 
 def test_lines_of_subtitles_are_as_wide_in_every_script() -> None:

@@ -49,7 +49,9 @@ def test_pieces_are_never_more_than_asked_and_give_the_text_back(tmp_path: Path,
         assert pieces.decode_pieces([pieces.id_to_piece(symbol) for symbol in symbols]) == text
 
 
-@pytest.mark.parametrize(("language", "unheard"), [("ko", "뷁 쫓다"), ("ru", "їжак"), ("hi", "ॠ"), ("ar", "پچ")])
+@pytest.mark.parametrize(
+    ("language", "unheard"), [("ko", "뷁 쫓다"), ("ru", "їжак"), ("ru", "об'єм"), ("hi", "ॠ"), ("ar", "پچ")]
+)
 def test_letters_that_the_training_text_did_not_hold_can_be_written(
     tmp_path: Path, language: str, unheard: str
 ) -> None:
@@ -161,6 +163,17 @@ def test_words_without_spaces_are_the_characters_in_order_each_with_its_own_time
     assert {"龍", "鱷"} <= {word.text for word in words}
     for before, after in itertools.pairwise(words):
         assert before.end_s <= after.start_s
+
+
+def test_a_thai_word_is_never_a_vowel_alone(tmp_path: Path) -> None:
+    """Thai writes some vowels before their letter and some behind it; cut off, they begin a line of subtitles."""
+    texts = ["กินน้ำเกาะ", "เก่าและใหม่", "ไปโน่น"]
+    speller = WordSpeller(_with_tokenizer(tmp_path, train_tokenizer(texts, "th", tmp_path / "tokenizer", 64)))
+    words = speller.words(_said(speller.pieces_of("กินน้ำเกาะไปและเก่า")))
+    assert len(words) >= 6
+    for before, after in itertools.pairwise(words):
+        assert before.text[-1] not in "เแโใไ"
+        assert after.text[0] not in "ะาำ"
 
 
 def test_digits_that_spell_no_character_are_shown_and_never_trusted(chinese: ModelBundle) -> None:

@@ -91,7 +91,7 @@ def register_versions(workspace: Any, *versions: Mapping[str, Any], language: st
         registered = workspace.registry().register(
             workspace.registered_name(language),
             bundle.path,
-            report,
+            None,
             verdict,
             report,
             partition=f"{language}|2024-01",

@@ -191,15 +191,21 @@ class StepSampler:
         yield from self._bucketed(max(self.start, self.graded_steps))
 
     def _short_batch(self, step: int) -> list[Example]:
-        """Utterances below the limit of a step, drawn by the step alone."""
+        """Utterances below the limit of a step and of about equal length, drawn by the step alone.
+
+        Of the buckets that they fall into one is drawn, by its seconds: so each utterance is as likely, as in an epoch.
+        """
         rng = np.random.default_rng([self.seed, step, self.rank])
         durations = np.asarray(self.corpus.durations_s)
-        allowed = np.flatnonzero(durations <= self.start_longest_s + step * self.lengthen_s_per_step)
-        if len(allowed) < self.batch.utterances:
-            allowed = np.argsort(durations)[: self.batch.utterances]
+        shortest = np.argsort(durations, kind="stable")
+        below = np.searchsorted(durations[shortest], self.start_longest_s + step * self.lengthen_s_per_step, "right")
+        allowed = shortest[: max(int(below), self.batch.utterances)]
+        buckets = np.array_split(allowed, max(1, min(self.batch.buckets, len(allowed) // self.batch.utterances)))
+        weights = np.array([durations[bucket].sum() for bucket in buckets])
+        bucket = buckets[rng.choice(len(buckets), p=weights / weights.sum())]
         examples: list[Example] = []
         seconds = 0.0
-        for index in rng.choice(allowed, self.batch.utterances):
+        for index in rng.choice(bucket, self.batch.utterances):
             seconds += float(durations[index])
             if examples and seconds > self.batch.seconds:
                 break

@@ -1,6 +1,7 @@
 """What a training run rests on: its recipe, its text units, the order of its data, its checkpoints."""
 
 import datetime as dt
+import itertools
 import json
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from speech.corpus.manifest import Utterance
 from speech.text import charset
 from tests.training.toy_corpus import write_toy_corpus
 from training.asr import fit
-from training.batches import AudioCache, Augmentation, BatchMaker, Corpus, StepSampler, epoch_of
+from training.batches import AudioCache, Augmentation, BatchMaker, Corpus, Example, StepSampler, epoch_of
 from training.data import SplitRows, read_split, require_disjoint_speakers
 from training.loop import load_state, rate_of, save_state, word_errors
 from training.recipe import AugmentationSettings, JoinSettings, TrainingError, load_recipe, recipe_names
@@ -134,6 +135,31 @@ def test_two_devices_share_the_data_and_never_a_batch(corpus: Corpus) -> None:
 
     first, second = names(0), names(1)
     assert not {name for batch in first for name in batch} & {name for batch in second for name in batch}
+
+
+def test_short_utterances_come_first_in_batches_of_about_one_length_and_each_as_often() -> None:
+    """What is padded costs as much as what is heard: batches drawn from all lengths were three quarters silence."""
+    recipe = load_recipe("tiny")
+    durations = np.random.default_rng(0).uniform(0.6, 6.0, 1_000).tolist()
+    rows = [Utterance(f"u{n}", "a", None, "a", "s", "en", "d", dt.date(2024, 1, 1)) for n in range(1_000)]
+    corpus = Corpus(rows, [], durations, AudioCache(0))
+
+    def graded(step_s: float, share: float) -> list[tuple[int, list[Example]]]:
+        """The batches of the last share of the steps until utterances of any length occur."""
+        sampler = StepSampler(corpus, recipe.batch, recipe.augmentation.join, 0, 0, 0, 1, 1.2, step_s)
+        sampler.start = round((1 - share) * sampler.graded_steps)
+        return list(itertools.islice(iter(sampler), sampler.graded_steps - sampler.start))
+
+    heard = padded = 0.0
+    for step, batch in graded(0.01, 1.0):
+        longest = max(example.duration_s for example in batch)
+        assert longest <= 1.2 + 0.01 * step
+        heard += sum(example.duration_s for example in batch)
+        padded += longest * len(batch)
+    assert padded < 1.25 * heard
+    drawn = [example.parts[0] for _, batch in graded(0.0002, 0.02) for example in batch]
+    thirds = [np.isin(drawn, third).sum() for third in np.array_split(np.argsort(durations), 3)]
+    assert max(thirds) < 1.6 * min(thirds)  # buckets drawn alike would make it six
 
 
 def test_augmentation_is_drawn_from_the_example_and_stays_within_full_scale() -> None:

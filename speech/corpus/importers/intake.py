@@ -104,7 +104,8 @@ class Intake:
             for column, value in cells.items()
             if column in COLUMN_ALIASES
         }
-        if _UNUSABLE.search("\n".join(values.values())):
+        row = "\n".join(values.values())
+        if "\x00" in row or (not row.isascii() and _UNUSABLE.search(row)):
             column = next(column for column, value in values.items() if _UNUSABLE.search(value))
             problem = "holds a NUL character" if "\x00" in values[column] else "is not UTF-8"
             raise ValueError(f"column {column} {problem}")

@@ -5,7 +5,8 @@
 For each language two quarters are drawn alike, normalised and checked as `utterances` does, and the recipe `tiny` is
 fitted to the first for a hundred steps: far too few to recognise anything, enough to see what a step and a bundle cost.
 Subtitles are therefore not the model's: the pieces that its tokenizer makes of transcripts are placed where they were
-said, six utterances with a second between them, and go through the bundle's speller, segments and cues.
+said, six utterances with a second between them, and go through the bundle's speller, segments and cues. They are the
+longest of those that one cue can hold; a longer one would have to be cut where nobody pauses.
 
 A step's cost is processor time on one thread, which other programs on the machine change little. Everything runs in one
 process, as importing NeMo takes longer than a hundred steps. Exit code 1 where a bar falls short.
@@ -36,7 +37,7 @@ from speech.corpus.synthetic import VOCABULARY, write_quarter
 from speech.scripts import join_words
 from speech.segments import PAUSE_S
 from speech.text import normalize, spoken_length
-from speech.transcript import Transcript
+from speech.transcript import CUE_COLUMNS, CUE_SECONDS, Transcript, columns
 from training.recipe import Recipe, load_recipe
 
 LANGUAGES = ("en", "de", "ru", "el", "tr", "ar", "hi", "ko", "ja", "zh")
@@ -176,7 +177,12 @@ def measure(language: str, folder: Path, recipe: Recipe) -> Row:
     )
     if bundle.parity["equal"] != 1:
         failed.add("export parity")
-    longest = sorted(kept, key=lambda row: (-(row.duration_s or 0.0), row.id))[:CUED_UTTERANCES]
+    fitting = [
+        row
+        for row in kept
+        if columns(normalize(row.text, language)) <= CUE_COLUMNS and (row.duration_s or 0.0) <= CUE_SECONDS
+    ]
+    longest = sorted(fitting, key=lambda row: (-(row.duration_s or 0.0), row.id))[:CUED_UTTERANCES]
     cues, at_pauses = cues_of(bundle, longest)
     return Row(
         language=language,

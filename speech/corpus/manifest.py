@@ -114,7 +114,12 @@ class RejectedRow:
     id: str | None = None
 
 
-_encoded = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+_encoded = json.JSONEncoder(
+    ensure_ascii=False,
+    allow_nan=False,
+    check_circular=False,  # rows are flat
+    separators=(",", ":"),
+).encode
 
 
 def row_line(utterance: Utterance) -> str:

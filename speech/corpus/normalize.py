@@ -70,9 +70,8 @@ def rows_of(output: Published) -> Iterator[Utterance]:
         yield replace(row, audio=output.reference(row.audio)) if beside else row
 
 
-def digest_sources(rows: Iterable[Utterance], workers: int = 4) -> list[Utterance]:
-    """The rows with the digest of their audio file filled in; a file that cannot be read keeps an empty one."""
-    rows = list(rows)
+def source_digests(rows: Iterable[Utterance], workers: int = 4) -> dict[str, str]:
+    """The digest of each audio file that rows without a digest name; empty where a file cannot be read."""
     paths = sorted({row.audio for row in rows if not row.digest})
 
     def digest(path: str) -> str:
@@ -82,8 +81,7 @@ def digest_sources(rows: Iterable[Utterance], workers: int = 4) -> list[Utteranc
             return ""
 
     with ThreadPoolExecutor(workers) as pool:
-        digests = dict(zip(paths, pool.map(digest, paths), strict=True))
-    return [row if row.digest else replace(row, digest=digests[row.audio]) for row in rows]
+        return dict(zip(paths, pool.map(digest, paths), strict=True))
 
 
 def normalize_audio(rows: Iterable[Utterance], folder: Path, workers: int = 4) -> Sorted:

@@ -68,7 +68,7 @@ class Records:
             try:
                 self.objects.put_if_absent(self.key(number), data)
             except LostRace:
-                number += 1
+                number = self._free_after(number)
             else:
                 return number
         raise LostRace(f"others write to {self.prefix} in {self.objects.home} without end: try again later")
@@ -85,6 +85,14 @@ class Records:
         with ThreadPoolExecutor(THREADS) as threads:
             found = threads.map(read, range(max(1, last - count + 1), last + 1))
             return tuple(data for data in found if data is not None)
+
+    def _free_after(self, number: int) -> int:
+        """The first number after this one that nobody has; who was held up may be far behind the others."""
+        with suppress(Missing):
+            while True:
+                number += 1
+                self.objects.read(self.key(number))
+        return number
 
     def _listed(self) -> int:
         """The highest number in a list of them, which may be older than an answer to a question."""

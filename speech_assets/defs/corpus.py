@@ -34,11 +34,11 @@ from speech.corpus.normalize import (
     SOURCE_DIGEST,
     Quarantined,
     Sorted,
-    digest_sources,
     normalize_audio,
     read_quarantine,
     rows_of,
     select_utterances,
+    source_digests,
 )
 from speech.corpus.refusals import grouped, summary
 from speech.corpus.sources import Source
@@ -186,10 +186,16 @@ def recordings(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
                     found[row.id] = row
     except ManifestError as unreadable:
         raise dg.Failure(f"a source cannot be read: {unreadable}", allow_retries=False) from unreadable
+    digests = source_digests(found.values())
     listed = (
-        replace(row, attributes={**row.attributes, DELIVERED: str(place)}) for place, row in enumerate(found.values())
+        replace(
+            row,
+            digest=row.digest or digests[row.audio],
+            attributes={**row.attributes, DELIVERED: str(place)},
+        )
+        for place, row in enumerate(found.values())
     )
-    rows = sorted(digest_sources(listed), key=lambda row: row.id)
+    rows = sorted(listed, key=lambda row: row.id)
     quarantined = tuple(Quarantined(r.id or f"row {r.row}", r.source, "row", r.reason) for r in (*unusable, *rejected))
     counts = {
         "read": read,

@@ -7,7 +7,7 @@ import pytest
 
 from speech.store.folder import FolderObjects
 from speech.store.objects import LostRace, Objects, StoreError
-from speech.store.records import Document, Records
+from speech.store.records import TRIES, Document, Records
 
 
 def test_records_are_read_in_the_order_in_which_they_were_added(objects: Objects) -> None:
@@ -72,3 +72,15 @@ def test_a_document_that_changed_since_it_was_read_is_not_replaced(objects: Obje
     with pytest.raises(LostRace):
         document.replace(b"other", first)
     assert document.read() == second
+
+
+def test_who_was_held_up_adds_its_record_after_all_that_came_meanwhile(
+    objects: Objects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of writers of a killed service one may come back a hundred records late; nobody else is in its way."""
+    for number in range(2 * TRIES):
+        Records(objects, "history").append(number + 1, b"%d" % number)
+    with monkeypatch.context() as late:
+        late.setattr(objects, "list", lambda prefix: iter(()))
+        assert Records(objects, "history").add(b"late") == 2 * TRIES + 1
+    assert Records(objects, "history").last(1) == (b"late",)

@@ -104,7 +104,8 @@ class Intake:
             for column, value in cells.items()
             if column in COLUMN_ALIASES
         }
-        if _UNUSABLE.search("\n".join(values.values())):
+        row = "\n".join(values.values())
+        if "\x00" in row or (not row.isascii() and _UNUSABLE.search(row)):
             column = next(column for column, value in values.items() if _UNUSABLE.search(value))
             problem = "holds a NUL character" if "\x00" in values[column] else "is not UTF-8"
             raise ValueError(f"column {column} {problem}")
@@ -162,7 +163,6 @@ class Intake:
 
     def _identity(self, named: str, location: str, audio: str, offset: float, channel: int | None) -> str:
         """The given id made safe as a file name, or one from the audio's path; raises ValueError where it is taken."""
-        source = f"{audio}\0{offset}\0{channel}"
         if named:
             identity = _safe_name(named)
             taken = not self._known.add(identity, 0, named)
@@ -172,6 +172,7 @@ class Intake:
             if taken:
                 raise ValueError(f"id '{named}' comes twice; the first row counts")
             return identity
+        source = f"{audio}\0{offset}\0{channel}"
         relative = os.path.relpath(audio, self.base) if not is_uri(audio) else location
         relative = Path(audio).name if relative.startswith("..") else relative
         mark = (f"@{offset:.3f}" if offset else "") + (f"@{channel}" if channel is not None else "")

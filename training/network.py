@@ -6,6 +6,9 @@ classes are instantiated when it is read: give only files that you trust.
 
 import contextlib
 import os
+import re
+import tarfile
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 FRAMES_PER_SECOND = 100  # 10 ms hop
 SUBSAMPLING = 8  # an encoder frame every 80 ms
 MEL_BANDS = 80
+CONFIGURATION = "model_config.yaml"  # in a .nemo file
 
 
 def quiet_nemo() -> None:
@@ -203,6 +207,34 @@ def load_base(base: str, recipe: Recipe, tokenizer: Path) -> "EncDecCTCModelBPE"
         model.spec_augmentation = model.from_config_dict(configuration.spec_augment)
     _require_streaming(model, base)
     return model
+
+
+def save_checkpoint(model: "EncDecCTCModelBPE", path: Path) -> None:
+    """Write a model as a `.nemo` file: the same bytes for the same model, so that its digest can name it.
+
+    NeMo's own writing notes times, the folder of the tokenizer, and a random number before each name.
+    """
+    from omegaconf import OmegaConf
+
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        folder = Path(scratch, "files")
+        model.save_to(str(Path(scratch, path.name)))
+        with tarfile.open(Path(scratch, path.name)) as archive:
+            archive.extractall(folder, filter="data")
+        configuration = (folder / CONFIGURATION).read_text(encoding="utf-8")
+        for file in list(folder.iterdir()):
+            if numbered := re.fullmatch(r"[0-9a-f]{32}_(.+)", file.name):
+                configuration = configuration.replace(file.name, numbered[1])
+                file.rename(folder / numbered[1])
+        settings = OmegaConf.create(configuration)
+        settings.tokenizer.dir = ""
+        OmegaConf.save(settings, folder / CONFIGURATION)
+        with tarfile.open(path, "w") as archive:
+            for file in sorted(folder.iterdir()):
+                member = tarfile.TarInfo(f"./{file.name}")
+                member.size, member.mode = file.stat().st_size, 0o644
+                with file.open("rb") as content:
+                    archive.addfile(member, content)
 
 
 def is_file_base(base: str) -> bool:

@@ -247,12 +247,13 @@ def _publish(spec: TrainingSpec, record: dict[str, Any], fitted: Any, dev: Any, 
     """Write checkpoint and bundle aside, move them in, and write training.json last."""
     from training.batches import AudioCache
     from training.export import export
+    from training.network import save_checkpoint
 
     output = spec.output
     staging = output / ".staging"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
-    fitted.model.save_to(str(staging / CHECKPOINT))
+    save_checkpoint(fitted.model, staging / CHECKPOINT)
     cache = AudioCache(0, dev.store)
     sample = sorted(dev.utterances, key=lambda row: hashlib.sha256(row.id.encode()).digest())[:PARITY_UTTERANCES]
     bundle = export(

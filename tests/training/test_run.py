@@ -18,6 +18,7 @@ import pytest
 
 from speech.bundle import ModelBundle
 from speech.corpus.manifest import read_manifest, write_manifest
+from speech.store.outputs import digest_file
 from tests.training.forked import Command
 from tests.training.toy_corpus import write_toy_corpus
 
@@ -140,6 +141,8 @@ def test_an_interrupted_run_ends_in_the_model_of_an_undisturbed_one(story: Story
     assert "epoch" in story.finished.stdout
     undisturbed = ModelBundle.load(story.undisturbed / "bundle")
     assert ModelBundle.load(story.output / "bundle").digest == undisturbed.digest
+    checkpoints = [digest_file(output / "checkpoint.nemo") for output in (story.output, story.undisturbed)]
+    assert checkpoints[0] == checkpoints[1], "what fine-tunes start from is named by its digest"
     assert _record(story.undisturbed)["resumed_from"] is None
 
 

@@ -58,7 +58,8 @@ class Stepwise(Follower):
     def catch_up(self):
         """The same, until all is loaded."""
         self.refresh()
-        while self._due.is_set() or any(said.loading for said in self.report().languages.values()):
+        # in this order: a load that ends makes something due in the same moment
+        while any(said.loading for said in self.report().languages.values()) or self._due.is_set():
             self._due.wait()
             self.refresh()
 

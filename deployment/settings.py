@@ -107,6 +107,7 @@ class Settings(BaseSettings):
 
     home: Annotated[str, BeforeValidator(lambda home: str(home) if isinstance(home, Path) else home)] = Field(
         DEFAULT_HOME,
+        min_length=1,
         description="Data store: audio, manifests, models, verdicts, ledger. A folder, or s3://bucket/prefix.",
     )
     work: Path | None = Field(

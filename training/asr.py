@@ -51,7 +51,7 @@ class Fitted:
     hardware: dict[str, Any]
     history: list[dict[str, float]]
     readings: dict[str, Any] | None  # of numbers, told by the base model; None from scratch
-    findings: list[str]  # what there was to say about the text before the first step
+    findings: list[str]  # what there was to say about the text and about what training came to
 
 
 def fit(
@@ -129,6 +129,12 @@ def fit(
     if recipe.keep == "best":
         model.load_state_dict(module.best["weights"])
         result = module.best
+        if recipe.start == "base" and result["step"] == 0:
+            findings.append(
+                f"the base was kept: at none of {module.step} steps was the dev WER below its {result['wer']:.2%}, so"
+                " training taught nothing; a lower optimizer.learning_rate, other augmentation or more audio may"
+            )
+            report(Progress("choosing", module.step, recipe.max_steps, finding=findings[-1]))
     else:
         model.load_state_dict(module.last_weights())
         result = module.history[-1]

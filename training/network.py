@@ -249,11 +249,15 @@ def _restored(path: str, **options: Any) -> Any:
 
 
 def _apply_recipe(configuration: Any, recipe: Recipe) -> None:
-    """Take what fine-tuning may change from the recipe; geometry and tokenizer stay the base's."""
+    """Take what fine-tuning may change from the recipe; geometry and tokenizer stay the base's.
+
+    So does the dropout that the recipe does not say: what a network was trained with suits its size.
+    """
     configuration.spec_augment = network_configuration(recipe, Path())["spec_augment"]
-    configuration.encoder.dropout = recipe.model.dropout
-    configuration.encoder.dropout_pre_encoder = recipe.model.dropout
-    configuration.encoder.dropout_att = recipe.model.attention_dropout
+    if "dropout" in recipe.model.model_fields_set:
+        configuration.encoder.dropout = configuration.encoder.dropout_pre_encoder = recipe.model.dropout
+    if "attention_dropout" in recipe.model.model_fields_set:
+        configuration.encoder.dropout_att = recipe.model.attention_dropout
 
 
 def _ctc_half(model: Any, base: str, recipe: Recipe, tokenizer: Path) -> "EncDecCTCModelBPE":

@@ -46,8 +46,8 @@ class ModelSettings(Section):
         description="[look-back, look-ahead] in frames of 80 ms. Several: one is drawn per batch, so that one"
         " model serves several latencies; the first is what a bundle is exported with.",
     )
-    dropout: float = Field(0.1, ge=0, lt=1)
-    attention_dropout: float = Field(0.1, ge=0, lt=1)
+    dropout: float = Field(0.1, ge=0, lt=1, description="A fine-tune that does not say it keeps its base's.")
+    attention_dropout: float = Field(0.1, ge=0, lt=1, description="Likewise.")
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:

@@ -192,6 +192,7 @@ def train(
             "audio_hours_seen": round(record["audio_hours_seen"], 3),
             "parity": record["parity"].get("equal", 0.0),
             "resumed_from": record.get("resumed_from") or 0,
+            "findings": "; ".join(record.get("findings", [])) or "none",
             "data": markdown_table(("quarter", "manifest sha256"), list(data.items())),
             "checkpoint": dg.MetadataValue.path(shelf.checkpoint_place(record[CHECKPOINT_DIGEST])),
             "mlflow_run": dg.MetadataValue.url(workspace.mlflow_run_url(record)),

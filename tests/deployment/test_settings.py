@@ -163,6 +163,13 @@ def test_an_address_of_version_6_has_its_brackets(file: Path) -> None:
     assert Settings.load().serving.url == "http://[::1]:8080"
 
 
+def test_an_empty_home_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unset variable of a script must not make the folder of the code a data store."""
+    monkeypatch.setenv("SOUNDSTAGE_HOME", "")
+    with pytest.raises(SettingsError, match="home"):
+        Settings.load()
+
+
 def test_a_home_in_s3_leaves_a_folder_of_this_machine_for_what_is_in_no_store(file: Path) -> None:
     file.write_text('home = "s3://recordings/asr"\n')
     settings = Settings.load()

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from training.network import load_base, network_configuration
-from training.recipe import Recipe, TrainingError
+from training.network import load_base, network_configuration, new_model, save_checkpoint
+from training.recipe import Recipe, TrainingError, load_recipe
 from training.tokenizer import train_tokenizer
 
 SMALL = {
@@ -93,3 +93,19 @@ def test_a_base_that_is_not_there_or_no_checkpoint_is_one_sentence(recipe: Recip
     (tmp_path / "broken.nemo").write_bytes(b"no archive")
     with pytest.raises(TrainingError, match=r"is not a readable \.nemo file"):
         load_base(str(tmp_path / "broken.nemo"), recipe, tmp_path / "tokenizer")
+
+
+@pytest.mark.parametrize(
+    ("asked", "dropouts"), [({}, (0.0, 0.0, 0.0)), ({"dropout": 0.2, "attention_dropout": 0.3}, (0.2, 0.2, 0.3))]
+)
+def test_a_fine_tune_keeps_its_bases_dropout_unless_its_recipe_says_one(
+    tmp_path: Path, asked: dict[str, float], dropouts: tuple[float, float, float]
+) -> None:
+    """A small network that was trained without any unlearns with ours."""
+    plain = {**SMALL["model"], "dropout": 0.0, "attention_dropout": 0.0}  # type: ignore[dict-item]
+    tokenizer = train_tokenizer(["one two three", "four five"], "en", tmp_path / "tokenizer", 48)
+    model = new_model(Recipe.model_validate({**SMALL, "model": plain}), tokenizer, seed=0)
+    save_checkpoint(model, tmp_path / "base.nemo")
+    tuned = load_base(str(tmp_path / "base.nemo"), load_recipe("finetune", {"model": asked}), tmp_path / "again")
+    encoder = tuned.cfg.encoder
+    assert (encoder.dropout, encoder.dropout_pre_encoder, encoder.dropout_att) == dropouts

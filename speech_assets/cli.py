@@ -152,8 +152,17 @@ def train(
     recipe: Annotated[str | None, typer.Option(help="Name of a recipe, or a .yaml file.")] = None,
     language: Annotated[str | None, typer.Option(help="Language tag, such as en.")] = None,
     name: Annotated[str | None, typer.Option(help="The model's name (default: the output folder's).")] = None,
-    train: Annotated[list[str] | None, typer.Option(metavar="MANIFEST", help="Repeat for several.")] = None,
-    dev: Annotated[list[str] | None, typer.Option(metavar="MANIFEST", help="Repeat for several.")] = None,
+    train: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MANIFEST",
+            help="JSON lines of normalised audio with a `split` each, as a partition of `utterances` has them"
+            " (manifest.jsonl); those of train are learnt. Repeat for several.",
+        ),
+    ] = None,
+    dev: Annotated[
+        list[str] | None, typer.Option(metavar="MANIFEST", help="Likewise; those of dev measure. Repeat for several.")
+    ] = None,
     base: Annotated[
         str | None, typer.Option(help="A .nemo file that you trust (it can run code), or a published checkpoint.")
     ] = None,

@@ -170,7 +170,11 @@ class Serving:
                 raise _busy()
             self._taken += 1
             self._show_queue()
-        future = self._workers.submit(self.transcribe, source, language, digest, cancelled)
+        try:
+            future = self._workers.submit(self.transcribe, source, language, digest, cancelled)
+        except BaseException:  # no worker takes it: the server is closing
+            self._ended()
+            raise
         future.add_done_callback(lambda _: self._ended())
         return future
 

@@ -17,6 +17,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -190,14 +191,19 @@ class StepSampler:
             yield step, self._short_batch(step)
         yield from self._bucketed(max(self.start, self.graded_steps))
 
+    @cached_property
+    def _by_length(self) -> tuple[np.ndarray, np.ndarray]:
+        """The utterances' seconds, and their places from the shortest to the longest."""
+        durations = np.asarray(self.corpus.durations_s)
+        return durations, np.argsort(durations, kind="stable")
+
     def _short_batch(self, step: int) -> list[Example]:
         """Utterances below the limit of a step and of about equal length, drawn by the step alone.
 
         Of the buckets that they fall into one is drawn, by its seconds: so each utterance is as likely, as in an epoch.
         """
         rng = np.random.default_rng([self.seed, step, self.rank])
-        durations = np.asarray(self.corpus.durations_s)
-        shortest = np.argsort(durations, kind="stable")
+        durations, shortest = self._by_length
         below = np.searchsorted(durations[shortest], self.start_longest_s + step * self.lengthen_s_per_step, "right")
         allowed = shortest[: max(int(below), self.batch.utterances)]
         buckets = np.array_split(allowed, max(1, min(self.batch.buckets, len(allowed) // self.batch.utterances)))

@@ -120,17 +120,14 @@ class Lengths:
             return Moved(Judgement(math.nan, math.inf, "", ALIKE))
         null, risen = self._drawn(expected / scale, rest / scale, np.random.default_rng(seed))
         own = _cost((self.speech - pace - expected) / scale)
-
-        def evidence(move: int) -> Floats:
-            return own - _cost((self.speech - pace - beside(expected, move)) / scale)
-
-        runs = [(*highest_run(evidence(move)), move) for move in MOVES]
+        evidence = {move: own - _cost((self.speech - pace - beside(expected, move)) / scale) for move in MOVES}
+        runs = [(*highest_run(evidence[move]), move) for move in MOVES]
         value, start, stop, move = max(runs, key=lambda run: run[0])
         within = np.zeros(self.rows, bool)
         within[start:stop] = 2 * (stop - start) <= self.rows  # where most rows moved, only all of them are enough
         falls = null.reshape(len(MOVES), -1).mean(axis=1)
         falling = [(each, fall) for each, fall in zip(MOVES, falls, strict=True) if fall < -1e-6]
-        kept = min(1.0, max((abs(evidence(each)[~within].mean() / fall) for each, fall in falling), default=0.0))
+        kept = min(1.0, max((abs(evidence[each][~within].mean() / fall) for each, fall in falling), default=0.0))
         limit = evidence_limit(null, self.rows * len(MOVES), alarm_rate) / kept if kept > 0 else math.inf
         least = rows_needed(risen - (1 - kept) * risen.mean(), limit)
         untold = "" if least <= self.rows else LISTED if kept < 0.5 else ALIKE

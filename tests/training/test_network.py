@@ -10,9 +10,10 @@ from training.network import load_base, network_configuration, new_model, save_c
 from training.recipe import Recipe, TrainingError, load_recipe
 from training.tokenizer import train_tokenizer
 
+NETWORK = {"width": 16, "layers": 1, "heads": 2, "subsampling_channels": 8}
 SMALL = {
     "max_steps": 1,
-    "model": {"width": 16, "layers": 1, "heads": 2, "subsampling_channels": 8},
+    "model": NETWORK,
     "tokenizer": {"vocabulary_size": 48},
 }
 
@@ -102,7 +103,7 @@ def test_a_fine_tune_keeps_its_bases_dropout_unless_its_recipe_says_one(
     tmp_path: Path, asked: dict[str, float], dropouts: tuple[float, float, float]
 ) -> None:
     """A small network that was trained without any unlearns with ours."""
-    plain = {**SMALL["model"], "dropout": 0.0, "attention_dropout": 0.0}  # type: ignore[dict-item]
+    plain = {**NETWORK, "dropout": 0.0, "attention_dropout": 0.0}
     tokenizer = train_tokenizer(["one two three", "four five"], "en", tmp_path / "tokenizer", 48)
     model = new_model(Recipe.model_validate({**SMALL, "model": plain}), tokenizer, seed=0)
     save_checkpoint(model, tmp_path / "base.nemo")

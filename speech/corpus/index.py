@@ -20,9 +20,11 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from speech.corpus.importers import FILES, IMPORTERS, Defaults
 from speech.corpus.manifest import RejectedRow, Utterance, quarter_of, read_manifest, row_line
@@ -33,7 +35,7 @@ EDITION = 3  # counted up when an importer reads rows otherwise, or the index ke
 ASSET = "source_index"
 SUMMARY = "index.json"
 REJECTED = "rejected.jsonl"
-BATCH_CHARACTERS = 8 << 20  # of rows waiting to be written
+BATCH_BYTES = 8 << 20  # of rows waiting to be written
 
 
 @dataclass(frozen=True)
@@ -140,13 +142,13 @@ def _opened(folder: Path, summary: Mapping[str, Any]) -> SourceIndex:
 
 
 def _build(folder: Path, kind: str, path: str, defaults: Defaults) -> dict[str, Any]:
-    waiting: dict[str, list[str]] = defaultdict(list)
+    waiting: dict[str, list[bytes]] = defaultdict(list)
     held = rejected = 0
     counts: Counter[tuple[str, str]] = Counter()
     (folder / REJECTED).touch()
     for row in IMPORTERS[kind](path, defaults):
         if isinstance(row, RejectedRow):
-            file, line = REJECTED, json.dumps(asdict(row))
+            file, line = REJECTED, msgspec.json.encode(row) + b"\n"
             rejected += 1
         else:
             partition = quarter_of(row.recorded_at), row.language
@@ -154,17 +156,17 @@ def _build(folder: Path, kind: str, path: str, defaults: Defaults) -> dict[str, 
             counts[partition] += 1
         waiting[file].append(line)
         held += len(line)
-        if held > BATCH_CHARACTERS:
+        if held > BATCH_BYTES:
             _append(folder, waiting)
             held = 0
     _append(folder, waiting)
     return {"counts": [[*partition, rows] for partition, rows in sorted(counts.items())], "rejected": rejected}
 
 
-def _append(folder: Path, waiting: dict[str, list[str]]) -> None:
+def _append(folder: Path, waiting: dict[str, list[bytes]]) -> None:
     for name, lines in waiting.items():
-        with (folder / name).open("a", encoding="utf-8", newline="\n") as file:
-            file.write("\n".join(lines) + "\n")
+        with (folder / name).open("ab") as file:
+            file.writelines(lines)
     waiting.clear()
 
 

@@ -7,13 +7,15 @@ value.
 
 import datetime as dt
 import hashlib
-import json
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from speech.corpus.rows import (
     SPLITS,
@@ -114,17 +116,11 @@ class RejectedRow:
     id: str | None = None
 
 
-_encoded = json.JSONEncoder(
-    ensure_ascii=False,
-    allow_nan=False,
-    check_circular=False,  # rows are flat
-    separators=(",", ":"),
-).encode
-
-
-def row_line(utterance: Utterance) -> str:
+def row_line(utterance: Utterance) -> bytes:
     """An utterance as a line of a manifest. Raises TypeError or ValueError for what JSON cannot hold."""
-    return _encoded(utterance.to_json())
+    if not math.isfinite(utterance.offset_s + (utterance.duration_s or 0.0)):
+        raise ValueError("a time is not finite")
+    return msgspec.json.encode(utterance.to_json()) + b"\n"
 
 
 def read_manifest(path: PathLike) -> Iterator[Utterance]:
@@ -151,7 +147,7 @@ def write_manifest(path: PathLike, utterances: Iterable[Utterance]) -> int:
                 raise ManifestError(path, number, f"id {utterance.id!r} comes twice; ids must be unique")
             seen.add(utterance.id)
             try:
-                out.write(row_line(utterance).encode() + b"\n")
+                out.write(row_line(utterance))
             except (TypeError, ValueError) as error:
                 raise ManifestError(path, number, f"cannot be written as JSON: {reason_of(error)}") from error
     return len(seen)

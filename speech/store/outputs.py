@@ -26,6 +26,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
+import msgspec
+
 from speech.plain import from_plain, to_plain
 from speech.store.objects import REFERENCE, LostRace, Missing, Objects, StoreError, checked, open_objects
 
@@ -88,7 +90,10 @@ def write_json(path: Path, value: Any) -> None:
 def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text from a file that anyone may have written; ValueError for whatever is none."""
     try:
-        return json.loads(text)
+        try:
+            return msgspec.json.decode(text)
+        except ValueError:
+            return json.loads(text)  # the NaN and Infinity that Python writes, which JSON does not know
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 

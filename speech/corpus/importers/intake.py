@@ -126,7 +126,11 @@ class Intake:
         channel = as_channel(given("channel") or None)
         split = as_split(given("split") or None)
         audio = self.locate(location)
-        attributes = {**_gender(given("gender", "")), **_age(given("age", ""), given("age_band", ""))}
+        attributes: dict[str, str] = {}
+        if gender := given("gender", "").lower():
+            attributes["gender"] = _GENDERS.get(gender, gender)
+        if given("age") or given("age_band"):
+            attributes |= _age(given("age", ""), given("age_band", ""))
         if accent := given("accent"):
             attributes["accent"] = accent
         if locale:
@@ -235,11 +239,6 @@ def _language(tag: str) -> tuple[str, str]:
     if primary is None:
         raise ValueError(f"{tag!r} is not a language; write a tag such as en or de-CH")
     return primary, tag if "-" in tag else ""
-
-
-def _gender(value: str) -> dict[str, str]:
-    word = value.lower()
-    return {"gender": _GENDERS.get(word, word)} if word else {}
 
 
 def _age(value: str, band: str) -> dict[str, str]:

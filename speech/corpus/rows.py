@@ -171,6 +171,9 @@ def as_seconds(value: Any, name: str) -> float:
     try:
         seconds = float(value)
     except (TypeError, ValueError):
+        if re.fullmatch(r"[0-9]+(,[0-9]+)+", str(value).strip()):  # "3,250" is 3.25 to one and 3250 to another
+            point = "write decimals after a point, as 3.25, and nothing between thousands"
+            raise ValueError(f"{name} {value!r} is not a number: {point}") from None
         raise ValueError(f"{name} {value!r} is not a number of seconds") from None
     if -ROUNDED_S < seconds < 0:
         return 0.0

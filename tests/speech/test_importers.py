@@ -220,6 +220,8 @@ class TestTable:
             ("start,start_ms", "1,1000", "in seconds and in milliseconds"),
             ("start,end", "00:01,00:02", "is not a number of seconds"),
             ("start,end", "0,-1", "is not a number of seconds"),
+            ("start,end", '"3,25","4,5"', "offset '3,25' is not a number: write decimals after a point, as 3.25, and"),
+            ("start_ms,end", '"1,500",2', "offset_ms '1,500' is not a number: write decimals after a point"),
             ("channel", "both", "is none: write its number counted from 0, or A, B, left or right"),
             ("channel", "-1", "is none"),
         ],

@@ -5,15 +5,17 @@ that a typing error is an error and not a silent default. Each table stands besi
 gathered here; only those that nothing below the graph reads are declared here.
 """
 
+import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self, get_args, get_origin
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -216,18 +218,17 @@ class Settings(BaseSettings):
         try:
             settings = cls()
         except ValidationError as error:
-            raise SettingsError(f"settings in {path} or SOUNDSTAGE_* cannot be used: {_problems(error)}") from error
+            raise SettingsError(_problems(error, path, os.environ)) from error
         except SourceError as error:
-            raise SettingsError(
-                f"a SOUNDSTAGE_* variable is not valid JSON, which tables and lists are written in: {error}"
-            ) from error
+            raise SettingsError(_no_json(os.environ) or str(error)) from error
         except ValueError as error:  # tomllib's decode error is a ValueError
             raise SettingsError(f"{path} is not valid TOML: {error}") from error
         folder = path.parent
         sources = tuple(source.under(folder) for source in settings.sources)
         training = settings.training.under(folder)
         if trains and (problem := training.problem()):
-            raise SettingsError(f"settings in {path} or SOUNDSTAGE_* cannot be used: {problem}")
+            place = _variable_of(problem.partition(":")[0].split("."), os.environ) or f"settings in {path}"
+            raise SettingsError(f"{place} cannot be used: {problem}")
         places = {
             "home": placed(folder, settings.home),
             "work": folder / settings.local if "://" in settings.home or settings.work else None,
@@ -260,9 +261,93 @@ def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
         )
 
 
-def _problems(error: ValidationError) -> str:
-    """What is wrong, by field; pydantic also calls a list too short when what it holds is wrong."""
+def _problems(error: ValidationError, path: Path, environment: Mapping[str, str]) -> str:
+    """What is wrong, a sentence a field: where it was given, what it must be, and what it is.
+
+    Pydantic also calls a list too short when what it holds is wrong.
+    """
     found = error.errors()
     inside = {e["loc"][:depth] for e in found for depth in range(1, len(e["loc"]))}
-    wrong = [e for e in found if not (e["type"] == "too_short" and e["loc"] in inside)]
-    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in wrong)
+    said: dict[str, list[str]] = {}
+    for each in found:
+        if each["type"] == "too_short" and each["loc"] in inside:
+            continue
+        variable = _variable_of(each["loc"], environment)
+        field = ".".join(map(str, each["loc"]))
+        named = "" if variable and field.upper() == variable.removeprefix(PREFIX).replace("__", ".") else f"{field}: "
+        said.setdefault(variable or f"settings in {path}", []).append(named + _sentence(each))
+    return "; ".join(f"{place} cannot be used: {'; '.join(problems)}" for place, problems in said.items())
+
+
+def _sentence(problem: ErrorDetails) -> str:
+    """What a field must be, and what it is; a secret is not repeated."""
+    loc, given = problem["loc"], problem["input"]
+    must = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        near = get_close_matches(str(loc[-1]), getattr(_annotation(loc[:-1]), "model_fields", ()), 1)
+        return "is no setting" + (f" (did you mean {near[0]}?)" if near else "")
+    if problem["type"] == "tuple_type":
+        must = f"must be a list{_listed(loc, str(given))}"
+    shown = isinstance(given, str | int | float) and "Secret" not in str(_annotation(loc))
+    return f"{must}, got {given!r}" if shown and str(given) not in must else must
+
+
+def _variable_of(loc: Sequence[int | str], environment: Mapping[str, str]) -> str | None:
+    """The variable that gives a field, by itself or in the JSON of a table around it; None: the file does."""
+    given = {name.upper(): (name, value) for name, value in environment.items()}
+    for depth in range(len(loc), 0, -1):
+        name, value = given.get((PREFIX + "__".join(map(str, loc[:depth]))).upper(), (None, ""))
+        if name is not None and _holds(value, loc[depth:]):
+            return name
+    return None
+
+
+def _holds(text: str, keys: Sequence[int | str]) -> bool:
+    """Whether the JSON of a variable has a value at those keys, or is wrong itself before they are reached."""
+    try:
+        value: Any = json.loads(text) if keys else None
+    except ValueError:
+        return True
+    for key in keys:
+        inner = dict(enumerate(value)) if isinstance(value, list) else value
+        if not isinstance(inner, dict):
+            return True
+        if key not in inner:
+            return False
+        value = inner[key]
+    return True
+
+
+def _no_json(environment: Mapping[str, str]) -> str | None:
+    """Which variable is a list or a table and no JSON, and how it is written; None where there is none."""
+    for name, value in environment.items():
+        loc = name.lower().removeprefix(PREFIX.lower()).split("__")
+        kind = _annotation(loc) if name.upper().startswith(PREFIX) else None
+        try:
+            if kind is not None:
+                json.loads(value)
+        except ValueError:
+            if get_origin(kind) is tuple:
+                return f"{name} cannot be used: must be a list in JSON{_listed(loc, value, quote=True)}, got {value!r}"
+            if fields := getattr(kind, "model_fields", None):
+                return f"{name} cannot be used: must be a table in JSON; or set {name}__{next(iter(fields)).upper()}"
+            if get_origin(kind) in (dict, Mapping):
+                return f'{name} cannot be used: must be a table in JSON, as \'{{"name": "value"}}\', got {value!r}'
+    return None
+
+
+def _listed(loc: Sequence[int | str], text: str, quote: bool = False) -> str:
+    """How what was meant is written as a list, where it is one of texts; in quotes that a shell leaves alone."""
+    if get_args(_annotation(loc))[:1] != (str,):
+        return ""
+    items = json.dumps([item for part in text.split(",") if (item := part.strip(" []'\""))], ensure_ascii=False)
+    return f", as '{items}'" if quote else f", as {items}"
+
+
+def _annotation(loc: Sequence[int | str]) -> Any:
+    """The type of a field of the settings; None for what is none."""
+    kind: Any = Settings
+    for name in loc:
+        field = getattr(kind, "model_fields", {}).get(name)
+        kind = field.annotation if field else None
+    return kind

@@ -109,11 +109,57 @@ def test_a_machine_that_only_serves_needs_no_recipe(file: Path) -> None:
     assert Settings.load(trains=False).training.base_recipe == str(file.parent / "elsewhere.yaml")
 
 
-def test_a_variable_that_is_no_json_is_not_blamed_on_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A shell takes the quotes of ["ada"] away unless it is quoted itself."""
-    monkeypatch.setenv("SOUNDSTAGE_PROMOTION__APPROVERS", "[ada,ben]")
-    with pytest.raises(SettingsError, match=r"SOUNDSTAGE_\* variable is not valid JSON"):
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("SOUNDSTAGE_LANGUAGES", "en", """must be a list in JSON, as '["en"]', got 'en'"""),
+        ("soundstage_languages", "en,de", """must be a list in JSON, as '["en", "de"]', got 'en,de'"""),
+        ("SOUNDSTAGE_LANGUAGES", '"en"', """must be a list, as ["en"]"""),
+        ("SOUNDSTAGE_PROMOTION__APPROVERS", "[ada,ben]", """must be a list in JSON, as '["ada", "ben"]'"""),
+        ("SOUNDSTAGE_SOURCES", "calls", "must be a list in JSON, got 'calls'"),
+        ("SOUNDSTAGE_GATES", "wer=0.1", "must be a table in JSON; or set SOUNDSTAGE_GATES__WER"),
+        ("SOUNDSTAGE_TRAINING__OVERRIDES", "max_steps=3", "must be a table in JSON, as "),
+        (
+            "SOUNDSTAGE_GATES__WER",
+            "low",
+            "Input should be a valid number, unable to parse string as a number, got 'low'",
+        ),
+        ("SOUNDSTAGE_GATES", '{"wer": "low"}', "gates.wer: Input should be a valid number"),
+        ("SOUNDSTAGE_GATES__WERR", "0.1", "is no setting (did you mean wer?)"),
+        ("SOUNDSTAGE_TRAINING__BASE_RECIPE", "tinyy", "training.base_recipe: Unknown recipe 'tinyy'"),
+        ("SOUNDSTAGE_PROMOTION__LEDGER_KEY", "short", "Value should have at least 16 items after validation, not 5"),
+    ],
+)
+def test_what_a_variable_cannot_be_is_said_of_the_variable(
+    file: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, said: str
+) -> None:
+    """The file is not to blame. A shell takes the quotes of ["ada"] away unless it is quoted itself."""
+    file.write_text("[gates]\ncer = 0.1\n")
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError) as refused:
         Settings.load()
+    assert str(refused.value).startswith(f"{variable} cannot be used: {said}")
+
+
+def test_a_mistake_of_the_file_is_not_blamed_on_a_variable_beside_it(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.write_text("languages = 'en'\n[gates]\nwer = 'low'")
+    monkeypatch.setenv("SOUNDSTAGE_GATES", '{"cer": 2}')
+    with pytest.raises(SettingsError) as refused:
+        Settings.load()
+    by_file, by_variable = str(refused.value).split("; SOUNDSTAGE_GATES cannot be used: ")
+    assert by_file.startswith(f'settings in {file} cannot be used: languages: must be a list, as ["en"]; gates.wer: ')
+    assert by_variable == "gates.cer: Input should be less than or equal to 1, got 2"
+
+
+@pytest.mark.parametrize("key", ["ledger_key", "ledger_kye"])
+def test_a_secret_is_never_repeated(file: Path, key: str) -> None:
+    """A refusal stands in logs, and in Dagster for everybody to read."""
+    file.write_text(f"[promotion]\n{key} = 'hush'")
+    with pytest.raises(SettingsError, match=f"promotion.{key}") as refused:
+        Settings.load()
+    assert "hush" not in str(refused.value)
 
 
 def test_a_file_that_is_named_and_missing_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +212,7 @@ def test_an_address_of_version_6_has_its_brackets(file: Path) -> None:
 def test_an_empty_home_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An unset variable of a script must not make the folder of the code a data store."""
     monkeypatch.setenv("SOUNDSTAGE_HOME", "")
-    with pytest.raises(SettingsError, match="home"):
+    with pytest.raises(SettingsError, match="SOUNDSTAGE_HOME"):
         Settings.load()
 
 

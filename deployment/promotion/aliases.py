@@ -128,7 +128,7 @@ class Aliases:
 
     def supersede(self, entries: Sequence[Decision], challenger: ModelVersion) -> None:
         """Say at versions that nobody decided about that they do not wait: only the newest of them does."""
-        said = f"superseded by version {challenger.version}, which waits in its place"
+        said = f"superseded by version {challenger.version}, which was offered in its place"
         for version in self.registry.versions(challenger.name):
             decided = any(about(entry, version) for entry in entries)
             if version.recency < challenger.recency and not decided and version.tags.get(STATUS_TAG) != said:

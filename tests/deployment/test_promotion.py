@@ -116,7 +116,7 @@ def test_a_version_that_a_newer_one_replaced_does_not_say_that_it_waits(house):
     for number in (1, 2):
         house.promotions.offer("en", house.register(number))
     first, second = (house.registry.version(MODEL, number).tags["soundstage.status"] for number in ("1", "2"))
-    assert first == "superseded by version 2, which waits in its place"
+    assert first == "superseded by version 2, which was offered in its place"
     assert second.startswith(f"{MODEL} version 2 waits for Ada")
 
 
@@ -127,8 +127,21 @@ def test_an_older_quarter_registered_later_says_that_it_waits_for_nobody(house):
     assert house.promotions.offer("en", older) is None
     assert house.promotions.waiting("en", MODEL).version.version == "1"
     said = house.registry.version(MODEL, "2").tags["soundstage.status"]
-    assert said == "superseded by version 1, which waits in its place"
+    assert said == "superseded by version 1, which was offered in its place"
     assert "superseded" not in house.registry.version(MODEL, "1").tags["soundstage.status"]
+
+
+@pytest.mark.parametrize("promoted", ["1", "2"])
+def test_the_status_of_a_superseded_version_is_true_after_a_promotion_too(house, promoted):
+    """It is written once: whatever is decided about the newer version later, and where it is promoted itself."""
+    for number in (1, 2):
+        house.promotions.offer("en", house.register(number))
+    house.promotions.approve("en", MODEL, promoted, "Ada", "better")
+    first = house.registry.version(MODEL, "1").tags["soundstage.status"]
+    if promoted == "1":
+        assert first.startswith("champion, approved by Ada")
+    else:
+        assert first == "superseded by version 2, which was offered in its place"
 
 
 class _Late(Promotions):

@@ -36,6 +36,16 @@ BUNDLE_DIGEST_TAG = "bundle_digest"
 CHECKPOINT_DIGEST_TAG = "checkpoint_digest"
 OFFERED_TAG = "challenger_offered"  # set once the alias was given, so that a repeat never revives a rejected version
 LAUNCHED_BY_TAG = "launched_by"  # who launched the training: names, comma-separated
+WHERE_ALL_OF_IT_IS = """\
+# Where the model is
+
+This folder holds only `bundle.json`, which names every file of the bundle with its SHA-256. The bundle itself, with its
+networks, is kept once, in the data store:
+
+    {place}
+
+Copy that folder to have the model; `soundstage transcribe --bundle FOLDER FILE...` transcribes with it.
+"""
 TAG_CHARACTERS = 2_500  # MLflow servers before 3 take 5,000 bytes
 
 
@@ -133,7 +143,7 @@ class Registry:
         with self.mlflow.exclusive():
             found = self._find(model, loaded.digest)
             if found is None:
-                artifacts = _Artifacts(bundle, report, verdict_json, recipe)
+                artifacts = _Artifacts(bundle, self.shelf.place(loaded.digest), report, verdict_json, recipe)
                 places = {"Bundle": self.shelf.place(loaded.digest)}
                 if checkpoint_digest:
                     places["Checkpoint"] = self.shelf.checkpoint_place(checkpoint_digest)
@@ -400,15 +410,20 @@ class Registry:
 
 @dataclass(frozen=True)
 class _Artifacts:
-    """What a version's run holds."""
+    """What a version's run holds.
+
+    The version's source in MLflow is the folder `bundle` of it: a server takes no place outside of the run.
+    """
 
     bundle: Path
+    place: str  # where all of the bundle is kept
     report: Path | None
     verdict_json: str
     recipe: Mapping[str, Any] | str | None
 
     def upload(self, mlflow: MlflowCalls, run_id: str) -> None:
         mlflow.log_artifact(run_id, str(self.bundle / MANIFEST), "bundle")
+        mlflow.log_text(run_id, WHERE_ALL_OF_IT_IS.format(place=self.place), "bundle/README.md")
         if self.report is not None:
             mlflow.log_artifact(run_id, str(self.report), "report")
         mlflow.log_text(run_id, self.verdict_json, "verdict/verdict.json")

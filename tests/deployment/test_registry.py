@@ -47,7 +47,20 @@ def test_version_carries_its_whole_lineage(house):
     assert version.tags["checkpoint_digest"] == "d" * 64
     assert f"Checkpoint `{house.home}/checkpoints/{'d' * 64}/checkpoint.nemo`" in version.description
     assert json.loads((kept / "recipe.txt").read_text())["max_steps"] == 300
-    assert [path.name for path in (kept / "bundle").iterdir()] == ["bundle.json"], "the network is kept once"
+
+
+def test_who_downloads_a_version_from_mlflow_is_told_where_its_networks_are(house, monkeypatch):
+    """They are kept once, on the shelf; a download that lacks them without a word looks like a damaged model."""
+    import mlflow
+
+    house.register(1)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", house.registry.tracking_uri)
+    got = Path(mlflow.artifacts.download_artifacts(f"models:/{MODEL}/1"))
+    assert sorted(path.name for path in got.iterdir()) == ["README.md", "bundle.json"]
+    place = f"{house.home}/bundles/{house.bundle(1).digest}"
+    assert f"    {place}\n" in (got / "README.md").read_text()
+    assert (got / "bundle.json").read_bytes() == (Path(place) / "bundle.json").read_bytes()
+    assert ModelBundle.load(Path(place)).digest == house.bundle(1).digest
 
 
 def test_same_bundle_is_registered_once(house):

@@ -158,7 +158,8 @@ class Demo:
                     wer = f", dev WER {said['wer']:.1%}" if said.get("wer") is not None else ""
                     loss = f", loss {said['loss']:.2f}" if said.get("loss") is not None else ""
                     left = f", {said['eta_s']:.0f} s left" if said.get("eta_s") else ""
-                    return f"{asset} {said['phase']} {said['step']}/{said['max_steps']}{loss}{wer}{left}"
+                    at = f" {said['step']}/{said['max_steps']}" if said["step"] or wer else ""
+                    return f"{asset} {said['phase']}{at}{loss}{wer}{left}"
                 except (OSError, ValueError, KeyError, TypeError):
                     continue
         return None

@@ -99,10 +99,13 @@ def fit(
     chosen = None
     if tokenizer is None:
         model = load_base(str(base), recipe, checkpoints / "tokenizer")
-        report(Progress("choosing readings", 0, recipe.max_steps))
+        report(Progress("hearing how numbers were read", 0, recipe.max_steps))
         learnt = readings_said(model, corpus, language, checkpoints / "readings-train.json")
         measured = readings_said(model, dev_corpus, language, checkpoints / "readings-dev.json")
         corpus.texts, dev_corpus.texts = list(learnt.texts), list(measured.texts)
+        several, heard = learnt.several + measured.several, len(learnt.texts) + len(measured.texts)
+        said = f"readings of written forms chosen for {several:,} of {heard:,} utterances"
+        report(Progress("building the model", 0, recipe.max_steps, finding=said))
         chosen = {
             name: {"several": found.several, "other": found.other, "digest": found.digest}
             for name, found in (("train", learnt), ("dev", measured))

@@ -300,6 +300,8 @@ def _described(rows: Any) -> dict[str, Any]:
 def _line(progress: Progress) -> str:
     if progress.finding:
         return f"{progress.phase}: {progress.finding}."
+    if progress.step == 0 and progress.wer is None:
+        return progress.phase  # nothing is counted yet
     parts = [f"{progress.phase:<12} step {progress.step}/{progress.max_steps}, epoch {progress.epoch}"]
     if progress.loss is not None:
         parts.append(f"loss {progress.loss:.3f}")

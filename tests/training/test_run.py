@@ -202,6 +202,9 @@ def test_a_fine_tune_keeps_the_tokenizer_and_geometry_of_its_base(story: Story, 
     )
     ended = Command("train", str(spec), "--set", "max_steps=4").end()
     assert ended.returncode == 0, ended.stderr
+    rows = list(read_manifest(manifest))
+    assert f"readings of written forms chosen for 0 of {len(rows)} utterances" in ended.stdout
+    assert "0/4" not in ended.stdout.partition("evaluated")[0], "steps are counted once they are taken"
     base, tuned = ModelBundle.load(story.output / "bundle"), ModelBundle.load(tmp_path / "out" / "bundle")
     assert tuned.vocabulary == base.vocabulary
     assert tuned.geometry == base.geometry

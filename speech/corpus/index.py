@@ -18,9 +18,10 @@ import os
 import tempfile
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ class SourceIndex:
     folder: Path
     counts: Mapping[tuple[str, str], int]  # rows by quarter and language
     rejected: int  # rows that no importer could read, so that nobody knows whose they are
+    source: tuple[str, str, Defaults]  # kind, path, and what its rows do not say
 
     @property
     def read(self) -> int:
@@ -62,6 +64,21 @@ class SourceIndex:
             if isinstance(row, dict):
                 yield RejectedRow(**row)
 
+    def placed(self, refused: Sequence[RejectedRow]) -> list[RejectedRow]:
+        """Refusals of its rows by their ids, each with the file and the row to look at; 0 where it is gone since.
+
+        The source is read anew for them: an index that kept the number of every row would be the larger for all, and
+        few are refused once they were imported.
+        """
+        if not refused:
+            return []
+        kind, path, defaults = self.source
+        named = {each.id for each in refused}
+        file = str(next((file for file in FILES[kind](path) if file.is_file()), path))
+        rows = (row for row in IMPORTERS[kind](path, defaults) if isinstance(row, Utterance))
+        places = {row.id: row.row for row in rows if row.id in named}
+        return [replace(each, source=file, row=places.get(each.id or "", 0)) for each in refused]
+
 
 def index_of(store: DataStore, kind: str, path: str, defaults: Defaults) -> SourceIndex:
     """The index of a source as it is now, built where there is none yet.
@@ -72,21 +89,22 @@ def index_of(store: DataStore, kind: str, path: str, defaults: Defaults) -> Sour
     source = json.dumps([kind, path, defaults.model_dump(include=set(Defaults.model_fields))], default=str)
     name = hashlib.sha256(source.encode()).hexdigest()[:16]
     state = _state(kind, path, source)
-    if (found := _current(store, name, state)) is not None:
+    opened = partial(_opened, source=(kind, path, defaults))
+    if (found := _current(store, name, state, opened)) is not None:
         return found
     with _one_of_this_machine(f"{store.home}\0{name}"):
-        if (found := _current(store, name, state)) is not None:
+        if (found := _current(store, name, state, opened)) is not None:
             return found
         with store.replace(ASSET, name) as staging:
             summary = _build(staging.path, kind, path, defaults)
             if _state(kind, path, source) != state:
                 raise ManifestError(path, None, "was changed while it was read; run again when it is delivered whole")
             write_json(staging.path / SUMMARY, {"state": state, **summary})
-        return _opened(staging.published.path, summary)
+        return opened(staging.published.path, summary)
 
 
 def with_audio(rows: Iterable[Utterance]) -> Iterator[Utterance | RejectedRow]:
-    """The rows, those refused whose file is not there now; what a URI leads to shows when it is opened.
+    """The rows, those refused whose file is not there now (`placed` says where); a URI's shows when it is opened.
 
     A file that is there under another spelling of its name is the file: with letters and their marks apart, as a Mac
     packs them, or with the backslashes of Windows.
@@ -127,18 +145,20 @@ def _state(kind: str, path: str, source: str) -> str:
     return hashlib.sha256(json.dumps([EDITION, source, files]).encode()).hexdigest()
 
 
-def _current(store: DataStore, name: str, state: str) -> SourceIndex | None:
+def _current(
+    store: DataStore, name: str, state: str, opened: Callable[[Path, Mapping[str, Any]], SourceIndex]
+) -> SourceIndex | None:
     try:
         folder = store.current(ASSET, name).path
         summary = json.loads((folder / SUMMARY).read_text())
-        return _opened(folder, summary) if summary["state"] == state else None
+        return opened(folder, summary) if summary["state"] == state else None
     except (StoreError, OSError, ValueError, KeyError, TypeError):
         return None  # there is none, or it is of an older form: built anew
 
 
-def _opened(folder: Path, summary: Mapping[str, Any]) -> SourceIndex:
+def _opened(folder: Path, summary: Mapping[str, Any], source: tuple[str, str, Defaults]) -> SourceIndex:
     counts = {(quarter, language): rows for quarter, language, rows in summary["counts"]}
-    return SourceIndex(folder, counts, summary["rejected"])
+    return SourceIndex(folder, counts, summary["rejected"], source)
 
 
 def _build(folder: Path, kind: str, path: str, defaults: Defaults) -> dict[str, Any]:

@@ -61,6 +61,7 @@ class Utterance:
     split: str | None = None  # "train" | "dev" | "test"
     attributes: Mapping[str, str] = field(default_factory=dict, hash=False)  # "gender", "age_band", "accent", ...
     quality: Quality | None = field(default=None, hash=False)
+    row: int = field(default=0, compare=False)  # of the file that an importer read it from, from 1; kept in no manifest
 
     def to_json(self) -> dict[str, Any]:
         """The row as JSON-ready values; keys that NeMo knows carry NeMo's names."""

@@ -176,14 +176,16 @@ def recordings(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
                     nowhere[why] += count
                 elif partition != (quarter, language):
                     elsewhere += count
+            refused: list[RejectedRow] = []
             for row in with_audio(index.rows(quarter, language)):
                 if isinstance(row, RejectedRow):
-                    unusable.append(row)
+                    refused.append(row)
                 elif row.id in found:
                     why = f"id '{row.id}' is also in another source: give one of the two rows another id"
-                    unusable.append(RejectedRow(row.audio, 0, why, row.id))
+                    refused.append(RejectedRow(row.audio, 0, why, row.id))
                 else:
                     found[row.id] = row
+            unusable += index.placed(refused)
     except ManifestError as unreadable:
         raise dg.Failure(f"a source cannot be read: {unreadable}", allow_retries=False) from unreadable
     digests = source_digests(found.values())
@@ -196,7 +198,10 @@ def recordings(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
         for place, row in enumerate(found.values())
     )
     rows = sorted(listed, key=lambda row: row.id)
-    quarantined = tuple(Quarantined(r.id or f"row {r.row}", r.source, "row", r.reason) for r in (*unusable, *rejected))
+    quarantined = tuple(
+        Quarantined(r.id or f"row {r.row}", f"{r.source}, row {r.row}" if r.row else r.source, "row", r.reason)
+        for r in (*unusable, *rejected)
+    )
     counts = {
         "read": read,
         "kept": len(rows),

@@ -1,5 +1,6 @@
 """What the index of a source promises: read once, read again when it changed, and every row in exactly one place."""
 
+import datetime as dt
 import json
 import os
 import unicodedata
@@ -125,11 +126,27 @@ def test_whether_audio_is_there_is_asked_when_its_partition_is_read(manifest: Pa
     found = opened(tmp_path / "store", manifest)
     (missing,) = with_audio(found.rows("2024-01", "de"))
     assert isinstance(missing, RejectedRow)
+    (placed,) = found.placed([missing])
+    assert (placed.source, placed.row, placed.id, placed.reason) == (str(manifest), 4, "3@1", missing.reason)
     assert f"there is no audio file {tmp_path}/3.wav: if paths are relative to another folder, set audio_root" == (
         missing.reason
     )
     (tmp_path / "3.wav").touch()
     assert list(with_audio(found.rows("2024-01", "de"))) == list(found.rows("2024-01", "de"))
+
+
+@pytest.mark.parametrize("segmented", [True, False])
+def test_a_missing_file_of_a_kaldi_directory_is_named_by_the_row_that_needs_it(tmp_path: Path, segmented: bool) -> None:
+    (tmp_path / "wav.scp").write_text("u0 0.wav\nu1 1.wav\n")
+    (tmp_path / "text").write_text("u0 hi\nu1 ho\n")
+    if segmented:
+        (tmp_path / "segments").write_text("u0 u0 0 1\n\nu1 u1 0 1\n")
+    (tmp_path / "0.wav").touch()
+    defaults = Defaults(language="en", speaker="s", recorded_at=dt.date(2024, 1, 5))
+    found = index_of(DataStore(tmp_path / "store"), "kaldi", str(tmp_path), defaults)
+    (refused,) = found.placed([row for row in with_audio(found.rows("2024-01", "en")) if isinstance(row, RejectedRow)])
+    place = ("segments", 3) if segmented else ("wav.scp", 2)
+    assert (Path(refused.source).name, refused.row, refused.id) == (*place, "u1")
 
 
 @pytest.mark.parametrize("written", ["한국/été.wav", "한국\\été.wav"])

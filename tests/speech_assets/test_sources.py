@@ -11,7 +11,7 @@ import soundfile
 
 from speech.audio.decode import decode, write_flac_chunks
 from speech.corpus.manifest import read_manifest, split_of_speaker
-from speech.corpus.normalize import MANIFEST
+from speech.corpus.normalize import MANIFEST, read_quarantine
 from speech.corpus.sources import Source
 
 QUARTER, LANGUAGE = "2024-01", "en"
@@ -107,6 +107,19 @@ def test_an_id_of_two_sources_costs_one_row_and_not_the_quarter(ingest: Any, tmp
     result = ingest([first, second])
     assert {identity: row.text for identity, row in rows_of(result).items()} == {"a": "good morning", "b": "good night"}
     assert "also in another source" in reasons(result)[0]
+    (refused,) = read_quarantine(result.store.current("recordings", QUARTER, LANGUAGE).path)
+    assert refused.source == f"{tmp_path}/b/transcripts.tsv, row 2"
+
+
+def test_a_refused_row_is_named_in_its_table(ingest: Any, tmp_path: Path) -> None:
+    """Whoever is to mend it opens the table, which may have a million rows."""
+    rows = ["a.flac\tone\tanna\t2024-02-01", "b.wav\ttwo\tanna\t2024-02-01", "c.flac\t\tanna\t2024-02-01"]
+    result = ingest([table(tmp_path / "a", rows, language="en")])
+    refused = read_quarantine(result.store.current("recordings", QUARTER, LANGUAGE).path)
+    assert [(row.source, row.reason.split(":")[0]) for row in refused] == [
+        (f"{tmp_path}/a/transcripts.tsv, row 3", f"there is no audio file {tmp_path}/a/b.wav"),
+        (f"{tmp_path}/a/transcripts.tsv, row 4", "there is no transcript"),
+    ]
 
 
 def test_rows_that_no_partition_takes_are_counted(ingest: Any, tmp_path: Path) -> None:

@@ -97,8 +97,8 @@ class Intake:
         self.base = os.path.abspath(defaults.audio_root or base)
         self._known = Lookup()
 
-    def utterance(self, cells: Mapping[str, Any]) -> Utterance:
-        """The utterance. Raises ValueError with one sentence for a row that cannot be one."""
+    def utterance(self, cells: Mapping[str, Any], number: int) -> Utterance:
+        """The utterance of a row and its number. Raises ValueError with one sentence for a row that cannot be one."""
         values = {
             column: value.strip() if type(value) is str else cell_text(value)
             for column, value in cells.items()
@@ -148,6 +148,7 @@ class Intake:
             channel=channel,
             split=split,
             attributes=attributes,
+            row=number,
         )
 
     def locate(self, location: str) -> str:

@@ -16,8 +16,8 @@ _SIDE_TABLES = ("text", "utt2spk", "spk2gender", "spk2age", "utt2lang", "utt2dom
 
 
 def files(directory: PathLike) -> list[Path]:
-    """The files of a data directory that are read, of those that may be there."""
-    return [Path(directory) / name for name in ("wav.scp", "segments", *_SIDE_TABLES)]
+    """The files of a data directory that are read, of those that may be there; the first that is has its rows."""
+    return [Path(directory) / name for name in ("segments", "wav.scp", *_SIDE_TABLES)]
 
 
 def import_kaldi(directory: PathLike, defaults: Defaults) -> Iterator[Imported]:
@@ -83,7 +83,7 @@ def import_kaldi(directory: PathLike, defaults: Defaults) -> Iterator[Imported]:
             }
             if channel is None and (side := tables[SIDES].text(recording)):
                 cells["channel"] = _side(side, sides_from, intake.locate(location))
-            yield intake.utterance(cells)
+            yield intake.utterance(cells, number)
         except ValueError as error:
             yield RejectedRow(str(main), number, reason_of(error), key)
     for key, number in tables["text"]:

@@ -78,7 +78,8 @@ def import_lhotse(path: PathLike, defaults: Defaults) -> Iterator[Imported]:
                 raise ValueError(row.reason)
             identity = cell_text(row.get("id")) or None
             if beside:
-                yield intake.utterance(_cells(row, _recording_of(row, recordings, beside[0].name), 0.0))
+                cells = _cells(row, _recording_of(row, recordings, beside[0].name), 0.0)
+                yield intake.utterance(cells, number)
                 continue
             supervisions = _supervisions(row)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -88,7 +89,7 @@ def import_lhotse(path: PathLike, defaults: Defaults) -> Iterator[Imported]:
             try:
                 identity = cell_text(supervision.get("id")) or identity
                 start = as_seconds(row.get("start"), "the start of the cut")
-                yield intake.utterance(_cells(supervision, row["recording"], start))
+                yield intake.utterance(_cells(supervision, row["recording"], start), number)
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 yield RejectedRow(str(manifest), number, reason_of(error), identity)
 

@@ -33,7 +33,7 @@ def import_nemo(path: PathLike, defaults: Defaults) -> Iterator[Imported]:
             if isinstance(row, BadLine):
                 raise ValueError(row.reason)
             identity = cell_text(row.get("id")) or None
-            utterance = intake.utterance(_cells(row))
+            utterance = intake.utterance(_cells(row), number)
             if not row.keys().isdisjoint(("digest", "attributes", "quality")):
                 utterance = replace(
                     utterance,

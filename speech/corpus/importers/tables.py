@@ -86,7 +86,7 @@ def _import_columns(table: Path, base: Path, defaults: Defaults, extension: str 
         if extension and row["audio"] and not os.path.splitext(row["audio"])[1]:
             row["audio"] += extension
         try:
-            yield intake.utterance(row)
+            yield intake.utterance(row, number)
         except ValueError as error:
             yield RejectedRow(str(table), number, reason_of(error), row.get("id") or None)
 

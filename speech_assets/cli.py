@@ -7,6 +7,7 @@ Dagster. A refusal is one sentence on stderr and exit code 1; an option that can
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -145,6 +146,44 @@ def backfill(
 
 
 @app.command()
+def manifest(
+    source: Annotated[Path, typer.Argument(help="A table, a JSON-lines manifest or a folder.")],
+    folder: Annotated[Path, typer.Argument(help="A new or empty folder for manifest.jsonl, audio and quarantine.")],
+    language: Annotated[str, typer.Option(help="Language tag, such as en; also of rows that do not say it.")],
+    kind: Annotated[
+        Literal["kaldi", "table", "nemo", "lhotse", "common_voice"], typer.Option(help="How the source is laid out.")
+    ] = "table",
+    speaker: Annotated[str | None, typer.Option(help="Speaker of rows that do not say it.")] = None,
+    recorded_at: Annotated[
+        datetime | None, typer.Option(metavar="DATE", formats=["%Y-%m-%d"], help="Date of rows that do not say it.")
+    ] = None,
+    audio_root: Annotated[
+        str | None, typer.Option(help="Folder that paths are relative to (default: the source's).")
+    ] = None,
+) -> None:
+    """Make of a source what `train` learns from, without Dagster; exit code 1 when no row can be used."""
+    from speech.corpus.manifest import SPLITS, ManifestError, hours_of
+    from speech.corpus.refusals import summary
+    from speech.corpus.sources import Source
+    from speech_assets.manifest import write_manifest_of
+
+    day = recorded_at.date() if recorded_at else None
+    asked = Source(
+        kind=kind, path=str(source), language=language, speaker=speaker, recorded_at=day, audio_root=audio_root
+    )
+    with _refusing(ManifestError, FileExistsError):
+        made = write_manifest_of(asked, language, folder, _settings().corpus)
+    sets = {name: [row for row in made.kept if row.split == name] for name in SPLITS}
+    said = ", ".join(f"{name} {len(rows):,} ({hours_of(rows) * 60:.1f} min)" for name, rows in sets.items())
+    typer.echo(f"{folder / 'manifest.jsonl'}: {len(made.kept):,} utterances: {said}")
+    if made.quarantined:
+        reasons = summary(row.reason for row in made.quarantined)
+        typer.echo(f"{folder / 'quarantine.jsonl'}: {len(made.quarantined):,} rows were refused: {reasons}", err=True)
+    if not made.kept:
+        raise typer.Exit(1)
+
+
+@app.command()
 def train(
     specification: Annotated[
         Path | None, typer.Argument(metavar="RUN.json", help="A run specification; options replace its fields.")
@@ -156,8 +195,8 @@ def train(
         list[str] | None,
         typer.Option(
             metavar="MANIFEST",
-            help="JSON lines of normalised audio with a `split` each, as a partition of `utterances` has them"
-            " (manifest.jsonl); those of train are learnt. Repeat for several.",
+            help="JSON lines of normalised audio with a `split` each, as `soundstage manifest` makes them of a source"
+            " and a partition of `utterances` has them; those of train are learnt. Repeat for several.",
         ),
     ] = None,
     dev: Annotated[

@@ -27,7 +27,7 @@ from typing import Any
 
 import msgspec
 
-from speech.corpus.importers import FILES, IMPORTERS, Defaults
+from speech.corpus.importers import FILES, IMPORTERS, Defaults, file_of_rows
 from speech.corpus.manifest import RejectedRow, Utterance, quarter_of, read_manifest, row_line
 from speech.corpus.rows import ManifestError, is_uri, numbered_objects
 from speech.store.outputs import DataStore, StoreError, write_json
@@ -74,7 +74,7 @@ class SourceIndex:
             return []
         kind, path, defaults = self.source
         named = {each.id for each in refused}
-        file = str(next((file for file in FILES[kind](path) if file.is_file()), path))
+        file = file_of_rows(kind, path)
         rows = (row for row in IMPORTERS[kind](path, defaults) if isinstance(row, Utterance))
         places = {row.id: row.row for row in rows if row.id in named}
         return [replace(each, source=file, row=places.get(each.id or "", 0)) for each in refused]
@@ -117,7 +117,7 @@ def with_audio(rows: Iterable[Utterance]) -> Iterator[Utterance | RejectedRow]:
             yield row if place == row.audio else replace(row, audio=place)
         else:
             reason = f"there is no audio file {row.audio}: if paths are relative to another folder, set audio_root"
-            yield RejectedRow(row.audio, 0, reason, row.id)
+            yield RejectedRow(row.audio, row.row, reason, row.id)
 
 
 def _place_of(audio: str) -> str | None:

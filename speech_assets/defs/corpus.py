@@ -23,7 +23,6 @@ from speech.corpus.manifest import (
     ManifestError,
     RejectedRow,
     Utterance,
-    assign_splits,
     hours_of,
     quarter_of,
     quarter_title,
@@ -37,7 +36,6 @@ from speech.corpus.normalize import (
     normalize_audio,
     read_quarantine,
     rows_of,
-    select_utterances,
     source_digests,
 )
 from speech.corpus.refusals import grouped, summary
@@ -49,6 +47,7 @@ from speech_assets.defs.metadata import markdown_table, place_of, quarter_headin
 from speech_assets.defs.partitions import CPU_POOL, Grid, quarter_and_language, same_language, same_quarter_and_language
 from speech_assets.defs.resources import Workspace, version_of
 from speech_assets.defs.retries import retried_when_unreachable
+from speech_assets.manifest import quarantined, selected
 from speech_assets.partition_keys import partition_of
 
 UTTERANCES, TRAINING_DATA = dg.AssetKey("utterances"), dg.AssetKey("training_data")
@@ -198,10 +197,7 @@ def recordings(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
         for place, row in enumerate(found.values())
     )
     rows = sorted(listed, key=lambda row: row.id)
-    quarantined = tuple(
-        Quarantined(r.id or f"row {r.row}", f"{r.source}, row {r.row}" if r.row else r.source, "row", r.reason)
-        for r in (*unusable, *rejected)
-    )
+    refusals = tuple(map(quarantined, (*unusable, *rejected)))
     counts = {
         "read": read,
         "kept": len(rows),
@@ -211,7 +207,7 @@ def recordings(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
         "unusable": len(unusable),
     }
     with workspace.store.replace("recordings", quarter, language) as staging:
-        Sorted(tuple(rows), quarantined).write(staging.path)
+        Sorted(tuple(rows), refusals).write(staging.path)
         write_json(staging.path / COUNTS, counts)
     published = staging.published
     return dg.MaterializeResult(
@@ -219,8 +215,8 @@ def recordings(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
             "quarter": quarter_heading(quarter, language),
             "recordings": len(rows),
             "speakers": len({row.speaker for row in rows}),
-            "rejected_rows": len(quarantined),
-            "rejections": _refusals_table(row.reason for row in quarantined),
+            "rejected_rows": len(refusals),
+            "rejections": _refusals_table(row.reason for row in refusals),
             "in_no_partition": markdown_table(("why", "rows"), nowhere.most_common()),
             "manifest": place_of(published, MANIFEST),
         },
@@ -229,7 +225,7 @@ def recordings(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
             dg.AssetCheckResult(
                 check_name="every_row_accounted_for",
                 passed=read == sum(counts.values()) - read and len(rows) > 0,
-                description=None if rows else _why_empty(quarter, language, read, quarantined),
+                description=None if rows else _why_empty(quarter, language, read, refusals),
                 metadata=counts,
             )
         ],
@@ -274,22 +270,12 @@ def utterances(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
     source = store.current("normalized_audio", quarter, language)
     folder = source.path  # all of it: the checks open the audio, and trainings will
     rows = list(rows_of(source))
-    outcome = select_utterances(
-        rows,
-        language,
-        min_duration_s=settings.corpus.min_duration_s,
-        max_duration_s=settings.corpus.max_duration_s,
-        markers=settings.corpus.markers,
-    )
-    kept = list(outcome.kept)
-    if settings.corpus.split == "speaker":  # a split of the source could move a speaker from one quarter to the next
-        kept = assign_splits(
-            [replace(row, split=None) for row in kept], settings.corpus.dev_share, settings.corpus.test_share
-        )
+    outcome = selected(rows, language, settings.corpus)
+    kept = outcome.kept
     before = workspace.grid.previous_quarter(quarter)
     with TemporaryDirectory(prefix="soundstage-docs-") as docs:
         with store.replace("utterances", quarter, language) as staging:
-            Sorted(tuple(kept), outcome.quarantined).write(staging.path)
+            outcome.write(staging.path)
             validation = validate(
                 kept,
                 language=language,

@@ -13,6 +13,7 @@ from speech.audio.decode import decode, write_flac_chunks
 from speech.corpus.manifest import read_manifest, split_of_speaker
 from speech.corpus.normalize import MANIFEST, read_quarantine
 from speech.corpus.sources import Source
+from speech_assets.cli import app
 
 QUARTER, LANGUAGE = "2024-01", "en"
 HEADER = "path\ttext\tspeaker\trecorded_at"
@@ -212,3 +213,46 @@ def test_a_source_cannot_move_a_speaker_from_one_set_to_another(ingest: Any, tmp
     result = ingest([source], "recordings", "normalized_audio", "utterances")
     placed = {row.speaker: row.split for row in rows_of(result, "utterances").values()}
     assert placed == {speaker: split_of_speaker(speaker, 0.1, 0.2) for speaker in speakers}
+
+
+def by_hand(source: Source, folder: Path) -> int:
+    """The exit code of `soundstage manifest`."""
+    with pytest.raises(SystemExit) as ended:
+        app(["manifest", str(source.path), str(folder), "--language", "en"])
+    return int(ended.value.code or 0)
+
+
+def test_a_manifest_made_by_hand_holds_what_the_assets_make_of_the_source(
+    ingest: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A recipe that is tried by hand learns from the very rows that the graph would give it."""
+    from training.data import read_split
+
+    rows = [f"{n}.flac\tgood morning [noise] number {n}\tspeaker {n}\t2024-02-01" for n in range(24)]
+    source = table(tmp_path / "a", [*rows, "x.flac\t[noise]\tanna\t2024-02-01", "gone.wav\thi\tben\t2024-02-01"])
+    assert by_hand(source, tmp_path / "by-hand") == 0
+    said = capsys.readouterr()
+    assert "24 utterances: train " in said.out
+    assert "2 rows were refused: " in said.err
+    manifest = tmp_path / "by-hand" / MANIFEST
+
+    result = ingest([source.model_copy(update={"language": "en"})], "recordings", "normalized_audio", "utterances")
+    made = rows_of(result, "utterances")
+    assert {row.id: (row.text, row.split, row.digest, row.duration_s) for row in read_manifest(manifest)} == {
+        row.id: (row.text, row.split, row.digest, row.duration_s) for row in made.values()
+    }
+    refused = {row.id: (row.code, row.source) for row in read_quarantine(manifest.parent)}
+    assert refused["gone"] == ("row", f"{tmp_path}/a/transcripts.tsv, row 27")
+    assert refused["x"][0] == "no-words"
+    learnt = read_split([manifest], "train", "en")
+    assert all(Path(row.audio).is_file() for row in learnt.utterances)
+
+    capsys.readouterr()
+    assert by_hand(source, tmp_path / "by-hand") == 1
+    assert capsys.readouterr().err == f"error: {tmp_path}/by-hand holds something: give a new or empty folder\n"
+
+
+def test_a_manifest_without_a_usable_row_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = table(tmp_path / "a", ["gone.wav\thi\tben\t2024-02-01"])
+    assert by_hand(source, tmp_path / "by-hand") == 1
+    assert "there is no audio file" in capsys.readouterr().err

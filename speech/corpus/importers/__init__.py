@@ -30,4 +30,10 @@ FILES: Mapping[str, Callable[[PathLike], list[Path]]] = {
     "common_voice": lambda path: [tables.common_voice_table(path)],
 }
 
-__all__ = ["FILES", "IMPORTERS", "Defaults", "Imported", "Importer"]
+
+def file_of_rows(kind: str, path: PathLike) -> str:
+    """The file of a source that its utterances are the rows of."""
+    return str(next((file for file in FILES[kind](path) if file.is_file()), path))
+
+
+__all__ = ["FILES", "IMPORTERS", "Defaults", "Imported", "Importer", "file_of_rows"]

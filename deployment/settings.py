@@ -25,6 +25,7 @@ from pydantic_settings import (
 from pydantic_settings import SettingsError as SourceError
 
 from deployment.addresses import WebAddress, listens_at
+from deployment.batch.settings import InferenceSettings
 from deployment.pages import PagesSettings
 from deployment.promotion.settings import PromotionSettings
 from deployment.registry.settings import RegistrySettings
@@ -146,6 +147,7 @@ class Settings(BaseSettings):
     retraining: RetrainingSettings = Field(default_factory=RetrainingSettings)
     alerts: AlertsSettings = Field(default_factory=AlertsSettings)
     serving: ServingSettings = Field(default_factory=ServingSettings)
+    inference: InferenceSettings = Field(default_factory=InferenceSettings)
 
     @property
     def objects(self) -> Objects:
@@ -229,7 +231,9 @@ class Settings(BaseSettings):
         if trains and (problem := training.problem()):
             place = _variable_of(problem.partition(":")[0].split("."), os.environ) or f"settings in {path}"
             raise SettingsError(f"{place} cannot be used: {problem}")
+        inference = settings.inference
         places = {
+            "inference": inference.model_copy(update={"uploads": str(folder / inference.folder(Path(settings.local)))}),
             "home": placed(folder, settings.home),
             "work": folder / settings.local if "://" in settings.home or settings.work else None,
             "cache": settings.cache and folder / settings.cache,

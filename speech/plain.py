@@ -7,7 +7,7 @@ refuses. Keys that no field has are passed over, except by a `Record`, which ref
 import functools
 import json
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Annotated, Any, Self, TypeVar, cast
 
 from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
@@ -36,6 +36,23 @@ def from_plain(kind: type[Kind], values: Any) -> Kind:
         raise ValueError(f"{'.'.join(map(str, first['loc'])) or kind.__name__}: {first['msg']}") from None
     except (TypeError, RecursionError) as error:
         raise ValueError(f"not JSON values ({error})") from None
+
+
+def to_lines(records: Iterable[Any]) -> bytes:
+    """Records as JSON lines."""
+    return b"".join(_adapter(record.__class__).dump_json(record) + b"\n" for record in records)
+
+
+def from_lines(kind: type[Kind], data: bytes) -> list[Kind]:
+    """The records of that kind that `to_lines` wrote; ValueError says which line is none."""
+    found = []
+    for number, line in enumerate(data.splitlines(), 1):
+        try:
+            found.append(_adapter(cast(Hashable, kind)).validate_json(line, strict=True))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"line {number}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    return found
 
 
 class Record:

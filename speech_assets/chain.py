@@ -9,3 +9,12 @@ BASE_CORPUS = ("base_corpus",)  # the first quarters only
 LANGUAGE_BASE = ("benchmark_set", "base_model")
 MODELS = ("finetuned_model", "model_bundle")
 JUDGEMENT = ("evaluation", "verdict", "registered_model")
+INFERENCE = (
+    "incoming_audio",
+    "normalized_recordings",
+    "speech_segments",
+    "recognized_segments",
+    "transcripts",
+    "published_transcripts",
+    "review_tasks",
+)

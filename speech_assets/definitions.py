@@ -20,6 +20,7 @@ from speech_assets.defs import (
     automation,
     corpus,
     evaluation,
+    inference,
     models,
     promotion,
     retraining,
@@ -28,7 +29,7 @@ from speech_assets.defs import (
 from speech_assets.defs.partitions import Grid
 from speech_assets.defs.resources import resources
 
-MODULES = (corpus, models, evaluation, promotion, approvals, serving, automation, retraining, alerts)
+MODULES = (corpus, models, evaluation, promotion, approvals, serving, inference, automation, retraining, alerts)
 
 
 def build(settings: Settings, resource_overrides: Mapping[str, Any] | None = None) -> dg.Definitions:

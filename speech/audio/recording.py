@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from speech.audio.decode import DEFAULT_LIMITS, SAMPLE_RATE
-from speech.audio.decoders import header
+from speech.audio.decoders import AudioInfo, header
 from speech.audio.mixdown import resampled
 from speech.audio.source import AudioLimits, AudioSource, opened
 
@@ -49,12 +49,17 @@ class Recording:
                 digest.update(data)
             info = header(audio)
             samples = sum(len(piece) for piece in resampled(audio, limits))
+        return cls.said(info, key, digest.hexdigest(), received_at, samples / SAMPLE_RATE)
+
+    @classmethod
+    def said(cls, info: AudioInfo, key: str, digest: str, received_at: datetime, duration_s: float) -> "Recording":
+        """What a recording is, where it was hashed and decoded already; `info` is what its header says."""
         return cls(
             key=key,
-            digest=digest.hexdigest(),
+            digest=digest,
             received_at=received_at,
             media_type=f"audio/{_SUBTYPES.get(info.container, info.container)}",
             channels=info.channels,
-            duration_s=samples / SAMPLE_RATE,
+            duration_s=duration_s,
             container_start_s=info.start_s,
         )

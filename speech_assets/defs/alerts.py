@@ -23,7 +23,7 @@ REASONS = 3  # sentences in a message; the run's page has the rest
 
 @dataclass(frozen=True)
 class Alert:
-    """A run that failed for good, as people and programs read it."""
+    """A run that failed for good, or a partition that people should look at, as people and programs read it."""
 
     run_id: str
     job: str
@@ -32,11 +32,12 @@ class Alert:
     url: str
     recipe: str
     git_revision: str
+    outcome: str = "failed"
 
     @property
     def title(self) -> str:
-        """One line: what failed."""
-        return f"{self.job} failed{f' for {self.partition}' if self.partition else ''}"
+        """One line: what happened."""
+        return f"{self.job} {self.outcome}{f' for {self.partition}' if self.partition else ''}"
 
 
 def send(alert: Alert, settings: AlertsSettings) -> list[str]:

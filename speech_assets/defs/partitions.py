@@ -1,4 +1,4 @@
-"""Quarter x language, and which partitions of one asset another reads.
+"""Quarter x language for what is learnt, hours for what is transcribed, and which partitions of an asset another reads.
 
 A quarter's key is its first month (`2024-04`, read as 2024 Q2): Dagster's format strings have no quarter.
 
@@ -13,6 +13,7 @@ from functools import cached_property
 
 import dagster as dg
 
+from deployment.batch.settings import HOUR_FORMAT
 from deployment.settings import Settings
 
 CPU_POOL = "cpu"  # whatever keeps a core busy and is no training
@@ -46,6 +47,17 @@ class Grid:
             start=datetime.strptime(self.settings.first_quarter, "%Y-%m"),
             fmt="%Y-%m",
             cron_schedule="0 0 1 1,4,7,10 *",
+            end_offset=1,
+        )
+
+    @cached_property
+    def hours(self) -> dg.TimeWindowPartitionsDefinition:
+        """Every hour, UTC, from the first that recordings may have arrived in to the running one."""
+        first = self.settings.inference.first_hour
+        return dg.TimeWindowPartitionsDefinition(
+            start=datetime.strptime(first, HOUR_FORMAT) if first else self.quarters.start,
+            fmt=HOUR_FORMAT,
+            cron_schedule="0 * * * *",
             end_offset=1,
         )
 

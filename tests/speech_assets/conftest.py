@@ -1,9 +1,12 @@
 """A small deployment of its own for the tests of the graph: real assets, real training, few steps."""
 
+import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +90,28 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
                 )
 
             yield Deployment(folder / "store", materialize, instance)
+
+
+@pytest.fixture
+def server() -> Iterator[Any]:
+    """An HTTP server that keeps what it is sent, and refuses under /down."""
+    received: list[tuple[str, dict[str, Any]]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+            received.append((self.path, json.loads(body) if body.startswith("{") else {"text": body}))
+            self.send_response(500 if self.path == "/down" else 200)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(b'{"ok": true}')
+
+        def log_message(self, *arguments: object) -> None:
+            return
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http.received = received  # type: ignore[attr-defined]
+    http.url = f"http://127.0.0.1:{http.server_port}"  # type: ignore[attr-defined]
+    threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
+    yield http
+    http.shutdown()

@@ -1,15 +1,11 @@
 """What happens when something fails: what is tried again, what is final, and who is told."""
 
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -200,31 +196,6 @@ def test_waits_double() -> None:
     waits = [[backoff(attempt, 5.0) for _ in range(50)] for attempt in range(4)]
     for attempt, drawn in enumerate(waits):
         assert 3.75 * 2**attempt <= min(drawn) < max(drawn) <= 6.25 * 2**attempt
-
-
-@pytest.fixture
-def server() -> Iterator[Any]:
-    """An HTTP server that keeps what it is sent, and refuses under /down."""
-    received: list[tuple[str, dict[str, Any]]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-            received.append((self.path, json.loads(body) if body.startswith("{") else {"text": body}))
-            self.send_response(500 if self.path == "/down" else 200)
-            self.send_header("Content-Type", "application/json")
-            self.end_headers()
-            self.wfile.write(b'{"ok": true}')
-
-        def log_message(self, *arguments: object) -> None:
-            return
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    http.received = received  # type: ignore[attr-defined]
-    http.url = f"http://127.0.0.1:{http.server_port}"  # type: ignore[attr-defined]
-    threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
-    yield http
-    http.shutdown()
 
 
 def alert() -> Any:

@@ -1,0 +1,441 @@
+"""Inference: recordings that came in within an hour, transcribed by the champions, published or given to people.
+
+An hour is the only partition. Every asset of it materialises, even empty, and the same hour run twice gives the same
+bytes. Which champion heard a recording stands in its transcript. A recording that cannot be used is a dead letter with
+its reason and stops nobody; a check counts that what arrived is published, asked about, a dead letter, or the same
+recording as before.
+"""
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import dagster as dg
+
+from deployment.batch import branch, stages
+from deployment.batch.arrivals import Arrival, arrivals_of, hour_of, hours_with_arrivals, receive
+from deployment.batch.branch import FORMS, ReviewTask, asked_about, is_published, task_of
+from deployment.batch.stages import Chosen, DeadLetter, Heard, Models, NormalizedRecording, Piece, Speech
+from deployment.promotion.decisions import REFUSALS
+from deployment.transcribe import champion_bundle
+from speech.audio.decode import write_flac_chunks
+from speech.bundle import BundleError, ModelBundle
+from speech.plain import from_lines, to_lines
+from speech.store.outputs import Published, write_atomically
+from speech.transcript import Transcript
+from speech.vad import Stretch
+from speech_assets.chain import INFERENCE
+from speech_assets.defs.alerts import Alert, send
+from speech_assets.defs.metadata import markdown_table, place_of
+from speech_assets.defs.partitions import CPU_POOL, Grid
+from speech_assets.defs.resources import Workspace
+from speech_assets.defs.retries import retried_when_unreachable
+
+ARRIVALS, RECORDINGS, DEAD_LETTERS = "arrivals.jsonl", "recordings.jsonl", "dead_letters.jsonl"
+SPEECH, CHOSEN, HEARD = "speech.jsonl", "models.jsonl", "heard.jsonl"
+TRANSCRIPTS, TASKS = "transcripts.jsonl", "tasks.jsonl"
+TRANSCRIBE = "transcribe_hour"  # the job
+RETRIES = dg.RetryPolicy(max_retries=2, delay=60, backoff=dg.Backoff.EXPONENTIAL)
+LONGEST_S = 2 * 3600  # of a run
+RowT = TypeVar("RowT")
+
+
+def definitions(grid: Grid) -> dg.Definitions:
+    """The inference graph, its job and its schedule."""
+    asset = partial(dg.asset, partitions_def=grid.hours, group_name="inference", pool=CPU_POOL, code_version="1")
+    check = partial(dg.AssetCheckSpec, partitions_def=grid.hours)
+    assets = [
+        asset(kinds={"python"})(incoming_audio),
+        asset(kinds={"ffmpeg"}, deps=["incoming_audio"])(normalized_recordings),
+        asset(kinds={"onnx"}, deps=["normalized_recordings"])(speech_segments),
+        asset(kinds={"onnx"}, deps=["speech_segments", "normalized_recordings"])(recognized_segments),
+        asset(
+            deps=["recognized_segments", "normalized_recordings"],
+            check_specs=[
+                check("every_recording_accounted_for", asset="transcripts", blocking=True),
+                check("mean_confidence", asset="transcripts", description="An hour that is unsure is told to people."),
+            ],
+        )(transcripts),
+        dg.multi_asset(
+            specs=[
+                dg.AssetSpec(
+                    name, partitions_def=grid.hours, group_name="inference", code_version="1", deps=["transcripts"],
+                    description=description,
+                )
+                for name, description in (
+                    ("published_transcripts", "Transcripts that are sure enough to be used, in every form."),
+                    ("review_tasks", "Segments that people are asked about, with their audio."),
+                )
+            ],
+            check_specs=[check("each_transcript_went_one_way", asset="review_tasks", blocking=True)],
+            pool=CPU_POOL,
+        )(branched_transcripts),
+    ]  # fmt: skip
+    job = dg.define_asset_job(
+        TRANSCRIBE,
+        selection=dg.AssetSelection.assets(*INFERENCE),
+        partitions_def=grid.hours,
+        description="What arrived within an hour, from its bytes to transcripts.",
+        op_retry_policy=RETRIES,
+        tags={"dagster/max_runtime": str(LONGEST_S)},
+    )
+    off = dg.DefaultScheduleStatus.STOPPED
+    return dg.Definitions(
+        assets=assets,
+        jobs=[job, receive_uploads],
+        schedules=[
+            dg.ScheduleDefinition(
+                name="arrivals",
+                cron_schedule="*/5 * * * *",
+                execution_timezone="UTC",
+                job=receive_uploads,
+                default_status=off,
+                description="Receives uploads every five minutes, once switched on.",
+            ),
+            dg.schedule(
+                name="hourly_transcription",
+                cron_schedule="0 * * * *",
+                execution_timezone="UTC",
+                target=job,
+                default_status=off,
+                description="Transcribes each hour that has ended and whose recordings are not transcribed yet, late "
+                "ones too, once switched on.",
+            )(transcribe_what_came),
+        ],
+    )
+
+
+def transcribe_what_came(
+    context: dg.ScheduleEvaluationContext, workspace: dg.ResourceParam[Workspace]
+) -> dg.SkipReason | list[dg.RunRequest]:
+    """A run for each hour with recordings that are not transcribed yet."""
+    waiting = list(_untranscribed(workspace, before=hour_of(context.scheduled_execution_time)))
+    if not waiting:
+        return dg.SkipReason("nothing has arrived in an hour that has ended and is not transcribed")
+    # The key names the recordings: an hour that got more of them is asked for again, and no other is asked for twice.
+    return [dg.RunRequest(run_key=f"{hour}/{recordings}", partition_key=hour) for hour, recordings in waiting]
+
+
+@dg.op(pool=CPU_POOL)
+@retried_when_unreachable
+def receive_what_came(context: dg.OpExecutionContext, workspace: dg.ResourceParam[Workspace]) -> None:
+    """Receive what has come into the folder of uploads since the last look."""
+    settings = workspace.settings
+    folder = settings.inference.folder(settings.local)
+    received = receive(folder, workspace.objects, settings.languages)
+    context.log.info(f"{len(received)} recordings received from {folder}")
+
+
+@dg.job(description="Take what has come into the folder of uploads into the data store, under the present hour.")
+def receive_uploads() -> None:
+    """Uploads become arrivals of an hour."""
+    receive_what_came()
+
+
+def _untranscribed(workspace: Workspace, before: str) -> Iterator[tuple[str, str]]:
+    """Hours that have ended and hold recordings that have not gone through, with a digest of their list."""
+    first = workspace.grid.hours.get_first_partition_key() or ""
+    for hour in hours_with_arrivals(workspace.objects):
+        if not first <= hour < before:
+            continue
+        arrivals = to_lines(arrivals_of(workspace.objects, hour))
+        done = workspace.store.exists("published_transcripts", hour)
+        if not done or _output(workspace, "published_transcripts", hour).read(ARRIVALS) != arrivals:
+            yield hour, hashlib.sha256(arrivals).hexdigest()[:16]
+
+
+@retried_when_unreachable
+def incoming_audio(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
+    """The recordings that arrived within the hour, whole, by the digest of their bytes."""
+    hour = context.partition_key
+    arrivals = arrivals_of(workspace.objects, hour)
+    published = _publish(workspace, "incoming_audio", hour, {ARRIVALS: to_lines(arrivals)})
+    return dg.MaterializeResult(
+        metadata={
+            "recordings": len(arrivals),
+            "bytes": sum(arrival.size for arrival in arrivals),
+            "the_same_as_before": sum(arrival.same_as is not None for arrival in arrivals),
+            "manifest": place_of(published, ARRIVALS),
+        },
+        data_version=dg.DataVersion(published.digest),
+    )
+
+
+@retried_when_unreachable
+def normalized_recordings(
+    context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
+) -> dg.MaterializeResult:
+    """Each recording as 16 kHz mono FLAC with its quality measured; what cannot be decoded is a dead letter."""
+    hour = context.partition_key
+    arrivals = [a for a in _rows(_output(workspace, "incoming_audio", hour), ARRIVALS, Arrival) if a.same_as is None]
+    with workspace.store.replace("normalized_recordings", hour) as staging:
+        work = partial(stages.normalized, objects=workspace.objects, folder=staging.path)
+        outcomes = list(stages.each(work, arrivals, workspace.settings.inference.workers))
+        kept = [outcome for outcome in outcomes if isinstance(outcome, NormalizedRecording)]
+        dead = [outcome for outcome in outcomes if isinstance(outcome, DeadLetter)]
+        write_atomically(staging.path / RECORDINGS, to_lines(kept))
+        write_atomically(staging.path / DEAD_LETTERS, to_lines(dead))
+    published = staging.published
+    return dg.MaterializeResult(
+        metadata={
+            "recordings": len(kept),
+            "audio_hours": round(sum(row.recording.duration_s for row in kept) / 3600, 4),
+            "dead_letters": len(dead),
+            "why": markdown_table(("name", "code", "reason"), [(row.name, row.code, row.reason) for row in dead]),
+            "manifest": place_of(published, RECORDINGS),
+        },
+        data_version=dg.DataVersion(published.digest),
+    )
+
+
+@retried_when_unreachable
+def speech_segments(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
+    """Where somebody speaks in each recording; silence, music and noise have no stretch."""
+    hour, settings = context.partition_key, workspace.settings.inference
+    recordings = _recordings(workspace, hour)
+    work = partial(stages.speech_in, models=Models(workspace.objects, {}), settings=settings.vad)
+    found = list(stages.each(work, recordings, settings.workers))
+    published = _publish(workspace, "speech_segments", hour, {SPEECH: to_lines(found)})
+    seconds = sum(stretch.end_s - stretch.start_s for speech in found for stretch in speech.stretches)
+    return dg.MaterializeResult(
+        metadata={
+            "segments": sum(len(speech.stretches) for speech in found),
+            "speech_hours": round(seconds / 3600, 4),
+            "without_speech": sum(not speech.stretches for speech in found),
+            "manifest": place_of(published, SPEECH),
+        },
+        data_version=dg.DataVersion(published.digest),
+    )
+
+
+@retried_when_unreachable
+def recognized_segments(
+    context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
+) -> dg.MaterializeResult:
+    """What is said in each stretch of speech, by the champion of its language; alike long ones are heard together."""
+    hour = context.partition_key
+    recordings = {row.id: row for row in _recordings(workspace, hour)}
+    speech = _rows(_output(workspace, "speech_segments", hour), SPEECH, Speech)
+    bundles = _champions(workspace)
+    chosen = [_chosen(row, bundles, workspace) for row in recordings.values()]
+    languages = {choice.id: choice.language for choice in chosen}
+    pieces = [
+        Piece(
+            id=found.id,
+            place=place,
+            audio=recordings[found.id].audio,
+            stretch=stretch,
+            language=languages[found.id],
+        )
+        for found in speech
+        for place, stretch in enumerate(found.stretches)
+    ]
+    models = Models(workspace.objects, bundles)
+    began = time.monotonic()
+    batches = stages.each(
+        partial(stages.recognized, models=models), stages.batches(pieces), workspace.settings.inference.workers
+    )
+    heard = sorted((piece for batch in batches for piece in batch), key=lambda piece: (piece.id, piece.place))
+    took_s = time.monotonic() - began
+    published = _publish(workspace, "recognized_segments", hour, {CHOSEN: to_lines(chosen), HEARD: to_lines(heard)})
+    seconds = sum(piece.stretch.end_s - piece.stretch.start_s for piece in pieces)
+    return dg.MaterializeResult(
+        metadata={
+            "segments": len(heard),
+            "words": sum(len(piece.words) for piece in heard),
+            "models": markdown_table(
+                ("language", "model", "recordings", "for want of a champion of their language"),
+                [
+                    (language, model, count, sum(c.instead for c in chosen if c.language == language))
+                    for (language, model), count in sorted(Counter((c.language, c.model) for c in chosen).items())
+                ],
+            ),
+            "audio_seconds_a_second": round(seconds / took_s, 1) if heard else 0.0,
+            "manifest": place_of(published, HEARD),
+        },
+        data_version=dg.DataVersion(published.digest),
+    )
+
+
+@retried_when_unreachable
+def transcripts(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
+    """A transcript of each recording, with the models that wrote it."""
+    hour, settings = context.partition_key, workspace.settings.inference
+    recordings = _recordings(workspace, hour)
+    heard: dict[str, list[Heard]] = {row.id: [] for row in recordings}
+    recognized = _output(workspace, "recognized_segments", hour)
+    for piece in _rows(recognized, HEARD, Heard):
+        heard[piece.id].append(piece)
+    by = {choice.id: choice for choice in _rows(recognized, CHOSEN, Chosen)}
+    written = [stages.merged(row, heard[row.id], by[row.id]) for row in recordings]
+    published = _publish(workspace, "transcripts", hour, {TRANSCRIPTS: to_lines(written)})
+    arrivals = _rows(_output(workspace, "incoming_audio", hour), ARRIVALS, Arrival)
+    counts = {
+        "arrived": len(arrivals),
+        "transcripts": len(written),
+        "dead_letters": len(_rows(_output(workspace, "normalized_recordings", hour), DEAD_LETTERS, DeadLetter)),
+        "the_same_as_before": sum(arrival.same_as is not None for arrival in arrivals),
+    }
+    scores = [transcript.confidence for transcript in written if transcript.words]
+    mean = sum(scores) / len(scores) if scores else None
+    sure = mean is None or mean >= settings.alert_confidence
+    if not sure:
+        _tell(context, workspace, f"the mean confidence is {mean:.2f}, below {settings.alert_confidence:g}")
+    return dg.MaterializeResult(
+        metadata={
+            **counts,
+            "mean_confidence": mean if mean is not None else dg.MetadataValue.null(),
+            "recordings": markdown_table(
+                ("recording", "language", "seconds", "words", "confidence", "text"),
+                [
+                    (row.name, said.language, round(said.duration_s, 1), len(said.words), said.confidence, said.text)
+                    for row, said in zip(recordings, written, strict=True)
+                ],
+            ),
+            "manifest": place_of(published, TRANSCRIPTS),
+        },
+        data_version=dg.DataVersion(published.digest),
+        check_results=[
+            dg.AssetCheckResult(
+                check_name="every_recording_accounted_for",
+                passed=counts["arrived"] == sum(counts.values()) - counts["arrived"],
+                metadata=counts,
+            ),
+            dg.AssetCheckResult(
+                check_name="mean_confidence",
+                passed=sure,
+                severity=dg.AssetCheckSeverity.WARN,
+                description=None if sure else "people were told, as far as [alerts] names anybody",
+                metadata={"limit": settings.alert_confidence, **({"mean": mean} if mean is not None else {})},
+            ),
+        ],
+    )
+
+
+@retried_when_unreachable
+def branched_transcripts(
+    context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
+) -> tuple[dg.MaterializeResult, dg.MaterializeResult]:
+    """Each transcript to where it belongs: published, or to people, by its confidence."""
+    hour, threshold = context.partition_key, workspace.settings.inference.publish_confidence
+    names = {row.id: row for row in _recordings(workspace, hour)}
+    written = _rows(_output(workspace, "transcripts", hour), TRANSCRIPTS, Transcript)
+    sure = [transcript for transcript in written if is_published(transcript, threshold)]
+    unsure = [transcript for transcript in written if not is_published(transcript, threshold)]
+    with workspace.store.replace("published_transcripts", hour) as staging:
+        write_atomically(staging.path / ARRIVALS, _output(workspace, "incoming_audio", hour).read(ARRIVALS))
+        write_atomically(staging.path / TRANSCRIPTS, to_lines(sure))
+        for transcript in sure:
+            for form in FORMS:
+                text = branch.written(transcript, form, str(transcript.id))
+                write_atomically(staging.path / form / f"{transcript.id}.{form}", text)
+    public = staging.published
+    with workspace.store.replace("review_tasks", hour) as staging:
+        tasks = []
+        for transcript in unsure:
+            recording = names[str(transcript.id).rsplit("-", 1)[0]]
+            tasks += [
+                _clipped(task_of(transcript, segment), recording, workspace, staging.path)
+                for segment in asked_about(transcript, threshold)
+            ]
+        write_atomically(staging.path / TASKS, to_lines(tasks))
+    asked = staging.published
+    out = len(_rows(public, TRANSCRIPTS, Transcript))
+    waiting = len({task.transcript for task in _rows(asked, TASKS, ReviewTask)})
+    return dg.MaterializeResult(
+        asset_key="published_transcripts",
+        metadata={"transcripts": out, "forms": ", ".join(FORMS), "manifest": place_of(public, TRANSCRIPTS)},
+        data_version=dg.DataVersion(public.digest),
+    ), dg.MaterializeResult(
+        asset_key="review_tasks",
+        metadata={
+            "tasks": len(tasks),
+            "transcripts": waiting,
+            "segments": markdown_table(
+                ("segment", "confidence", "heard"), [(task.id[:12], task.confidence, task.text) for task in tasks]
+            ),
+            "manifest": place_of(asked, TASKS),
+        },
+        data_version=dg.DataVersion(asked.digest),
+        check_results=[
+            dg.AssetCheckResult(
+                check_name="each_transcript_went_one_way",
+                passed=out + waiting == len(written),
+                metadata={"transcripts": len(written), "published": out, "asked_about": waiting},
+            )
+        ],
+    )
+
+
+def _champions(workspace: Workspace) -> dict[str, ModelBundle]:
+    """The champion of each language that has one.
+
+    Raises:
+        dg.Failure: none has.
+    """
+    found, why = {}, {}
+    for language in workspace.settings.languages:
+        try:
+            found[language] = ModelBundle.load(champion_bundle(workspace.settings, language))
+        except (*REFUSALS, BundleError) as refused:
+            why[language] = str(refused)
+    if not found:
+        raise dg.Failure(f"no language has a champion: {'; '.join(why.values())}", allow_retries=False)
+    return found
+
+
+def _chosen(recording: NormalizedRecording, bundles: Mapping[str, ModelBundle], workspace: Workspace) -> Chosen:
+    """Whose champion hears a recording: its own language's, the default one's, or the first that there is."""
+    settings = workspace.settings
+    usual = settings.inference.language or settings.languages[0]
+    spoken = recording.language or usual
+    wanted = (spoken, usual, *settings.languages)
+    language = next(language for language in wanted if language in bundles)
+    bundle = bundles[language]
+    return Chosen(
+        id=recording.id, language=language, bundle=bundle.digest, model=bundle.name, instead=language != spoken
+    )
+
+
+def _recordings(workspace: Workspace, hour: str) -> list[NormalizedRecording]:
+    output = _output(workspace, "normalized_recordings", hour)
+    rows = _rows(output, RECORDINGS, NormalizedRecording)
+    return [replace(row, audio=output.reference(row.audio)) for row in rows]
+
+
+def _clipped(task: ReviewTask, recording: NormalizedRecording, workspace: Workspace, folder: Path) -> ReviewTask:
+    """The task with its clip written into `folder`."""
+    place = folder / task.clip
+    place.parent.mkdir(exist_ok=True)
+    end_s = task.end_s + branch.CLIP_PADDING_S
+    samples = stages.samples_of(recording.audio, Stretch(task.clip_start_s, end_s), workspace.objects)
+    write_flac_chunks([samples], place)
+    return task
+
+
+def _tell(context: dg.AssetExecutionContext, workspace: Workspace, reason: str) -> None:
+    """Tell people of an hour."""
+    url = f"{workspace.settings.dagster_url}/runs/{context.run_id}"
+    alert = Alert(context.run_id, "transcripts", context.partition_key, reason, url, "", "", outcome="unsure")
+    for problem in send(alert, workspace.settings.alerts):
+        context.log.error(problem)
+
+
+def _publish(workspace: Workspace, asset: str, hour: str, files: Mapping[str, bytes]) -> Published:
+    with workspace.store.replace(asset, hour) as staging:
+        for name, data in files.items():
+            write_atomically(staging.path / name, data)
+    return staging.published
+
+
+def _output(workspace: Workspace, asset: str, hour: str) -> Published:
+    return workspace.store.current(asset, hour)
+
+
+def _rows(output: Published, name: str, kind: type[RowT]) -> list[RowT]:
+    return from_lines(kind, output.read(name))

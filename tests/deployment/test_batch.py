@@ -1,0 +1,151 @@
+"""The stages of batch transcription, each alone: what comes out of an item, and what becomes of a transcript."""
+
+import hashlib
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deployment.batch.arrivals import Arrival, original
+from deployment.batch.branch import FORMS, asked_about, is_published, task_of, written
+from deployment.batch.stages import (
+    BATCH,
+    Chosen,
+    DeadLetter,
+    Heard,
+    Models,
+    NormalizedRecording,
+    Piece,
+    batches,
+    merged,
+    normalized,
+    recognized,
+    speech_in,
+)
+from speech.store.objects import Objects, open_objects
+from speech.transcript import Transcript, Word
+from speech.vad import Stretch, VadSettings
+from tests.sounds import sound_bytes, tone
+from tests.toy_bundle import tones, write_toy_bundle
+
+NOW = datetime(2026, 11, 26, 9, 30, tzinfo=UTC)
+TONES_ARE_SPEECH = VadSettings(threshold=0.02, release=0.002)  # a network of voices doubts them
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Objects:
+    return open_objects(tmp_path / "home")
+
+
+def arrived(store: Objects, data: bytes, name: str = "en/call.wav") -> Arrival:
+    digest = hashlib.sha256(data).hexdigest()
+    store.put(original(digest), data)
+    return Arrival(id="a", name=name, digest=digest, size=len(data), received_at=NOW, language="en", same_as=None)
+
+
+def recording_of(store: Objects, data: bytes, folder: Path) -> NormalizedRecording:
+    made = normalized(arrived(store, data), store, folder)
+    assert isinstance(made, NormalizedRecording)
+    return replace(made, audio=str(folder / made.audio))
+
+
+def test_an_upload_becomes_mono_at_16_khz_with_what_is_known_of_it(store: Objects, tmp_path: Path) -> None:
+    stereo = np.stack([tone(seconds=1.5, rate=8_000)] * 2, axis=1)
+    made = recording_of(store, sound_bytes(stereo, 8_000), tmp_path)
+    assert (made.recording.channels, made.recording.media_type) == (2, "audio/wav")
+    assert made.recording.duration_s == pytest.approx(1.5, abs=0.01)
+    assert made.quality.narrow_band
+    assert made.name == "en/call.wav"
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (b"", "empty"),
+        (b"<html>502</html>", "not-audio"),
+        (sound_bytes(tone(seconds=3))[:20_000], "truncated"),
+    ],
+)
+def test_what_cannot_be_used_is_a_dead_letter_with_its_reason(
+    store: Objects, tmp_path: Path, data: bytes, code: str
+) -> None:
+    dead = normalized(arrived(store, data), store, tmp_path)
+    assert isinstance(dead, DeadLetter)
+    assert (dead.code, dead.name) == (code, "en/call.wav")
+    assert dead.reason
+    assert not list((tmp_path / "audio").glob("*"))
+
+
+def test_words_have_the_times_of_their_recording(store: Objects, tmp_path: Path) -> None:
+    pause = np.zeros(32_000, np.float32)
+    audio = np.concatenate([pause, tones(["one", "two"]), pause, tones(["three"]), pause])
+    recording = recording_of(store, sound_bytes(audio), tmp_path)
+    bundle = write_toy_bundle(tmp_path / "bundle")
+    models = Models(store, {"en": bundle})
+    speech = speech_in(recording, models, TONES_ARE_SPEECH)
+    pieces = [
+        Piece(id=recording.id, place=place, audio=recording.audio, stretch=stretch, language="en")
+        for place, stretch in enumerate(speech.stretches)
+    ]
+    heard = [said for batch in batches(pieces) for said in recognized(batch, models)]
+    by = Chosen(id=recording.id, language="en", bundle=bundle.digest, model="toy", instead=False)
+    transcript = merged(recording, heard, by)
+    assert transcript.text == "one two three"
+    first, third = transcript.words[0], transcript.words[2]
+    assert first.start_s == pytest.approx(2.24, abs=0.2)
+    assert third.start_s == pytest.approx(2 + len(tones(["one", "two"])) / 16_000 + 2.24, abs=0.2)
+    assert transcript.model_digests == {"recognition": bundle.digest}
+    assert Transcript.from_json(transcript.to_json()) == transcript
+
+
+def test_a_recording_without_speech_has_an_empty_transcript(store: Objects, tmp_path: Path) -> None:
+    recording = recording_of(store, sound_bytes(np.zeros(48_000, np.float32)), tmp_path)
+    assert speech_in(recording, Models(store, {}), VadSettings()).stretches == ()
+    transcript = merged(recording, (), Chosen(id=recording.id, language="en", bundle="0" * 64, model="m", instead=True))
+    assert (transcript.text, transcript.confidence, transcript.degraded) == ("", 0.0, ("language",))
+    assert is_published(transcript, 0.8)
+    for form in FORMS:
+        assert isinstance(written(transcript, form, "r"), str)
+
+
+def test_batches_are_of_one_language_and_the_same_in_any_order() -> None:
+    lengths = np.random.default_rng(0).uniform(1, 20, 70)
+    pieces = [
+        Piece(id=f"{n}", place=0, audio="a", stretch=Stretch(0.0, float(s)), language="en" if n % 3 else "de")
+        for n, s in enumerate(lengths)
+    ]
+    made = batches(pieces)
+    assert made == batches(reversed(pieces))
+    assert sorted(piece.id for batch in made for piece in batch) == sorted(piece.id for piece in pieces)
+    assert all(len(batch) <= BATCH and len({piece.language for piece in batch}) == 1 for batch in made)
+
+
+def transcript_of(store: Objects, tmp_path: Path, *confidences: float) -> Transcript:
+    recording = recording_of(store, sound_bytes(tones(["one"])), tmp_path)
+    heard = [
+        Heard(id=recording.id, place=place, words=(Word("one", 2.0 * place, 2.0 * place + 0.3, confidence),))
+        for place, confidence in enumerate(confidences)
+    ]
+    return merged(recording, heard, Chosen(id=recording.id, language="en", bundle="b" * 64, model="m", instead=False))
+
+
+def test_a_transcript_that_is_above_the_threshold_is_published(store: Objects, tmp_path: Path) -> None:
+    assert is_published(transcript_of(store, tmp_path, 0.81, 0.81), 0.8)
+    assert not is_published(transcript_of(store, tmp_path, 0.8, 0.8), 0.8)
+
+
+def test_people_are_asked_about_what_is_unsure_alone(store: Objects, tmp_path: Path) -> None:
+    transcript = transcript_of(store, tmp_path, 0.9, 0.2, 0.8)
+    tasks = [task_of(transcript, segment) for segment in asked_about(transcript, 0.8)]
+    assert [task.confidence for task in tasks] == [0.2, 0.8]
+    assert tasks == [task_of(transcript, segment) for segment in asked_about(transcript, 0.8)]
+    assert len({task.id for task in tasks}) == 2
+    assert all(task.clip_start_s == max(0.0, task.start_s - 0.5) for task in tasks)
+
+
+def test_a_task_of_another_bundle_is_another_task(store: Objects, tmp_path: Path) -> None:
+    transcript = transcript_of(store, tmp_path, 0.2)
+    other = replace(transcript, model_digests={"recognition": "c" * 64})
+    assert task_of(transcript, transcript.segments[0]).id != task_of(other, other.segments[0]).id

@@ -1,0 +1,251 @@
+"""An hour of uploads through the real graph, heard by toy champions: where each recording goes, and when hours run."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deployment.batch.arrivals import arrivals_of, hours_with_arrivals, receive
+from tests.sounds import sound_bytes
+from tests.toy_bundle import tones
+from tests.toy_registry import register_versions
+
+NOW = datetime(2026, 11, 26, 9, 30, tzinfo=UTC)
+HOUR = "2026-11-26-09"
+LOUD, QUIET = 0.3, 0.06  # sure and unsure for a toy bundle
+
+
+@dataclass
+class House:
+    """A deployment with champions, and its folder of uploads."""
+
+    workspace: Any
+    instance: Any
+    champions: dict[str, str]
+
+    def changed(self, **inference: Any) -> "House":
+        """The same house with other settings of `[inference]`."""
+        from speech_assets.defs.resources import Workspace
+
+        settings = self.workspace.settings
+        table = settings.inference.model_copy(update=inference)
+        return House(Workspace(settings.model_copy(update={"inference": table})), self.instance, self.champions)
+
+    def upload(self, **files: bytes) -> None:
+        folder = self.workspace.settings.inference.folder(None)
+        for name, data in files.items():
+            path = folder / name.replace("__", "/").replace("_", ".")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+            os.utime(path, (NOW.timestamp() - 60,) * 2)
+
+    def receive(self, now: datetime = NOW) -> None:
+        settings = self.workspace.settings
+        receive(settings.inference.folder(None), self.workspace.objects, settings.languages, now=now)
+
+    def transcribe(self, hour: str = HOUR) -> Any:
+        from speech_assets.definitions import build
+
+        job = build(self.workspace.settings).resolve_job_def("transcribe_hour")
+        return job.execute_in_process(partition_key=hour, instance=self.instance, raise_on_error=False)
+
+    def forget_decisions(self, prefix: str) -> None:
+        for item in list(self.workspace.objects.list(prefix)):
+            Path(self.workspace.settings.home, item.key).unlink()
+
+    def rows(self, asset: str, name: str, kind: type, hour: str = HOUR) -> list[Any]:
+        from speech.plain import from_lines
+
+        return from_lines(kind, self.workspace.store.current(asset, hour).read(name))
+
+    def digests(self) -> dict[str, str]:
+        from speech_assets.chain import INFERENCE
+
+        return {asset: self.workspace.store.current(asset, HOUR).digest for asset in INFERENCE}
+
+    def asked(self, at: datetime) -> tuple[list[str], str]:
+        """What the schedule asks for at a moment: hours, or why none."""
+        import dagster as dg
+
+        from speech_assets.definitions import build
+
+        repository = build(self.workspace.settings).get_repository_def()
+        schedule = repository.get_schedule_def("hourly_transcription")
+        context = dg.build_schedule_context(
+            self.instance,
+            scheduled_execution_time=at,
+            resources={"workspace": self.workspace},
+            repository_def=repository,
+        )
+        said = schedule.evaluate_tick(context)
+        return [request.partition_key for request in said.run_requests or ()], said.skip_message or ""
+
+
+@pytest.fixture
+def house(deployment, tmp_path: Path, empty_registry: Callable[[Path], None]) -> House:  # type: ignore[no-untyped-def]
+    import dagster as dg
+
+    from deployment.settings import Settings
+    from speech.vad import VadSettings
+    from speech_assets.defs.resources import Workspace
+
+    home = tmp_path / "home"
+    home.mkdir()
+    empty_registry(home)
+    settings = Settings.load()
+    changed = {
+        "home": str(home),
+        "promotion": settings.promotion.model_copy(update={"approvers": ("Ada",), "require_better": False}),
+        "gates": type(settings.gates)(),
+        "inference": settings.inference.model_copy(
+            update={
+                "uploads": str(tmp_path / "uploads"),
+                "first_hour": "2026-11-26-00",
+                "vad": VadSettings(threshold=0.02, release=0.002),  # tones are hardly speech
+            }
+        ),
+    }
+    workspace = Workspace(settings.model_copy(update=changed))
+    champions = {}
+    for language in ("en", "de"):
+        champions[language] = register_versions(workspace, {}, language=language)["1"]
+        workspace.promotions().approve(language, f"soundstage-{language}", "1", "Ada", "good")
+    return House(workspace, dg.DagsterInstance.ephemeral(), champions)
+
+
+def said(*words: str, language: str = "en", amplitude: float = LOUD) -> bytes:
+    silence = np.zeros(16_000, np.float32)
+    return sound_bytes(np.concatenate([silence, tones(words, language, amplitude), silence]))
+
+
+def checks(result: Any) -> dict[str, bool]:
+    return {check.check_name: check.passed for check in result.get_asset_check_evaluations()}
+
+
+def mixed(house: House) -> None:
+    house.upload(
+        en__sure_wav=said("one", "two", "three"),
+        de__sure_wav=said("vier", "fünf", language="de"),
+        en__unsure_wav=said("six", "seven", amplitude=QUIET),
+        silence_wav=sound_bytes(np.zeros(32_000, np.float32)),
+        broken_wav=said("one")[:4_000],
+        page_mp3=b"<html>502 Bad Gateway</html>",
+        again_wav=said("one", "two", "three"),
+    )
+    house.receive()
+
+
+def test_each_recording_of_an_hour_goes_where_it_belongs(house: House) -> None:
+    from deployment.batch.branch import FORMS, ReviewTask
+    from deployment.batch.stages import DeadLetter, NormalizedRecording
+    from speech.transcript import Transcript
+
+    mixed(house)
+    result = house.transcribe()
+    assert result.success
+    names = {row.id: row.name for row in house.rows("normalized_recordings", "recordings.jsonl", NormalizedRecording)}
+    public = house.rows("published_transcripts", "transcripts.jsonl", Transcript)
+    texts = {names[transcript.id.removesuffix("-1")]: transcript.text for transcript in public}
+    again = texts.pop("again.wav")  # the first by name has the bytes, and `en/sure.wav` is the same recording
+    assert again == "one two three"
+    assert texts == {"de/sure.wav": "vier fünf", "silence.wav": ""}
+    tasks = house.rows("review_tasks", "tasks.jsonl", ReviewTask)
+    assert {names[task.transcript.removesuffix("-1")] for task in tasks} == {"en/unsure.wav"}
+    assert {word.text for task in tasks for word in task.words} <= {"six", "seven"}
+    dead = house.rows("normalized_recordings", "dead_letters.jsonl", DeadLetter)
+    assert {letter.name: letter.code for letter in dead} == {"broken.wav": "truncated", "page.mp3": "not-audio"}
+    assert checks(result) == {
+        "every_recording_accounted_for": True,
+        "mean_confidence": True,
+        "each_transcript_went_one_way": True,
+    }
+    output = house.workspace.store.current("published_transcripts", HOUR)
+    assert all(output.read(f"{form}/{public[0].id}.{form}") for form in FORMS if public[0].words)
+    assert {t.model_digests["recognition"] for t in public if t.language == "de"} == {house.champions["de"]}
+    clip = house.workspace.store.current("review_tasks", HOUR).read(tasks[0].clip)
+    assert clip.startswith(b"fLaC")
+
+
+def test_an_hour_gives_the_same_bytes_however_many_work_on_it(house: House) -> None:
+    mixed(house)
+    assert house.changed(workers=1).transcribe().success
+    one = house.digests()
+    assert house.changed(workers=4).transcribe().success
+    assert house.digests() == one
+
+
+def test_an_hour_in_which_nothing_arrived_is_whole(house: House) -> None:
+    result = house.transcribe("2026-11-26-08")
+    assert result.success
+    assert all(checks(result).values())
+    assert len(result.get_asset_materialization_events()) == 7
+
+
+def test_a_recording_whose_language_has_no_champion_is_heard_by_the_usual_one_and_says_so(house: House) -> None:
+    from speech.transcript import Transcript
+
+    house.upload(de__call_wav=said("one", "two"))
+    house.receive()
+    house.forget_decisions("ledger/de")
+    assert house.transcribe().success
+    (transcript,) = house.rows("transcripts", "transcripts.jsonl", Transcript)
+    assert (transcript.language, transcript.degraded) == ("en", ("language",))
+
+
+def test_without_any_champion_the_run_says_whom_to_ask(house: House) -> None:
+    house.upload(call_wav=said("one"))
+    house.receive()
+    house.forget_decisions("ledger")
+    result = house.transcribe()
+    (failure,) = [event for event in result.all_events if event.is_step_failure]
+    assert failure.step_key == "recognized_segments"
+    assert "no language has a champion" in failure.step_failure_data.user_failure_data.description
+    assert sum(event.is_step_up_for_retry for event in result.all_events) == 0
+
+
+def test_an_unsure_hour_is_told_to_people_and_stops_nothing(house: House, server: Any) -> None:
+    from deployment.settings import AlertsSettings
+    from speech_assets.defs.resources import Workspace
+
+    house.upload(call_wav=said("six", "seven", amplitude=QUIET))
+    house.receive()
+    settings = house.workspace.settings.model_copy(update={"alerts": AlertsSettings(webhook_url=f"{server.url}/hook")})
+    house.workspace = Workspace(settings)
+    result = house.changed(alert_confidence=0.99).transcribe()
+    assert result.success
+    assert checks(result)["mean_confidence"] is False
+    ((path, told),) = server.received
+    assert (path, told["partition"], told["title"]) == ("/hook", HOUR, f"transcripts unsure for {HOUR}")
+
+
+def test_the_schedule_asks_for_hours_that_have_ended_late_recordings_too(house: House) -> None:
+    end = NOW.replace(hour=10, minute=0)
+    hours, why = house.asked(end)
+    assert (hours, bool(why)) == ([], True)
+    house.upload(a_wav=said("one"))
+    house.receive()
+    assert house.asked(NOW)[0] == []  # the hour goes on
+    assert house.asked(end)[0] == [HOUR]
+    assert house.transcribe().success
+    assert house.asked(end)[0] == []
+    house.upload(b_wav=said("two"))
+    house.receive(NOW + timedelta(minutes=20))
+    assert house.asked(end)[0] == [HOUR]
+    assert house.transcribe().success
+    assert house.asked(end)[0] == []
+
+
+def test_uploads_are_received_by_a_job(house: House) -> None:
+    from speech_assets.definitions import build
+
+    house.upload(a_wav=said("one"))
+    job = build(house.workspace.settings).resolve_job_def("receive_uploads")
+    for _ in range(2):
+        assert job.execute_in_process(instance=house.instance).success
+    (hour,) = hours_with_arrivals(house.workspace.objects)
+    assert [arrival.name for arrival in arrivals_of(house.workspace.objects, hour)] == ["a.wav"]

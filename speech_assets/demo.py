@@ -20,19 +20,21 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from deployment.batch.arrivals import SETTLED_S, hours_with_arrivals
 from deployment.settings import Settings, SettingsError
 from evaluation.gates import load_verdict
 from speech.corpus.manifest import Utterance, hours_of
 from speech.corpus.normalize import rows_of
 from speech.store.outputs import StoreError
 from speech_assets.backfill import UP_TO_DATE, unfinished
-from speech_assets.chain import BASE_CORPUS, CORPUS, JUDGEMENT, LANGUAGE_BASE, MODELS
+from speech_assets.chain import BASE_CORPUS, CORPUS, INFERENCE, JUDGEMENT, LANGUAGE_BASE, MODELS
 from speech_assets.dagster_client import ENDED, LAUNCHED_BY, DagsterClient, DagsterError
 from speech_assets.defs.corpus import refused_by
 from speech_assets.defs.evaluation import load_evaluation
 from speech_assets.defs.metadata import quarter_heading
 from speech_assets.defs.partitions import Grid
 from speech_assets.defs.resources import Workspace
+from speech_assets.demo_hour import Spoken, outcome, write_uploads
 from speech_assets.local import services
 from speech_assets.partition_keys import partition_of, quarter_and_language_of
 
@@ -226,6 +228,25 @@ class Demo:
             f"  {row.duration_s:.1f} s of audio in {took * 1000:.0f} ms by {by}", highlight=False, markup=False
         )
 
+    def transcribe_hour(self, quarter: str) -> Table:
+        """Upload recordings of test speakers and what comes by mistake, and have their hour transcribed."""
+        spoken = {language: self._spoken(quarter, language) for language in self.settings.languages}
+        truth = write_uploads(self.settings.inference.folder(self.settings.local), spoken)
+        time.sleep(SETTLED_S)  # an upload that is just being written is left for later
+        run_id = self.dagster.launch_job("receive_uploads", {})
+        if self.dagster.wait(run_id) != "SUCCESS":
+            raise DagsterError("; ".join(self.dagster.why_failed(run_id)))
+        key = hours_with_arrivals(self.store.objects)[-1]
+        self.run_all([Step(f"recordings of {key}", INFERENCE, key)])
+        if key in self.refusals:
+            raise DagsterError(self.refusals[key])
+        return outcome(self.workspace.hour(key), truth)
+
+    def _spoken(self, quarter: str, language: str) -> list[Spoken]:
+        delivered = {row.id: Path(row.audio) for row in self._rows("recordings", quarter, language)}
+        rows = self._rows("utterances", quarter, language)
+        return [Spoken(row, delivered[row.id]) for row in rows if row.split == "test"]
+
     def summary(self, partitions: Sequence[tuple[str, str]]) -> Table:
         """One row a partition, from what is stored."""
         table = Table(title="Quarters")
@@ -307,10 +328,13 @@ def _demonstrate(settings: Settings, console: Console) -> None:
         ]
     )
     console.rule("4. a person approves, the server takes over")
-    language = languages[0]
-    demo.approve(language)
-    digest = demo.wait_for_release(language)
-    console.print(f"the server reports bundle {digest[:12]}")
-    demo.transcribe_unheard(first, language)
+    for language in languages:
+        demo.approve(language)
+        digest = demo.wait_for_release(language)
+        console.print(f"the server reports bundle {digest[:12]} for '{language}'")
+    demo.transcribe_unheard(first, languages[0])
+    console.rule("5. an hour of uploads: transcribed, published or given to people")
+    hour = demo.transcribe_hour(first)
     console.print()
+    console.print(hour)
     console.print(demo.summary(partitions))

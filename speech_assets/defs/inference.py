@@ -10,24 +10,22 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import dagster as dg
 
 from deployment.batch import branch, stages
-from deployment.batch.arrivals import Arrival, arrivals_of, hour_of, hours_with_arrivals, receive
+from deployment.batch.arrivals import arrivals_of, hour_of, hours_with_arrivals, receive
 from deployment.batch.branch import FORMS, ReviewTask, asked_about, is_published, task_of
-from deployment.batch.stages import Chosen, DeadLetter, Heard, Models, NormalizedRecording, Piece, Speech
+from deployment.batch.hour import ARRIVALS, CHOSEN, DEAD_LETTERS, HEARD, RECORDINGS, SPEECH, TASKS, TRANSCRIPTS
+from deployment.batch.stages import Chosen, DeadLetter, Heard, Models, NormalizedRecording, Piece
 from deployment.promotion.decisions import REFUSALS
 from deployment.transcribe import champion_bundle
 from speech.audio.decode import write_flac_chunks
 from speech.bundle import BundleError, ModelBundle
-from speech.plain import from_lines, to_lines
-from speech.store.outputs import Published, write_atomically
-from speech.transcript import Transcript
+from speech.plain import to_lines
+from speech.store.outputs import write_atomically
 from speech.vad import Stretch
 from speech_assets.chain import INFERENCE
 from speech_assets.defs.alerts import Alert, send
@@ -36,13 +34,9 @@ from speech_assets.defs.partitions import CPU_POOL, Grid
 from speech_assets.defs.resources import Workspace
 from speech_assets.defs.retries import retried_when_unreachable
 
-ARRIVALS, RECORDINGS, DEAD_LETTERS = "arrivals.jsonl", "recordings.jsonl", "dead_letters.jsonl"
-SPEECH, CHOSEN, HEARD = "speech.jsonl", "models.jsonl", "heard.jsonl"
-TRANSCRIPTS, TASKS = "transcripts.jsonl", "tasks.jsonl"
 TRANSCRIBE = "transcribe_hour"  # the job
 RETRIES = dg.RetryPolicy(max_retries=2, delay=60, backoff=dg.Backoff.EXPONENTIAL)
 LONGEST_S = 2 * 3600  # of a run
-RowT = TypeVar("RowT")
 
 
 def definitions(grid: Grid) -> dg.Definitions:
@@ -55,27 +49,18 @@ def definitions(grid: Grid) -> dg.Definitions:
         asset(kinds={"onnx"}, deps=["normalized_recordings"])(speech_segments),
         asset(kinds={"onnx"}, deps=["speech_segments", "normalized_recordings"])(recognized_segments),
         asset(
-            deps=["recognized_segments", "normalized_recordings"],
+            deps=["recognized_segments", "normalized_recordings", "incoming_audio"],
             check_specs=[
                 check("every_recording_accounted_for", asset="transcripts", blocking=True),
                 check("mean_confidence", asset="transcripts", description="An hour that is unsure is told to people."),
             ],
         )(transcripts),
-        dg.multi_asset(
-            specs=[
-                dg.AssetSpec(
-                    name, partitions_def=grid.hours, group_name="inference", code_version="1", deps=["transcripts"],
-                    description=description,
-                )
-                for name, description in (
-                    ("published_transcripts", "Transcripts that are sure enough to be used, in every form."),
-                    ("review_tasks", "Segments that people are asked about, with their audio."),
-                )
-            ],
+        asset(deps=["transcripts", "incoming_audio"])(published_transcripts),
+        asset(
+            deps=["transcripts", "published_transcripts", "normalized_recordings"],
             check_specs=[check("each_transcript_went_one_way", asset="review_tasks", blocking=True)],
-            pool=CPU_POOL,
-        )(branched_transcripts),
-    ]  # fmt: skip
+        )(review_tasks),
+    ]
     job = dg.define_asset_job(
         TRANSCRIBE,
         selection=dg.AssetSelection.assets(*INFERENCE),
@@ -145,16 +130,16 @@ def _untranscribed(workspace: Workspace, before: str) -> Iterator[tuple[str, str
             continue
         arrivals = to_lines(arrivals_of(workspace.objects, hour))
         done = workspace.store.exists("published_transcripts", hour)
-        if not done or _output(workspace, "published_transcripts", hour).read(ARRIVALS) != arrivals:
+        if not done or workspace.hour(hour).output("published_transcripts").read(ARRIVALS) != arrivals:
             yield hour, hashlib.sha256(arrivals).hexdigest()[:16]
 
 
 @retried_when_unreachable
 def incoming_audio(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
     """The recordings that arrived within the hour, whole, by the digest of their bytes."""
-    hour = context.partition_key
-    arrivals = arrivals_of(workspace.objects, hour)
-    published = _publish(workspace, "incoming_audio", hour, {ARRIVALS: to_lines(arrivals)})
+    hour = workspace.hour(context.partition_key)
+    arrivals = arrivals_of(workspace.objects, hour.key)
+    published = hour.publish("incoming_audio", {ARRIVALS: to_lines(arrivals)})
     return dg.MaterializeResult(
         metadata={
             "recordings": len(arrivals),
@@ -171,9 +156,9 @@ def normalized_recordings(
     context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
 ) -> dg.MaterializeResult:
     """Each recording as 16 kHz mono FLAC with its quality measured; what cannot be decoded is a dead letter."""
-    hour = context.partition_key
-    arrivals = [a for a in _rows(_output(workspace, "incoming_audio", hour), ARRIVALS, Arrival) if a.same_as is None]
-    with workspace.store.replace("normalized_recordings", hour) as staging:
+    hour = workspace.hour(context.partition_key)
+    arrivals = [arrival for arrival in hour.arrivals() if arrival.same_as is None]
+    with workspace.store.replace("normalized_recordings", hour.key) as staging:
         work = partial(stages.normalized, objects=workspace.objects, folder=staging.path)
         outcomes = list(stages.each(work, arrivals, workspace.settings.inference.workers))
         kept = [outcome for outcome in outcomes if isinstance(outcome, NormalizedRecording)]
@@ -196,11 +181,11 @@ def normalized_recordings(
 @retried_when_unreachable
 def speech_segments(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
     """Where somebody speaks in each recording; silence, music and noise have no stretch."""
-    hour, settings = context.partition_key, workspace.settings.inference
-    recordings = _recordings(workspace, hour)
+    hour, settings = workspace.hour(context.partition_key), workspace.settings.inference
+    recordings = hour.recordings()
     work = partial(stages.speech_in, models=Models(workspace.objects, {}), settings=settings.vad)
     found = list(stages.each(work, recordings, settings.workers))
-    published = _publish(workspace, "speech_segments", hour, {SPEECH: to_lines(found)})
+    published = hour.publish("speech_segments", {SPEECH: to_lines(found)})
     seconds = sum(stretch.end_s - stretch.start_s for speech in found for stretch in speech.stretches)
     return dg.MaterializeResult(
         metadata={
@@ -218,9 +203,8 @@ def recognized_segments(
     context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
 ) -> dg.MaterializeResult:
     """What is said in each stretch of speech, by the champion of its language; alike long ones are heard together."""
-    hour = context.partition_key
-    recordings = {row.id: row for row in _recordings(workspace, hour)}
-    speech = _rows(_output(workspace, "speech_segments", hour), SPEECH, Speech)
+    hour = workspace.hour(context.partition_key)
+    recordings = {row.id: row for row in hour.recordings()}
     bundles = _champions(workspace)
     chosen = [_chosen(row, bundles, workspace) for row in recordings.values()]
     languages = {choice.id: choice.language for choice in chosen}
@@ -232,7 +216,7 @@ def recognized_segments(
             stretch=stretch,
             language=languages[found.id],
         )
-        for found in speech
+        for found in hour.speech()
         for place, stretch in enumerate(found.stretches)
     ]
     models = Models(workspace.objects, bundles)
@@ -242,7 +226,7 @@ def recognized_segments(
     )
     heard = sorted((piece for batch in batches for piece in batch), key=lambda piece: (piece.id, piece.place))
     took_s = time.monotonic() - began
-    published = _publish(workspace, "recognized_segments", hour, {CHOSEN: to_lines(chosen), HEARD: to_lines(heard)})
+    published = hour.publish("recognized_segments", {CHOSEN: to_lines(chosen), HEARD: to_lines(heard)})
     seconds = sum(piece.stretch.end_s - piece.stretch.start_s for piece in pieces)
     return dg.MaterializeResult(
         metadata={
@@ -265,20 +249,19 @@ def recognized_segments(
 @retried_when_unreachable
 def transcripts(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
     """A transcript of each recording, with the models that wrote it."""
-    hour, settings = context.partition_key, workspace.settings.inference
-    recordings = _recordings(workspace, hour)
+    hour, settings = workspace.hour(context.partition_key), workspace.settings.inference
+    recordings = hour.recordings()
     heard: dict[str, list[Heard]] = {row.id: [] for row in recordings}
-    recognized = _output(workspace, "recognized_segments", hour)
-    for piece in _rows(recognized, HEARD, Heard):
+    for piece in hour.heard():
         heard[piece.id].append(piece)
-    by = {choice.id: choice for choice in _rows(recognized, CHOSEN, Chosen)}
+    by = {choice.id: choice for choice in hour.chosen()}
     written = [stages.merged(row, heard[row.id], by[row.id]) for row in recordings]
-    published = _publish(workspace, "transcripts", hour, {TRANSCRIPTS: to_lines(written)})
-    arrivals = _rows(_output(workspace, "incoming_audio", hour), ARRIVALS, Arrival)
+    published = hour.publish("transcripts", {TRANSCRIPTS: to_lines(written)})
+    arrivals = hour.arrivals()
     counts = {
         "arrived": len(arrivals),
         "transcripts": len(written),
-        "dead_letters": len(_rows(_output(workspace, "normalized_recordings", hour), DEAD_LETTERS, DeadLetter)),
+        "dead_letters": len(hour.dead_letters()),
         "the_same_as_before": sum(arrival.same_as is not None for arrival in arrivals),
     }
     scores = [transcript.confidence for transcript in written if transcript.words]
@@ -318,55 +301,63 @@ def transcripts(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[W
 
 
 @retried_when_unreachable
-def branched_transcripts(
+def published_transcripts(
     context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
-) -> tuple[dg.MaterializeResult, dg.MaterializeResult]:
-    """Each transcript to where it belongs: published, or to people, by its confidence."""
-    hour, threshold = context.partition_key, workspace.settings.inference.publish_confidence
-    names = {row.id: row for row in _recordings(workspace, hour)}
-    written = _rows(_output(workspace, "transcripts", hour), TRANSCRIPTS, Transcript)
-    sure = [transcript for transcript in written if is_published(transcript, threshold)]
-    unsure = [transcript for transcript in written if not is_published(transcript, threshold)]
-    with workspace.store.replace("published_transcripts", hour) as staging:
-        write_atomically(staging.path / ARRIVALS, _output(workspace, "incoming_audio", hour).read(ARRIVALS))
+) -> dg.MaterializeResult:
+    """The transcripts that are sure enough to be used, in every form."""
+    hour, threshold = workspace.hour(context.partition_key), workspace.settings.inference.publish_confidence
+    sure = [transcript for transcript in hour.transcripts() if is_published(transcript, threshold)]
+    with workspace.store.replace("published_transcripts", hour.key) as staging:
+        write_atomically(staging.path / ARRIVALS, hour.output("incoming_audio").read(ARRIVALS))
         write_atomically(staging.path / TRANSCRIPTS, to_lines(sure))
         for transcript in sure:
             for form in FORMS:
                 text = branch.written(transcript, form, str(transcript.id))
                 write_atomically(staging.path / form / f"{transcript.id}.{form}", text)
-    public = staging.published
-    with workspace.store.replace("review_tasks", hour) as staging:
-        tasks = []
-        for transcript in unsure:
-            recording = names[str(transcript.id).rsplit("-", 1)[0]]
-            tasks += [
-                _clipped(task_of(transcript, segment), recording, workspace, staging.path)
-                for segment in asked_about(transcript, threshold)
-            ]
-        write_atomically(staging.path / TASKS, to_lines(tasks))
-    asked = staging.published
-    out = len(_rows(public, TRANSCRIPTS, Transcript))
-    waiting = len({task.transcript for task in _rows(asked, TASKS, ReviewTask)})
+    published = staging.published
     return dg.MaterializeResult(
-        asset_key="published_transcripts",
-        metadata={"transcripts": out, "forms": ", ".join(FORMS), "manifest": place_of(public, TRANSCRIPTS)},
-        data_version=dg.DataVersion(public.digest),
-    ), dg.MaterializeResult(
-        asset_key="review_tasks",
+        metadata={
+            "transcripts": len(sure),
+            "without_speech": sum(not transcript.words for transcript in sure),
+            "forms": ", ".join(FORMS),
+            "manifest": place_of(published, TRANSCRIPTS),
+        },
+        data_version=dg.DataVersion(published.digest),
+    )
+
+
+@retried_when_unreachable
+def review_tasks(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
+    """What people are asked about: the unsure segments of each transcript that is not published, with their audio."""
+    hour, threshold = workspace.hour(context.partition_key), workspace.settings.inference.publish_confidence
+    recordings = {row.recording.digest: row for row in hour.recordings()}
+    written = hour.transcripts()
+    public = {transcript.id for transcript in hour.published()}
+    with workspace.store.replace("review_tasks", hour.key) as staging:
+        tasks = [
+            _clipped(task_of(transcript, segment), recordings[transcript.source_digest], workspace, staging.path)
+            for transcript in written
+            if transcript.id not in public
+            for segment in asked_about(transcript, threshold)
+        ]
+        write_atomically(staging.path / TASKS, to_lines(tasks))
+    published = staging.published
+    asked = {task.transcript for task in tasks}
+    return dg.MaterializeResult(
         metadata={
             "tasks": len(tasks),
-            "transcripts": waiting,
+            "transcripts": len(asked),
             "segments": markdown_table(
                 ("segment", "confidence", "heard"), [(task.id[:12], task.confidence, task.text) for task in tasks]
             ),
-            "manifest": place_of(asked, TASKS),
+            "manifest": place_of(published, TASKS),
         },
-        data_version=dg.DataVersion(asked.digest),
+        data_version=dg.DataVersion(published.digest),
         check_results=[
             dg.AssetCheckResult(
                 check_name="each_transcript_went_one_way",
-                passed=out + waiting == len(written),
-                metadata={"transcripts": len(written), "published": out, "asked_about": waiting},
+                passed=len(public) + len(asked) == len(written),
+                metadata={"transcripts": len(written), "published": len(public), "asked_about": len(asked)},
             )
         ],
     )
@@ -402,12 +393,6 @@ def _chosen(recording: NormalizedRecording, bundles: Mapping[str, ModelBundle], 
     )
 
 
-def _recordings(workspace: Workspace, hour: str) -> list[NormalizedRecording]:
-    output = _output(workspace, "normalized_recordings", hour)
-    rows = _rows(output, RECORDINGS, NormalizedRecording)
-    return [replace(row, audio=output.reference(row.audio)) for row in rows]
-
-
 def _clipped(task: ReviewTask, recording: NormalizedRecording, workspace: Workspace, folder: Path) -> ReviewTask:
     """The task with its clip written into `folder`."""
     place = folder / task.clip
@@ -424,18 +409,3 @@ def _tell(context: dg.AssetExecutionContext, workspace: Workspace, reason: str) 
     alert = Alert(context.run_id, "transcripts", context.partition_key, reason, url, "", "", outcome="unsure")
     for problem in send(alert, workspace.settings.alerts):
         context.log.error(problem)
-
-
-def _publish(workspace: Workspace, asset: str, hour: str, files: Mapping[str, bytes]) -> Published:
-    with workspace.store.replace(asset, hour) as staging:
-        for name, data in files.items():
-            write_atomically(staging.path / name, data)
-    return staging.published
-
-
-def _output(workspace: Workspace, asset: str, hour: str) -> Published:
-    return workspace.store.current(asset, hour)
-
-
-def _rows(output: Published, name: str, kind: type[RowT]) -> list[RowT]:
-    return from_lines(kind, output.read(name))

@@ -12,6 +12,7 @@ from typing import Any
 import dagster as dg
 from pydantic import BaseModel
 
+from deployment.batch.hour import Hour
 from deployment.promotion.decisions import Promotions
 from deployment.registry.models import Registry
 from deployment.settings import Settings
@@ -42,6 +43,10 @@ class Workspace:
     def store(self) -> DataStore:
         """Outputs of asset partitions."""
         return DataStore(self.settings.objects)
+
+    def hour(self, key: str) -> Hour:
+        """What is kept of an hour of recordings."""
+        return Hour(self.store, key)
 
     @property
     def tracking_uri(self) -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from speech_assets.chain import INFERENCE
+
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "nemo", "ray", "mlflow", "great_expectations")
 
@@ -25,7 +27,15 @@ GRAPH = {
     "registered_model": ["verdict"],
     "champion": ["registered_model"],
     "serving_release": ["champion"],
+    "incoming_audio": [],
+    "normalized_recordings": ["incoming_audio"],
+    "speech_segments": ["normalized_recordings"],
+    "recognized_segments": ["normalized_recordings", "speech_segments"],
+    "transcripts": ["incoming_audio", "normalized_recordings", "recognized_segments"],
+    "published_transcripts": ["incoming_audio", "transcripts"],
+    "review_tasks": ["normalized_recordings", "published_transcripts", "transcripts"],
 }
+BY_HOUR = set(INFERENCE)
 BY_LANGUAGE = {"benchmark_set", "base_model", "champion", "serving_release"}
 JOBS = {
     "promote",
@@ -35,9 +45,18 @@ JOBS = {
     "check_champion",
     "check_serving",
     "retrain",
+    "receive_uploads",
+    "transcribe_hour",
 }
 # What starts by itself, and whether it does without being switched on.
-SCHEDULES = {"quarter_closed": True, "late_recordings": True, "watch_champion": True, "watch_serving": True}
+SCHEDULES = {
+    "quarter_closed": True,
+    "late_recordings": True,
+    "watch_champion": True,
+    "watch_serving": True,
+    "arrivals": False,
+    "hourly_transcription": False,
+}
 
 
 def test_loading_the_code_location_is_cheap() -> None:
@@ -74,7 +93,7 @@ def test_the_graph_is_the_one_planned(graph) -> None:  # type: ignore[no-untyped
 def test_partitions_are_quarter_by_language_or_language(graph) -> None:  # type: ignore[no-untyped-def]
     for key in graph.get_all_asset_keys():
         dimensions = getattr(graph.get(key).partitions_def, "partition_dimension_names", None)
-        expected = None if key.to_user_string() in BY_LANGUAGE else ["language", "quarter"]
+        expected = None if key.to_user_string() in BY_LANGUAGE | BY_HOUR else ["language", "quarter"]
         assert dimensions == expected, key
 
 

@@ -58,15 +58,14 @@ class House:
         for item in list(self.workspace.objects.list(prefix)):
             Path(self.workspace.settings.home, item.key).unlink()
 
-    def rows(self, asset: str, name: str, kind: type, hour: str = HOUR) -> list[Any]:
-        from speech.plain import from_lines
-
-        return from_lines(kind, self.workspace.store.current(asset, hour).read(name))
+    @property
+    def hour(self) -> Any:
+        return self.workspace.hour(HOUR)
 
     def digests(self) -> dict[str, str]:
         from speech_assets.chain import INFERENCE
 
-        return {asset: self.workspace.store.current(asset, HOUR).digest for asset in INFERENCE}
+        return {asset: self.hour.output(asset).digest for asset in INFERENCE}
 
     def asked(self, at: datetime) -> tuple[list[str], str]:
         """What the schedule asks for at a moment: hours, or why none."""
@@ -141,34 +140,33 @@ def mixed(house: House) -> None:
 
 
 def test_each_recording_of_an_hour_goes_where_it_belongs(house: House) -> None:
-    from deployment.batch.branch import FORMS, ReviewTask
-    from deployment.batch.stages import DeadLetter, NormalizedRecording
-    from speech.transcript import Transcript
+    from deployment.batch.branch import FORMS
 
     mixed(house)
     result = house.transcribe()
     assert result.success
-    names = {row.id: row.name for row in house.rows("normalized_recordings", "recordings.jsonl", NormalizedRecording)}
-    public = house.rows("published_transcripts", "transcripts.jsonl", Transcript)
+    names = {row.id: row.name for row in house.hour.recordings()}
+    public = house.hour.published()
     texts = {names[transcript.id.removesuffix("-1")]: transcript.text for transcript in public}
     again = texts.pop("again.wav")  # the first by name has the bytes, and `en/sure.wav` is the same recording
     assert again == "one two three"
     assert texts == {"de/sure.wav": "vier fünf", "silence.wav": ""}
-    tasks = house.rows("review_tasks", "tasks.jsonl", ReviewTask)
+    tasks = house.hour.tasks()
     assert {names[task.transcript.removesuffix("-1")] for task in tasks} == {"en/unsure.wav"}
     assert {word.text for task in tasks for word in task.words} <= {"six", "seven"}
-    dead = house.rows("normalized_recordings", "dead_letters.jsonl", DeadLetter)
-    assert {letter.name: letter.code for letter in dead} == {"broken.wav": "truncated", "page.mp3": "not-audio"}
+    assert {letter.name: letter.code for letter in house.hour.dead_letters()} == {
+        "broken.wav": "truncated",
+        "page.mp3": "not-audio",
+    }
     assert checks(result) == {
         "every_recording_accounted_for": True,
         "mean_confidence": True,
         "each_transcript_went_one_way": True,
     }
-    output = house.workspace.store.current("published_transcripts", HOUR)
+    output = house.hour.output("published_transcripts")
     assert all(output.read(f"{form}/{public[0].id}.{form}") for form in FORMS if public[0].words)
     assert {t.model_digests["recognition"] for t in public if t.language == "de"} == {house.champions["de"]}
-    clip = house.workspace.store.current("review_tasks", HOUR).read(tasks[0].clip)
-    assert clip.startswith(b"fLaC")
+    assert Path(house.workspace.objects.located(tasks[0].clip)).read_bytes().startswith(b"fLaC")
 
 
 def test_an_hour_gives_the_same_bytes_however_many_work_on_it(house: House) -> None:
@@ -187,13 +185,11 @@ def test_an_hour_in_which_nothing_arrived_is_whole(house: House) -> None:
 
 
 def test_a_recording_whose_language_has_no_champion_is_heard_by_the_usual_one_and_says_so(house: House) -> None:
-    from speech.transcript import Transcript
-
     house.upload(de__call_wav=said("one", "two"))
     house.receive()
     house.forget_decisions("ledger/de")
     assert house.transcribe().success
-    (transcript,) = house.rows("transcripts", "transcripts.jsonl", Transcript)
+    (transcript,) = house.hour.transcripts()
     assert (transcript.language, transcript.degraded) == ("en", ("language",))
 
 

@@ -1,0 +1,80 @@
+"""What is kept of an hour in the data store: the outputs of its assets, and the records in them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from deployment.batch.arrivals import Arrival
+from deployment.batch.branch import ReviewTask
+from deployment.batch.stages import Chosen, DeadLetter, Heard, NormalizedRecording, Speech
+from speech.plain import from_lines
+from speech.store.outputs import DataStore, Published, write_atomically
+from speech.transcript import Transcript
+
+ARRIVALS, RECORDINGS, DEAD_LETTERS = "arrivals.jsonl", "recordings.jsonl", "dead_letters.jsonl"
+SPEECH, CHOSEN, HEARD = "speech.jsonl", "models.jsonl", "heard.jsonl"
+TRANSCRIPTS, TASKS = "transcripts.jsonl", "tasks.jsonl"
+RecordT = TypeVar("RecordT")
+
+
+@dataclass(frozen=True)
+class Hour:
+    """One hour; reading what is not there yet raises StoreError, which says what to materialise."""
+
+    store: DataStore
+    key: str  # as `arrivals.hour_of` gives it
+
+    def output(self, asset: str) -> Published:
+        """The output in force of an asset."""
+        return self.store.current(asset, self.key)
+
+    def publish(self, asset: str, files: Mapping[str, bytes]) -> Published:
+        """A new output of an asset that consists of these files."""
+        with self.store.replace(asset, self.key) as staging:
+            for name, data in files.items():
+                write_atomically(staging.path / name, data)
+        return staging.published
+
+    def arrivals(self) -> list[Arrival]:
+        """What arrived."""
+        return self._records("incoming_audio", ARRIVALS, Arrival)
+
+    def recordings(self) -> list[NormalizedRecording]:
+        """What could be used of it; audio is named by its key in the data store."""
+        output = self.output("normalized_recordings")
+        found = self._records("normalized_recordings", RECORDINGS, NormalizedRecording)
+        return [replace(row, audio=output.reference(row.audio)) for row in found]
+
+    def dead_letters(self) -> list[DeadLetter]:
+        """What could not."""
+        return self._records("normalized_recordings", DEAD_LETTERS, DeadLetter)
+
+    def speech(self) -> list[Speech]:
+        """Where somebody speaks."""
+        return self._records("speech_segments", SPEECH, Speech)
+
+    def chosen(self) -> list[Chosen]:
+        """Whose champion heard each recording."""
+        return self._records("recognized_segments", CHOSEN, Chosen)
+
+    def heard(self) -> list[Heard]:
+        """What was said in each stretch."""
+        return self._records("recognized_segments", HEARD, Heard)
+
+    def transcripts(self) -> list[Transcript]:
+        """Of each recording."""
+        return self._records("transcripts", TRANSCRIPTS, Transcript)
+
+    def published(self) -> list[Transcript]:
+        """Those that were sure enough."""
+        return self._records("published_transcripts", TRANSCRIPTS, Transcript)
+
+    def tasks(self) -> list[ReviewTask]:
+        """What people are asked about; clips are named by their key in the data store."""
+        output = self.output("review_tasks")
+        return [
+            replace(task, clip=output.reference(task.clip)) for task in self._records("review_tasks", TASKS, ReviewTask)
+        ]
+
+    def _records(self, asset: str, name: str, kind: type[RecordT]) -> list[RecordT]:
+        return from_lines(kind, self.output(asset).read(name))

@@ -1,0 +1,110 @@
+"""The last part of the demo: an hour of uploads in many formats, and a table of where each recording went.
+
+What is uploaded are recordings of test speakers, as they were delivered, a call of two of them on a channel each, and
+what arrives by mistake: silence and half a file.
+"""
+
+import io
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from rich.markup import escape
+from rich.table import Table
+
+from deployment.batch.hour import Hour
+from evaluation.results import Scored
+from evaluation.scoring import WORD_EDITS, WORDS, count_edits
+from speech.audio.decode import decode
+from speech.corpus.manifest import Utterance
+from speech.store.outputs import write_atomically
+from speech.transcript import Transcript
+
+FORMATS = (".mp3", ".opus", ".m4a", ".flac", ".wav")
+CALL_RATE = 8_000
+PAUSE_S = 1.0
+LEAST_BYTES = 1_000  # of half a file
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """A test speaker's utterance, and the file that it was delivered in."""
+
+    utterance: Utterance
+    delivered: Path
+
+
+def write_uploads(folder: Path, spoken: Mapping[str, Iterable[Spoken]]) -> dict[str, str]:
+    """Put the uploads into the folder, by language; returns what is said in each, by name.
+
+    One that is there already is left as it is, so that it is not another upload.
+    """
+    truth: dict[str, str] = {}
+    files: dict[str, bytes] = {}
+    for place, (language, found) in enumerate(spoken.items()):
+        longest_first = sorted(found, key=lambda one: (-(one.utterance.duration_s or 0.0), one.utterance.id))
+        for form in FORMATS[: None if place == 0 else 2]:
+            one = next((one for one in longest_first if one.delivered.suffix == form), None)
+            if one is not None:
+                name = f"{language}/{one.utterance.id}{form}"
+                files[name], truth[name] = one.delivered.read_bytes(), one.utterance.text
+        if place == 0:
+            agent = longest_first[0]
+            customer = next((o for o in longest_first if o.utterance.speaker != agent.utterance.speaker), agent)
+            name = f"{language}/call.wav"
+            files[name], truth[name] = _call(agent, customer), f"{agent.utterance.text} {customer.utterance.text}"
+    files["silence.wav"] = _wav(np.zeros(5 * CALL_RATE, np.float32))
+    files["broken.wav"] = files[name][: max(LEAST_BYTES, len(files[name]) // 2)]
+    for name, data in files.items():
+        if not (folder / name).is_file():
+            write_atomically(folder / name, data)
+    return truth
+
+
+def outcome(hour: Hour, truth: Mapping[str, str]) -> Table:
+    """A row for each recording of the hour: what it was, how well it was heard, where it went."""
+    table = Table(title=f"Recordings of {hour.key} (UTC)")
+    for column in ("recording", "language", "seconds", "WER", "confidence", "where it went"):
+        table.add_column(column)
+    heard = {transcript.source_digest: transcript for transcript in hour.transcripts()}
+    asked = Counter(task.transcript for task in hour.tasks())
+    for row in hour.recordings():
+        said = heard[row.recording.digest]
+        count = asked[str(said.id)]
+        people = f"{count} segment{'s' if count > 1 else ''}"
+        went = f"[yellow]to people: {people}[/yellow]" if count else "[green]published[/green]"
+        language = f"{said.language} (none of its own)" if said.degraded else said.language
+        wer = _wer(said, truth.get(row.name))
+        table.add_row(escape(row.name), language, f"{said.duration_s:.1f}", wer, f"{said.confidence:.2f}", went)
+    for letter in hour.dead_letters():
+        table.add_row(escape(letter.name), "-", "-", "-", "-", f"[red]dead letter: {letter.code}[/red]")
+    return table
+
+
+def _wer(said: Transcript, truth: str | None) -> str:
+    if truth is None:
+        return "-" if said.words else "silent"
+    one = Scored("", truth, said.text, said.confidence, said.duration_s, "", "")
+    edits = count_edits([one], said.language).table[0]
+    return f"{edits[WORD_EDITS].sum() / max(1, edits[WORDS]):.0%}"
+
+
+def _call(agent: Spoken, customer: Spoken) -> bytes:
+    """Two people in turn, each on a channel of their own, as a telephone exchange records it."""
+    import soxr
+
+    sides = [soxr.resample(decode(one.delivered).samples, 16_000, CALL_RATE) for one in (agent, customer)]
+    pause = np.zeros(round(PAUSE_S * CALL_RATE), np.float32)
+    first, second = (np.zeros_like(side) for side in sides)
+    left = np.concatenate([sides[0], pause, second])
+    right = np.concatenate([first, pause, sides[1]])
+    return _wav(np.stack([left, right], axis=1))
+
+
+def _wav(samples: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, CALL_RATE, format="WAV", subtype="PCM_16")
+    return buffer.getvalue()

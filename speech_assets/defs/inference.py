@@ -36,7 +36,6 @@ from speech_assets.defs.retries import retried_when_unreachable
 
 TRANSCRIBE = "transcribe_hour"  # the job
 RETRIES = dg.RetryPolicy(max_retries=2, delay=60, backoff=dg.Backoff.EXPONENTIAL)
-LONGEST_S = 2 * 3600  # of a run
 
 
 def definitions(grid: Grid) -> dg.Definitions:
@@ -67,7 +66,6 @@ def definitions(grid: Grid) -> dg.Definitions:
         partitions_def=grid.hours,
         description="What arrived within an hour, from its bytes to transcripts.",
         op_retry_policy=RETRIES,
-        tags={"dagster/max_runtime": str(LONGEST_S)},
     )
     off = dg.DefaultScheduleStatus.STOPPED
     return dg.Definitions(

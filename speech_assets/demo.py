@@ -166,8 +166,8 @@ class Demo:
                     continue
         return None
 
-    def approve(self, language: str) -> None:
-        """Approve the newest version of a language, as a person would in the launchpad of `promote`."""
+    def approve(self, language: str) -> str | None:
+        """Approve the newest version of a language, as a person would in the launchpad of `promote`; the run's id."""
         model = self.workspace.registered_name(language)
         versions = self.workspace.registry().versions(model)
         if not versions:
@@ -176,7 +176,7 @@ class Demo:
         decision = self.workspace.promotions().current(language)
         if decision is not None and decision.digest == version.digest:
             self.console.print(f"{model} version {version.version} is the champion already", markup=False)
-            return
+            return None
         self.console.print(f"approving {escape(model)} version {version.version} through the job [bold]promote[/bold]")
         decided = {
             "model": model,
@@ -185,7 +185,10 @@ class Demo:
             "approver": self.settings.promotion.approvers[0],
             "reason": "Demonstration: all gates passed on unseen speakers.",
         }
-        run_id = self.dagster.launch_job("promote", {"ops": {"decide_promotion": {"config": decided}}})
+        return self.dagster.launch_job("promote", {"ops": {"decide_promotion": {"config": decided}}})
+
+    def require(self, run_id: str) -> None:
+        """Wait for a run that has to succeed."""
         if self.dagster.wait(run_id) != "SUCCESS":
             raise DagsterError("; ".join(self.dagster.why_failed(run_id)))
 
@@ -233,14 +236,11 @@ class Demo:
         spoken = {language: self._spoken(quarter, language) for language in self.settings.languages}
         truth = write_uploads(self.settings.inference.folder(self.settings.local), spoken)
         time.sleep(SETTLED_S)  # an upload that is just being written is left for later
-        run_id = self.dagster.launch_job("receive_uploads", {})
-        if self.dagster.wait(run_id) != "SUCCESS":
-            raise DagsterError("; ".join(self.dagster.why_failed(run_id)))
-        key = hours_with_arrivals(self.store.objects)[-1]
-        self.run_all([Step(f"recordings of {key}", INFERENCE, key)])
-        if key in self.refusals:
-            raise DagsterError(self.refusals[key])
-        return outcome(self.workspace.hour(key), truth)
+        self.require(self.dagster.launch_job("receive_uploads", {}))
+        hour = self.workspace.hour(hours_with_arrivals(self.store.objects)[-1])
+        if not hour.is_transcribed:
+            self.require(self.dagster.materialize(INFERENCE, hour.key, {LAUNCHED_BY: "make demo"}))
+        return outcome(hour, truth)
 
     def _spoken(self, quarter: str, language: str) -> list[Spoken]:
         delivered = {row.id: Path(row.audio) for row in self._rows("recordings", quarter, language)}
@@ -328,8 +328,10 @@ def _demonstrate(settings: Settings, console: Console) -> None:
         ]
     )
     console.rule("4. a person approves, the server takes over")
+    for run_id in [demo.approve(language) for language in languages]:
+        if run_id is not None:
+            demo.require(run_id)
     for language in languages:
-        demo.approve(language)
         digest = demo.wait_for_release(language)
         console.print(f"the server reports bundle {digest[:12]} for '{language}'")
     demo.transcribe_unheard(first, languages[0])

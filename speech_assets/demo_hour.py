@@ -1,7 +1,7 @@
 """The last part of the demo: an hour of uploads in many formats, and a table of where each recording went.
 
-What is uploaded are recordings of test speakers, as they were delivered, a call of two of them on a channel each, and
-what arrives by mistake: silence and half a file.
+What is uploaded are recordings of test speakers, as they were delivered, a call of two of them on a channel each, one
+that noise makes hard to hear, and what arrives by mistake: silence and half a file.
 """
 
 import io
@@ -18,7 +18,7 @@ from rich.table import Table
 from deployment.batch.hour import Hour
 from evaluation.results import Scored
 from evaluation.scoring import WORD_EDITS, WORDS, count_edits
-from speech.audio.decode import decode
+from speech.audio.decode import SAMPLE_RATE, decode
 from speech.corpus.manifest import Utterance
 from speech.store.outputs import write_atomically
 from speech.transcript import Transcript
@@ -26,7 +26,7 @@ from speech.transcript import Transcript
 FORMATS = (".mp3", ".opus", ".m4a", ".flac", ".wav")
 CALL_RATE = 8_000
 PAUSE_S = 1.0
-LEAST_BYTES = 1_000  # of half a file
+NOISE = 0.4  # of the speech's own level
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,16 @@ def write_uploads(folder: Path, spoken: Mapping[str, Iterable[Spoken]]) -> dict[
         for form in FORMATS[: None if place == 0 else 2]:
             one = next((one for one in longest_first if one.delivered.suffix == form), None)
             if one is not None:
-                name = f"{language}/{one.utterance.id}{form}"
+                name = f"{language}/{one.utterance.id.rsplit('-', 1)[-1]}{form}"
                 files[name], truth[name] = one.delivered.read_bytes(), one.utterance.text
         if place == 0:
             agent = longest_first[0]
             customer = next((o for o in longest_first if o.utterance.speaker != agent.utterance.speaker), agent)
-            name = f"{language}/call.wav"
-            files[name], truth[name] = _call(agent, customer), f"{agent.utterance.text} {customer.utterance.text}"
+            call, street = f"{language}/call.wav", f"{language}/street.wav"
+            files[call], truth[call] = _call(agent, customer), f"{agent.utterance.text} {customer.utterance.text}"
+            files[street], truth[street] = _wav(_in_noise(agent)), agent.utterance.text
+            files["broken.wav"] = files[call][: len(files[call]) // 2]
     files["silence.wav"] = _wav(np.zeros(5 * CALL_RATE, np.float32))
-    files["broken.wav"] = files[name][: max(LEAST_BYTES, len(files[name]) // 2)]
     for name, data in files.items():
         if not (folder / name).is_file():
             write_atomically(folder / name, data)
@@ -94,14 +95,25 @@ def _wer(said: Transcript, truth: str | None) -> str:
 
 def _call(agent: Spoken, customer: Spoken) -> bytes:
     """Two people in turn, each on a channel of their own, as a telephone exchange records it."""
-    import soxr
-
-    sides = [soxr.resample(decode(one.delivered).samples, 16_000, CALL_RATE) for one in (agent, customer)]
+    sides = [_by_telephone(one) for one in (agent, customer)]
     pause = np.zeros(round(PAUSE_S * CALL_RATE), np.float32)
     first, second = (np.zeros_like(side) for side in sides)
     left = np.concatenate([sides[0], pause, second])
     right = np.concatenate([first, pause, sides[1]])
     return _wav(np.stack([left, right], axis=1))
+
+
+def _in_noise(one: Spoken) -> np.ndarray:
+    speech = _by_telephone(one)
+    level = float(np.sqrt(np.mean(speech**2)))
+    noise = np.random.default_rng(0).normal(0.0, NOISE * level, len(speech))
+    return np.clip(speech + noise, -1.0, 1.0).astype(np.float32)
+
+
+def _by_telephone(one: Spoken) -> np.ndarray:
+    import soxr
+
+    return soxr.resample(decode(one.delivered).samples, SAMPLE_RATE, CALL_RATE)
 
 
 def _wav(samples: np.ndarray) -> bytes:

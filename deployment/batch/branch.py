@@ -1,11 +1,12 @@
-"""What becomes of a transcript: published, or given to people, by its confidence.
+"""What becomes of a transcript: published, or given to people, by how sure it is.
 
-A recording without speech has nothing to be unsure of, and is published as it is: empty. Of the others, those whose
-mean confidence is above the threshold are published; each segment of the rest that is not above it is asked about.
+A recording without speech has nothing to be unsure of, and is published as it is: empty. Of the others, those that are
+surer than the threshold are published; each segment of the rest that is not surer is asked about. Speech in which no
+word was recognised counts as unsure: confidence is told by the words that are there, and a model that is lost writes
+none.
 """
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,14 +38,24 @@ class ReviewTask:
     clip_start_s: float  # of the clip in the recording
 
 
+def certainty(transcript: Transcript) -> float:
+    """How sure a transcript is, 0 to 1: its words' mean confidence, times the share of its speech that has words."""
+    spoken = [(segment.end_s - segment.start_s, bool(segment.words)) for segment in transcript.segments]
+    all_s = sum(seconds for seconds, _ in spoken)
+    if not all_s:
+        return transcript.confidence
+    return transcript.confidence * sum(seconds for seconds, has_words in spoken if has_words) / all_s
+
+
 def is_published(transcript: Transcript, threshold: float) -> bool:
     """Whether a transcript is sure enough to be used as it is."""
-    return not transcript.words or transcript.confidence > threshold
+    return not transcript.segments or certainty(transcript) > threshold
 
 
-def asked_about(transcript: Transcript, threshold: float) -> Iterator[Segment]:
-    """The segments of a transcript that people should hear."""
-    return (segment for segment in transcript.segments if segment.score <= threshold)
+def asked_about(transcript: Transcript, threshold: float) -> list[Segment]:
+    """The segments of an unpublished transcript that people should hear; at least one."""
+    unsure = [segment for segment in transcript.segments if segment.score <= threshold]
+    return unsure or [min(transcript.segments, key=lambda segment: segment.score)]
 
 
 def task_of(transcript: Transcript, segment: Segment) -> ReviewTask:

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from deployment.batch.arrivals import Arrival
+from deployment.batch.arrivals import Arrival, arrivals_of
 from deployment.batch.branch import ReviewTask
 from deployment.batch.stages import Chosen, DeadLetter, Heard, NormalizedRecording, Speech
-from speech.plain import from_lines
+from speech.plain import from_lines, to_lines
+from speech.store.objects import Missing
 from speech.store.outputs import DataStore, Published, write_atomically
 from speech.transcript import Transcript
 
@@ -34,6 +35,15 @@ class Hour:
             for name, data in files.items():
                 write_atomically(staging.path / name, data)
         return staging.published
+
+    @property
+    def is_transcribed(self) -> bool:
+        """Whether everything that has arrived by now went through to the end."""
+        try:
+            through = self.output("published_transcripts").read(ARRIVALS)
+        except Missing:
+            return False
+        return through == to_lines(arrivals_of(self.store.objects, self.key))
 
     def arrivals(self) -> list[Arrival]:
         """What arrived."""

@@ -32,7 +32,7 @@ from speech.bundle import ModelBundle
 from speech.quality import Quality, measure
 from speech.recognition.offline import Recognizer
 from speech.store.objects import Objects
-from speech.transcript import Transcript, Word
+from speech.transcript import Segment, Transcript, Word
 from speech.vad import SpeechDetector, Stretch, VadSettings, stretches
 
 AUDIO_FOLDER = "audio"
@@ -90,6 +90,7 @@ class Heard:
 
     id: str
     place: int
+    stretch: Stretch
     words: tuple[Word, ...]
 
 
@@ -179,6 +180,7 @@ def recognized(batch: Sequence[Piece], models: Models) -> tuple[Heard, ...]:
         Heard(
             id=piece.id,
             place=piece.place,
+            stretch=piece.stretch,
             words=tuple(_in_recording(word, piece.stretch.start_s) for word in said.words),
         )
         for piece, said in zip(batch, heard, strict=True)
@@ -186,10 +188,15 @@ def recognized(batch: Sequence[Piece], models: Models) -> tuple[Heard, ...]:
 
 
 def merged(recording: NormalizedRecording, heard: Sequence[Heard], by: Chosen) -> Transcript:
-    """The transcript of a recording, from what was heard in its stretches."""
-    words = [piece.words for piece in sorted(heard, key=lambda piece: piece.place)]
-    segments = tuple(segment for some in words if some for segment in segments_from_words(some))
-    scores = [word.confidence for some in words for word in some]
+    """The transcript of a recording, from what was heard in its stretches.
+
+    A stretch of speech in which no word was recognised is a segment without words: somebody speaks there.
+    """
+    segments: list[Segment] = []
+    for piece in sorted(heard, key=lambda piece: piece.place):
+        silent = Segment((), piece.stretch.start_s, piece.stretch.end_s)
+        segments += segments_from_words(piece.words) or (silent,)
+    scores = [word.confidence for piece in heard for word in piece.words]
     return Transcript(
         id=f"{recording.id}-1",
         language=by.language,
@@ -202,7 +209,7 @@ def merged(recording: NormalizedRecording, heard: Sequence[Heard], by: Chosen) -
         code_version=importlib.metadata.version("soundstage"),
         degraded=("language",) if by.instead else (),
         quality=recording.quality,
-        segments=segments,
+        segments=tuple(segments),
     )
 
 

@@ -126,9 +126,8 @@ def _untranscribed(workspace: Workspace, before: str) -> Iterator[tuple[str, str
     for hour in hours_with_arrivals(workspace.objects):
         if not first <= hour < before:
             continue
-        arrivals = to_lines(arrivals_of(workspace.objects, hour))
-        done = workspace.store.exists("published_transcripts", hour)
-        if not done or workspace.hour(hour).output("published_transcripts").read(ARRIVALS) != arrivals:
+        if not workspace.hour(hour).is_transcribed:
+            arrivals = to_lines(arrivals_of(workspace.objects, hour))
             yield hour, hashlib.sha256(arrivals).hexdigest()[:16]
 
 

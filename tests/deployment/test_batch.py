@@ -125,7 +125,12 @@ def test_batches_are_of_one_language_and_the_same_in_any_order() -> None:
 def transcript_of(store: Objects, tmp_path: Path, *confidences: float) -> Transcript:
     recording = recording_of(store, sound_bytes(tones(["one"])), tmp_path)
     heard = [
-        Heard(id=recording.id, place=place, words=(Word("one", 2.0 * place, 2.0 * place + 0.3, confidence),))
+        Heard(
+            id=recording.id,
+            place=place,
+            stretch=Stretch(2.0 * place, 2.0 * place + 0.3),
+            words=(Word("one", 2.0 * place, 2.0 * place + 0.3, confidence),) if confidence else (),
+        )
         for place, confidence in enumerate(confidences)
     ]
     return merged(recording, heard, Chosen(id=recording.id, language="en", bundle="b" * 64, model="m", instead=False))
@@ -136,6 +141,19 @@ def test_a_transcript_that_is_above_the_threshold_is_published(store: Objects, t
     assert not is_published(transcript_of(store, tmp_path, 0.8, 0.8), 0.8)
 
 
+def test_speech_without_a_word_is_unsure_and_asked_about(store: Objects, tmp_path: Path) -> None:
+    """A model that is lost writes nothing, and the confidence of nothing says nothing."""
+    for confidences in ((0.0,), (0.9, 0.0)):
+        transcript = transcript_of(store, tmp_path, *confidences)
+        assert not is_published(transcript, 0.8)
+        (segment,) = asked_about(transcript, 0.8)
+        task = task_of(transcript, segment)
+        assert (task.text, task.confidence) == ("", 0.0)
+        assert task.end_s > task.start_s
+        assert all(isinstance(written(transcript, form, "r"), str) for form in FORMS)
+    assert is_published(transcript_of(store, tmp_path, *[0.9] * 19, 0.0), 0.8)  # a cough in a long call
+
+
 def test_people_are_asked_about_what_is_unsure_alone(store: Objects, tmp_path: Path) -> None:
     transcript = transcript_of(store, tmp_path, 0.9, 0.2, 0.8)
     tasks = [task_of(transcript, segment) for segment in asked_about(transcript, 0.8)]
@@ -143,6 +161,14 @@ def test_people_are_asked_about_what_is_unsure_alone(store: Objects, tmp_path: P
     assert tasks == [task_of(transcript, segment) for segment in asked_about(transcript, 0.8)]
     assert len({task.id for task in tasks}) == 2
     assert all(task.clip_start_s == max(0.0, task.start_s - 0.5) for task in tasks)
+
+
+def test_an_unpublished_transcript_always_has_a_task(store: Objects, tmp_path: Path) -> None:
+    """Its mean is rounded and may come down to the threshold though each of its segments is above it."""
+    transcript = transcript_of(store, tmp_path, 0.80004, 0.80002)
+    assert transcript.confidence == 0.8
+    assert not is_published(transcript, 0.8)
+    assert [segment.score for segment in asked_about(transcript, 0.8)] == [0.80002]
 
 
 def test_a_task_of_another_bundle_is_another_task(store: Objects, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Literal
 
 from speech.transcript import Segment, Transcript, Word
 
+EDITION = "1"  # counted up when transcripts go other ways
 FORMS = ("json", "srt", "vtt", "ctm", "rttm", "txt")
 CLIP_PADDING_S = 0.5  # heard before and after a segment, so that its first and last word are whole
 

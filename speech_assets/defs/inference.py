@@ -31,7 +31,7 @@ from speech_assets.chain import INFERENCE
 from speech_assets.defs.alerts import Alert, send
 from speech_assets.defs.metadata import markdown_table, place_of
 from speech_assets.defs.partitions import CPU_POOL, Grid
-from speech_assets.defs.resources import Workspace
+from speech_assets.defs.resources import Workspace, version_of
 from speech_assets.defs.retries import retried_when_unreachable
 
 TRANSCRIBE = "transcribe_hour"  # the job
@@ -40,12 +40,14 @@ RETRIES = dg.RetryPolicy(max_retries=2, delay=60, backoff=dg.Backoff.EXPONENTIAL
 
 def definitions(grid: Grid) -> dg.Definitions:
     """The inference graph, its job and its schedule."""
+    settings = grid.settings.inference
     asset = partial(dg.asset, partitions_def=grid.hours, group_name="inference", pool=CPU_POOL, code_version="1")
+    by_threshold = version_of(branch.EDITION, str(settings.publish_confidence))
     check = partial(dg.AssetCheckSpec, partitions_def=grid.hours)
     assets = [
         asset(kinds={"python"})(incoming_audio),
         asset(kinds={"ffmpeg"}, deps=["incoming_audio"])(normalized_recordings),
-        asset(kinds={"onnx"}, deps=["normalized_recordings"])(speech_segments),
+        asset(kinds={"onnx"}, deps=["normalized_recordings"], code_version=version_of(settings.vad))(speech_segments),
         asset(kinds={"onnx"}, deps=["speech_segments", "normalized_recordings"])(recognized_segments),
         asset(
             deps=["recognized_segments", "normalized_recordings", "incoming_audio"],
@@ -54,8 +56,9 @@ def definitions(grid: Grid) -> dg.Definitions:
                 check("mean_confidence", asset="transcripts", description="An hour that is unsure is told to people."),
             ],
         )(transcripts),
-        asset(deps=["transcripts", "incoming_audio"])(published_transcripts),
+        asset(deps=["transcripts", "incoming_audio"], code_version=by_threshold)(published_transcripts),
         asset(
+            code_version=by_threshold,
             deps=["transcripts", "published_transcripts", "normalized_recordings"],
             check_specs=[check("each_transcript_went_one_way", asset="review_tasks", blocking=True)],
         )(review_tasks),

@@ -83,6 +83,12 @@ def test_the_demo_ends_with_a_served_model_and_the_corrupt_quarter_refused(setti
     assert [entry["action"] for entry in ledger] == ["approve"]
     document = json.loads((store / "release" / "release.json").read_text())
     assert document["languages"]["en"]["routes"][0]["digest"] == ledger[0]["digest"]
+    (hour,) = {path.parent.name for path in (store / "arrivals" / "hours").glob("*/*.json")}
+    assert (store / "review_tasks" / hour / "current").exists()
+    uploads = ended.stdout.split("Recordings of")[-1].split("Quarters")[0]
+    assert "dead letter" in uploads
+    assert uploads.count("en/") >= 4
+    assert uploads.count("de/") >= 1
 
 
 def test_a_second_run_recomputes_nothing(settings_file: Path) -> None:

@@ -42,6 +42,11 @@ class Arrival:
     same_as: str | None  # id of the receipt that had these bytes first
 
     @property
+    def recording(self) -> str:
+        """The id of its recording: the beginning of its digest."""
+        return self.digest[:32]
+
+    @property
     def key(self) -> str:
         """Where its bytes are in the data store."""
         return original(self.digest)

@@ -6,12 +6,11 @@ fails costs itself alone.
 """
 
 import importlib.metadata
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -38,9 +37,6 @@ from speech.vad import SpeechDetector, Stretch, VadSettings, stretches
 AUDIO_FOLDER = "audio"
 BATCH = 16  # stretches that are recognised together
 CONFIDENCE_DIGITS, TIME_DIGITS = 4, 3  # what sums in another order leave equal
-
-ItemT = TypeVar("ItemT")
-ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,35 +102,36 @@ class Chosen:
 
 
 class Models:
-    """The networks of the stages, each opened once, when it is first asked for; for any number of threads."""
+    """The networks of the stages, each opened once in a process, when it is first asked for."""
 
     def __init__(self, objects: Objects, bundles: Mapping[str, ModelBundle]) -> None:
         """`bundles`: the champion of each language that has one."""
         self.objects, self.bundles = objects, bundles
         self.detector = SpeechDetector()
         self._recognizers: dict[str, Recognizer] = {}
-        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:  # open networks do not travel to another process
+        return type(self), (self.objects, self.bundles)
 
     def recognizer(self, language: str) -> Recognizer:
         """Of the champion of a language, which has to be there."""
-        with self._lock:
-            if language not in self._recognizers:
-                self._recognizers[language] = Recognizer(self.bundles[language], max_batch=BATCH)
-            return self._recognizers[language]
+        if language not in self._recognizers:
+            self._recognizers[language] = Recognizer(self.bundles[language], max_batch=BATCH)
+        return self._recognizers[language]
 
 
 def normalized(
-    arrival: Arrival, objects: Objects, folder: Path, limits: AudioLimits = DEFAULT_LIMITS
+    arrival: Arrival, models: Models, folder: Path, limits: AudioLimits = DEFAULT_LIMITS
 ) -> NormalizedRecording | DeadLetter:
     """An upload as 16 kHz mono FLAC in `folder`, or why it cannot be used.
 
     Raises:
         StoreError: its bytes are not in the data store.
     """
-    name = arrival.digest[:32]
+    name = arrival.recording
     place = folder / AUDIO_FOLDER / f"{name}.flac"
     place.parent.mkdir(parents=True, exist_ok=True)
-    source = objects.local(arrival.key)
+    source = models.objects.local(arrival.key)
     try:
         info = probe(source, arrival.name)
         duration_s = write_flac_chunks(decode_chunks(source, limits, name=arrival.name), place)
@@ -148,6 +145,25 @@ def normalized(
         audio=place.relative_to(folder).as_posix(),
         quality=measure(decode_chunks(place)),
     )
+
+
+def not_normalized(arrival: Arrival) -> DeadLetter:
+    """A recording whose decoding kills whoever tries it."""
+    reason = "decoding it ends the process that does, each time: send it to those who keep Soundstage"
+    return DeadLetter(id=arrival.recording, name=arrival.name, code="crashed", reason=reason)
+
+
+def not_looked_through(recording: NormalizedRecording, settings: VadSettings) -> Speech:
+    """All of a recording in which speech could not be looked for, in pieces: nothing said in it is passed over."""
+    duration_s = recording.recording.duration_s
+    starts = [settings.longest_s * place for place in range(math.ceil(duration_s / settings.longest_s))]
+    pieces = tuple(Stretch(start_s, min(duration_s, start_s + settings.longest_s)) for start_s in starts)
+    return Speech(id=recording.id, stretches=pieces)
+
+
+def not_recognized(piece: Piece) -> Heard:
+    """A piece that nobody could recognise: speech without words, which goes to people."""
+    return Heard(id=piece.id, place=piece.place, stretch=piece.stretch, words=())
 
 
 def speech_in(recording: NormalizedRecording, models: Models, settings: VadSettings) -> Speech:
@@ -211,12 +227,6 @@ def merged(recording: NormalizedRecording, heard: Sequence[Heard], by: Chosen) -
         quality=recording.quality,
         segments=tuple(segments),
     )
-
-
-def each(work: Callable[[ItemT], ResultT], items: Iterable[ItemT], workers: int) -> Iterator[ResultT]:
-    """A stage over many items, `workers` at once; results in the order of the items, whoever is done first."""
-    with ThreadPoolExecutor(workers, thread_name_prefix="stage") as pool:
-        yield from pool.map(work, items)
 
 
 def samples_of(audio: str, stretch: Stretch, objects: Objects) -> np.ndarray:

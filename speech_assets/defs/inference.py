@@ -9,15 +9,17 @@ recording as before.
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import dagster as dg
 
 from deployment.batch import branch, stages
 from deployment.batch.arrivals import arrivals_of, hour_of, hours_with_arrivals, receive
 from deployment.batch.branch import FORMS, ReviewTask, asked_about, is_published, task_of
+from deployment.batch.engine import Lost, Pool
 from deployment.batch.hour import ARRIVALS, CHOSEN, DEAD_LETTERS, HEARD, RECORDINGS, SPEECH, TASKS, TRANSCRIPTS
 from deployment.batch.stages import Chosen, DeadLetter, Heard, Models, NormalizedRecording, Piece
 from deployment.promotion.decisions import REFUSALS
@@ -35,6 +37,8 @@ from speech_assets.defs.resources import Workspace, version_of
 from speech_assets.defs.retries import retried_when_unreachable
 
 TRANSCRIBE = "transcribe_hour"  # the job
+SAY_EVERY_S = 10.0
+DoneT = TypeVar("DoneT")
 RETRIES = dg.RetryPolicy(max_retries=2, delay=60, backoff=dg.Backoff.EXPONENTIAL)
 
 
@@ -159,8 +163,9 @@ def normalized_recordings(
     hour = workspace.hour(context.partition_key)
     arrivals = [arrival for arrival in hour.arrivals() if arrival.same_as is None]
     with workspace.store.replace("normalized_recordings", hour.key) as staging:
-        work = partial(stages.normalized, objects=workspace.objects, folder=staging.path)
-        outcomes = list(stages.each(work, arrivals, workspace.settings.inference.workers))
+        with _pool(workspace) as pool:
+            done = _told(context, pool.each(partial(stages.normalized, folder=staging.path), arrivals), len(arrivals))
+            outcomes = [stages.not_normalized(one.item) if isinstance(one, Lost) else one for one in done]
         kept = [outcome for outcome in outcomes if isinstance(outcome, NormalizedRecording)]
         dead = [outcome for outcome in outcomes if isinstance(outcome, DeadLetter)]
         write_atomically(staging.path / RECORDINGS, to_lines(kept))
@@ -183,8 +188,10 @@ def speech_segments(context: dg.AssetExecutionContext, workspace: dg.ResourcePar
     """Where somebody speaks in each recording; silence, music and noise have no stretch."""
     hour, settings = workspace.hour(context.partition_key), workspace.settings.inference
     recordings = hour.recordings()
-    work = partial(stages.speech_in, models=Models(workspace.objects, {}), settings=settings.vad)
-    found = list(stages.each(work, recordings, settings.workers))
+    with _pool(workspace) as pool:
+        work = partial(stages.speech_in, settings=settings.vad)
+        done = _told(context, pool.each(work, recordings), len(recordings))
+        found = [stages.not_looked_through(one.item, settings.vad) if isinstance(one, Lost) else one for one in done]
     published = hour.publish("speech_segments", {SPEECH: to_lines(found)})
     seconds = sum(stretch.end_s - stretch.start_s for speech in found for stretch in speech.stretches)
     return dg.MaterializeResult(
@@ -219,12 +226,9 @@ def recognized_segments(
         for found in hour.speech()
         for place, stretch in enumerate(found.stretches)
     ]
-    models = Models(workspace.objects, bundles)
     began = time.monotonic()
-    batches = stages.each(
-        partial(stages.recognized, models=models), stages.batches(pieces), workspace.settings.inference.workers
-    )
-    heard = sorted((piece for batch in batches for piece in batch), key=lambda piece: (piece.id, piece.place))
+    with _pool(workspace, bundles) as pool:
+        heard = sorted(_told(context, _heard(pool, pieces), len(pieces)), key=lambda piece: (piece.id, piece.place))
     took_s = time.monotonic() - began
     published = hour.publish("recognized_segments", {CHOSEN: to_lines(chosen), HEARD: to_lines(heard)})
     seconds = sum(piece.stretch.end_s - piece.stretch.start_s for piece in pieces)
@@ -361,6 +365,35 @@ def review_tasks(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[
             )
         ],
     )
+
+
+def _pool(workspace: Workspace, bundles: Mapping[str, ModelBundle] | None = None) -> Pool:
+    return Pool(Models(workspace.objects, bundles or {}), workspace.settings.inference.workers)
+
+
+def _told(context: dg.AssetExecutionContext, done: Iterable[DoneT], count: int) -> Iterator[DoneT]:
+    """What is done, and now and then a line in the run's log that says how far it is."""
+    began = said = time.monotonic()
+    for number, one in enumerate(done, 1):
+        yield one
+        now = time.monotonic()
+        if now - said >= SAY_EVERY_S:
+            said, left_s = now, (now - began) / number * (count - number)
+            context.log.info(
+                f"{number:,} of {count:,} done, {number / (now - began):.1f} a second, {left_s:.0f} s to go"
+            )
+
+
+def _heard(pool: Pool, pieces: Iterable[Piece]) -> Iterator[Heard]:
+    """What is said in the pieces; those of a batch that kills its worker are tried one by one."""
+    alone: list[tuple[Piece, ...]] = []
+    for batch in pool.each(stages.recognized, stages.batches(pieces)):
+        if isinstance(batch, Lost):
+            alone += [(piece,) for piece in batch.item]
+        else:
+            yield from batch
+    for one in pool.each(stages.recognized, alone):
+        yield from [stages.not_recognized(piece) for piece in one.item] if isinstance(one, Lost) else one
 
 
 def _champions(workspace: Workspace) -> dict[str, ModelBundle]:

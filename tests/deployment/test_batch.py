@@ -46,7 +46,7 @@ def arrived(store: Objects, data: bytes, name: str = "en/call.wav") -> Arrival:
 
 
 def recording_of(store: Objects, data: bytes, folder: Path) -> NormalizedRecording:
-    made = normalized(arrived(store, data), store, folder)
+    made = normalized(arrived(store, data), Models(store, {}), folder)
     assert isinstance(made, NormalizedRecording)
     return replace(made, audio=str(folder / made.audio))
 
@@ -71,7 +71,7 @@ def test_an_upload_becomes_mono_at_16_khz_with_what_is_known_of_it(store: Object
 def test_what_cannot_be_used_is_a_dead_letter_with_its_reason(
     store: Objects, tmp_path: Path, data: bytes, code: str
 ) -> None:
-    dead = normalized(arrived(store, data), store, tmp_path)
+    dead = normalized(arrived(store, data), Models(store, {}), tmp_path)
     assert isinstance(dead, DeadLetter)
     assert (dead.code, dead.name) == (code, "en/call.wav")
     assert dead.reason

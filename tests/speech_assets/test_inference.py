@@ -1,6 +1,8 @@
 """An hour of uploads through the real graph, heard by toy champions: where each recording goes, and when hours run."""
 
 import os
+import signal
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -175,6 +177,36 @@ def test_an_hour_gives_the_same_bytes_however_many_work_on_it(house: House) -> N
     one = house.digests()
     assert house.changed(workers=4).transcribe().success
     assert house.digests() == one
+
+
+def test_a_worker_that_is_killed_changes_nothing(house: House) -> None:
+    mixed(house)
+    assert house.transcribe().success
+    undisturbed = house.digests()
+    killed: list[int] = []
+    over = threading.Event()
+
+    def kill_one() -> None:
+        while not killed and not over.wait(0.005):
+            for child in map(int, Path(f"/proc/{forkserver()}/task/{forkserver()}/children").read_text().split()):
+                if not killed and "forkserver" in Path(f"/proc/{child}/cmdline").read_text():
+                    os.kill(child, signal.SIGKILL)
+                    killed.append(child)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    assert house.transcribe().success
+    over.set()
+    killer.join()
+    assert killed
+    assert house.digests() == undisturbed
+
+
+def forkserver() -> int:
+    """The process that this one has its workers from."""
+    from multiprocessing import forkserver as started
+
+    return int(started._forkserver._forkserver_pid)  # type: ignore[attr-defined]
 
 
 def test_an_hour_in_which_nothing_arrived_is_whole(house: House) -> None:

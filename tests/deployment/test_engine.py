@@ -7,6 +7,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,6 +48,12 @@ def refused_at(number: int, models: Models, fatal: int) -> int:
     return number
 
 
+def endless_at(number: int, models: Models, fatal: int) -> int:
+    while number == fatal:
+        time.sleep(1)
+    return number
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_results_come_in_the_order_of_the_items(models: Models, workers: int) -> None:
     with Pool(models, workers) as pool:
@@ -76,11 +83,34 @@ def test_an_item_that_kills_its_worker_each_time_is_lost_and_no_other(models: Mo
     assert results == [2 * number for number in range(20) if number != 5]
 
 
+def test_an_item_without_end_is_lost_and_no_other(models: Models) -> None:
+    with Pool(models, 2, longest_s=1.5) as pool:
+        results = list(pool.each(partial(endless_at, fatal=2), range(6)))
+    assert isinstance(results.pop(2), Lost)
+    assert results == [0, 1, 3, 4, 5]
+
+
 def test_idle_workers_that_were_killed_are_replaced(models: Models) -> None:
-    with Pool(models, 1) as pool:
-        (worker,) = set(pool.each(who, range(2)))
-        os.kill(worker, signal.SIGKILL)
+    with Pool(models, 2) as pool:
+        for worker in set(pool.each(who, range(8))):
+            os.kill(worker, signal.SIGKILL)
         assert list(pool.each(doubled, range(5))) == [0, 2, 4, 6, 8]
+
+
+class Unreadable(Models):
+    """Models that no worker can open."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os._exit, (3,)
+
+
+def test_workers_that_cannot_begin_are_no_fault_of_the_items(tmp_path: Path) -> None:
+    """An hour must not become dead letters because memory or a library is missing."""
+    with (
+        Pool(Unreadable(open_objects(tmp_path), {}), 2) as pool,
+        pytest.raises(RuntimeError, match="before they begin"),
+    ):
+        list(pool.each(doubled, range(4)))
 
 
 def test_what_a_stage_raises_is_raised(models: Models) -> None:

@@ -22,7 +22,8 @@ from typing import Any, Generic, Self, TypeVar
 
 from deployment.batch.stages import Models
 
-TRIES = 3
+TRIES = 3  # of an item
+STARTS = 8  # of workers that end before they begin, in a row
 LONGEST_S = 1_800.0  # of an item: hours of audio take minutes
 
 ItemT = TypeVar("ItemT")
@@ -94,7 +95,7 @@ class Pool:
     def _hand_out(self, stage: Callable[[ItemT, Models], ResultT], items: Sequence[ItemT], waiting: deque[int]) -> None:
         """Give what waits to those who have nothing to do, as long as there are any."""
         while waiting and (self._idle or len(self._busy) < self._count):
-            if self._failed_starts >= TRIES:
+            if self._failed_starts >= STARTS:
                 raise RuntimeError("the processes that work on recordings end before they begin: see what they printed")
             worker = self._idle.pop() if self._idle else _Worker(self._models)
             try:

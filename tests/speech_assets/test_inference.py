@@ -277,3 +277,18 @@ def test_uploads_are_received_by_a_job(house: House) -> None:
         assert job.execute_in_process(instance=house.instance).success
     (hour,) = hours_with_arrivals(house.workspace.objects)
     assert [arrival.name for arrival in arrivals_of(house.workspace.objects, hour)] == ["a.wav"]
+
+
+def test_every_foreign_file_is_published_asked_about_or_a_dead_letter_with_its_reason(house: House) -> None:
+    root = os.environ.get("SOUNDSTAGE_REAL_DATA")
+    if not root:
+        pytest.skip("SOUNDSTAGE_REAL_DATA is not set: no foreign files here")
+    found = [path for path in Path(root, "formats").rglob("*") if path.is_file()]
+    house.upload(**{f"f{place}": path.read_bytes() for place, path in enumerate(found)})
+    house.receive()
+    result = house.transcribe()
+    assert result.success
+    assert checks(result)["every_recording_accounted_for"]
+    assert checks(result)["each_transcript_went_one_way"]
+    assert len(house.hour.arrivals()) == len(found) > 100
+    assert not [letter for letter in house.hour.dead_letters() if letter.code == "crashed" or not letter.reason]

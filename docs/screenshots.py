@@ -58,6 +58,7 @@ def compared(workspace: "Workspace", language: str) -> str:
 
 def pictures(settings: Settings, backfill: str) -> list[Picture]:
     """Every picture of the documentation."""
+    from deployment.batch.arrivals import hours_with_arrivals
     from speech_assets.defs.promotion import launchpad
     from speech_assets.defs.resources import Workspace
 
@@ -65,6 +66,7 @@ def pictures(settings: Settings, backfill: str) -> list[Picture]:
     dagster, model = settings.dagster_url, workspace.registered_name(language)
     newest = workspace.registry().versions(model)[0]
     first, second = workspace.grid.first_quarters(2)
+    hour = hours_with_arrivals(workspace.objects)[-1]
     return [
         Picture(
             "graph",
@@ -108,6 +110,7 @@ def pictures(settings: Settings, backfill: str) -> list[Picture]:
             width=1200,
             height=1690,
         ),
+        Picture("hour", f"{dagster}/assets/transcripts?view=partitions&partition={hour}"),
         Picture("data_docs", f"{settings.pages.url}/data-docs/{first}/{language}/"),
     ]
 

@@ -539,7 +539,7 @@ _TELEPHONE_FORMATS = (
 )
 
 
-def _encoded(samples: Samples, sample_rate: int, suffix: str) -> bytes:
+def encoded(samples: Samples, sample_rate: int, suffix: str) -> bytes:
     """The file's bytes; every encoder here writes the same ones for the same samples.
 
     (libsndfile's Ogg does not: it draws its stream number from the clock. Opus therefore comes from FFmpeg.)
@@ -632,7 +632,7 @@ def _write_into(
             if SHORTEST_S <= len(signal) / form.sample_rate <= LONGEST_S:
                 break
         path = f"audio/{language}-{quarter}-{len(rows) + 1:05d}.{form.suffix}"
-        content = _encoded(signal, form.sample_rate, form.suffix)
+        content = encoded(signal, form.sample_rate, form.suffix)
         if kind is not None:
             content = _broken(kind, content, form.suffix, draw)
             broken[path] = kind

@@ -212,7 +212,7 @@ def recognized_segments(
     """What is said in each stretch of speech, by the champion of its language; alike long ones are heard together."""
     hour = workspace.hour(context.partition_key)
     recordings = {row.id: row for row in hour.recordings()}
-    bundles = _champions(workspace)
+    bundles = champions(workspace)
     chosen = [_chosen(row, bundles, workspace) for row in recordings.values()]
     languages = {choice.id: choice.language for choice in chosen}
     pieces = [
@@ -396,7 +396,7 @@ def _heard(pool: Pool, pieces: Iterable[Piece]) -> Iterator[Heard]:
         yield from [stages.not_recognized(piece) for piece in one.item] if isinstance(one, Lost) else one
 
 
-def _champions(workspace: Workspace) -> dict[str, ModelBundle]:
+def champions(workspace: Workspace) -> dict[str, ModelBundle]:
     """The champion of each language that has one.
 
     Raises:

@@ -32,7 +32,7 @@ from speech.corpus.manifest import RejectedRow, Utterance, quarter_of, read_mani
 from speech.corpus.rows import ManifestError, is_uri, numbered_objects
 from speech.store.outputs import DataStore, StoreError, write_json
 
-EDITION = 3  # counted up when an importer reads rows otherwise, or the index keeps them otherwise
+EDITION = 4  # counted up when an importer reads rows otherwise, or the index keeps them otherwise
 ASSET = "source_index"
 SUMMARY = "index.json"
 REJECTED = "rejected.jsonl"

@@ -4,6 +4,7 @@ import datetime as dt
 import gzip
 import json
 import os
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -203,6 +204,23 @@ class TestTable:
             ("end", "1.5", (0.0, 1.5)),
             ("start,end", "500,1500", (500.0, 1000.0)),  # thousandths are never guessed
             ("start,end", ",", (0.0, None)),
+            ("Start Time,End Time", "0.5,1.5", (0.5, 1.0)),
+            ("startTime,endTime", "0.5,1.5", (0.5, 1.0)),
+            ("start-time,stop-time", "0.5,1.5", (0.5, 1.0)),
+            ("start_sec,end_secs", "0.5,1.5", (0.5, 1.0)),
+            ("start_seconds,duration_sec", "0.5,1.0", (0.5, 1.0)),
+            ("Start (sec),Duration (sec)", "0.5,1.0", (0.5, 1.0)),
+            ("start [sec],end (seconds)", "0.5,1.5", (0.5, 1.0)),
+            ("start_time_s,end_time_in_seconds", "0.5,1.5", (0.5, 1.0)),
+            ("start ms,end_msec", "500,1500", (0.5, 1.0)),
+            ("start (milliseconds),Duration Millis", "500,1000", (0.5, 1.0)),
+            ("startTimeMs,endTimeMs", "500,1500", (0.5, 1.0)),
+            ("segment_start,utt_end", "0.5,1.5", (0.5, 1.0)),
+            ("audio_offset,segment_duration_ms", "0.5,1000", (0.5, 1.0)),
+            ("tmin,tmax", "0.5,1.5", (0.5, 1.0)),
+            ("start_date,end_reason", "2024-05-31,hung up", (0.0, None)),
+            ("offset_type,duration_category", "none,short", (0.0, None)),
+            ("audio_duration,startup,ending,_end", "7,a,b,c", (0.0, None)),
         ],
     )
     def test_times_are_read_from_any_two_columns(
@@ -211,6 +229,23 @@ class TestTable:
         path = self.table(tmp_path, f"path,text,{header}\na.wav,hi,{row}\n", "metadata.csv")
         (found,), bad = sorted_out(import_table(path, DEFAULTS))
         assert (bad, (found.offset_s, found.duration_s)) == ([], times)
+
+    @pytest.mark.parametrize(
+        "name",
+        ["startSample", "Start Frame", "start (samples)", "end_us", "Duration (min)", "durationHours", "stop [µs]",
+         "segment_start_frames", "begin_hms", "start_timestamp", "end-offset"],
+    )  # fmt: skip
+    def test_a_time_that_cannot_be_read_is_not_passed_over(self, tmp_path: Path, name: str) -> None:
+        """Whole recordings would be learnt as the one sentence that was said somewhere in them."""
+        with pytest.raises(ManifestError, match=re.escape(f"'{name}' is a time in a unit that is not read")):
+            list(import_table(self.table(tmp_path, f"path,text,{name}\na.wav,hi,1\n", "metadata.csv"), DEFAULTS))
+
+    def test_a_column_goes_by_any_spelling_of_its_name(self, tmp_path: Path) -> None:
+        header = "Audio File,Transcript,Speaker ID,Recorded At,spk-Age,ageBand"
+        path = self.table(tmp_path, f"{header}\na.wav,hi,anna,2024-02-01,1,30-44\n", "metadata.csv")
+        (found,), bad = sorted_out(import_table(path, DEFAULTS))
+        assert (bad, found.speaker, found.recorded_at) == ([], "anna", dt.date(2024, 2, 1))
+        assert found.attributes == {"age_band": "30-44"}
 
     @pytest.mark.parametrize(
         ("header", "row", "reason"),

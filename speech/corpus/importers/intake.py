@@ -36,21 +36,23 @@ COLUMN_ALIASES: Mapping[str, tuple[str, ...]] = {
     "age": ("age",),
     "age_band": ("age_band",),
     "accent": ("accent", "accents"),
-    "offset": ("offset", "offset_s", "start", "start_s", "start_time", "begin", "begin_s", "begin_time"),
-    "offset_ms": ("offset_ms", "start_ms", "start_time_ms", "begin_ms", "begin_time_ms"),
-    "end": ("end", "end_s", "end_time", "stop", "stop_s", "stop_time"),
-    "end_ms": ("end_ms", "end_time_ms", "stop_ms", "stop_time_ms"),
-    "duration": ("duration", "duration_s"),
+    "offset": ("offset", "start", "begin", "tmin"),  # the last as in tables of Praat
+    "offset_ms": ("offset_ms", "start_ms", "begin_ms"),
+    "end": ("end", "stop", "tmax"),
+    "end_ms": ("end_ms", "stop_ms"),
+    "duration": ("duration",),
     "duration_ms": ("duration_ms",),
     "channel": ("channel", "channel_id", "audio_channel"),
     "split": ("split",),
 }
 MAX_ID_BYTES = 180  # leaves room for a suffix within the 255 bytes of a file name
-_ALIAS_TO_COLUMN = {alias: column for column, aliases in COLUMN_ALIASES.items() for alias in aliases}
-_UNIT = re.compile(r"[ _-]*[\[(](\w+)[\])]$")  # of "duration[ms]" or "start (s)"
-_UNKNOWN_UNIT = re.compile(
-    r"(start|begin|offset|end|stop|duration)(_time)?[ _-]+"
-    r"(samples?|frames?|ticks|us|microseconds|ns|nanoseconds|min|minutes|h|hours)"
+_SEPARATORS = re.compile(r"(?<!^)[\s_.,:/()\[\]-]+")  # one at the beginning means another column: _id
+_TIME = re.compile(  # a name without its separators
+    r"(?:(?:segment|seg|utterance|utt|turn)|audio(?!duration))?"
+    r"(?P<what>start|begin|offset|end|stop|duration)(?:times?)??"
+    r"(?:in)??(?:(?P<seconds>s|secs?|seconds?)|(?P<milliseconds>ms|msecs?|millis|milliseconds?)|(?P<unread>"
+    r"samples?|frames?|ticks?|[uµμ]s|[uµμ]secs?|micros|microseconds?|ns|nsecs?|nanos|nanoseconds?|mins?|minutes?|"
+    r"h|hrs?|hours?|hms|timecode|timestamp|ts|offset))?"
 )
 _SAFE = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9_.-]{{0,{MAX_ID_BYTES - 2}}}(?<![.-])")
 _UNUSABLE = re.compile("[\x00\ud800-\udfff]")
@@ -74,16 +76,34 @@ Importer = Callable[[PathLike, Defaults], Iterator[Imported]]
 
 
 @functools.lru_cache(4096)
-def column_of(name: str) -> str:
-    """The column that a header's name stands for; empty where it stands for none.
+def folded(name: str) -> str:
+    """A name as all its spellings have it: `Speaker ID`, `speaker-id` and `speakerId` are `speakerid`."""
+    return _SEPARATORS.sub("", name.strip().lower())
 
-    Raises ValueError for a time in a unit that is not read: passed over, whole files would be learnt as one utterance.
+
+_COLUMNS = {folded(alias): column for column, aliases in COLUMN_ALIASES.items() for alias in aliases}
+
+
+@functools.lru_cache(4096)
+def column_of(name: str) -> str:
+    """The column that a header's name stands for, however it is spelt; empty where it stands for none.
+
+    A time is a start, an end or a duration with nothing after it but a unit: `Start Time (sec)`, `segment_end_ms`; what
+    goes on otherwise (`start_date`, `end_reason`) is none. Raises ValueError for a time in a unit that is not read:
+    passed over, whole files would be learnt as one utterance.
     """
-    plain = _UNIT.sub(r"_\1", name.strip().lower())
-    if _UNKNOWN_UNIT.fullmatch(plain):
-        what = plain.split("_")[0].split(" ")[0]
-        raise ValueError(f"'{name}' is in a unit that is not read: give seconds as {what} or milliseconds as {what}_ms")
-    return _ALIAS_TO_COLUMN.get(plain, "")
+    plain = folded(name)
+    if plain in _COLUMNS:
+        return _COLUMNS[plain]
+    time = _TIME.fullmatch(plain)
+    if time is None:
+        return ""
+    what = time["what"]
+    if time["unread"]:
+        raise ValueError(
+            f"'{name}' is a time in a unit that is not read: give seconds as {what} or milliseconds as {what}_ms"
+        )
+    return _COLUMNS[what] + ("_ms" if time["milliseconds"] else "")
 
 
 class Intake:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from speech.corpus.importers.intake import COLUMN_ALIASES, Imported, Intake
+from speech.corpus.importers.intake import COLUMN_ALIASES, Imported, Intake, folded
 from speech.corpus.lookup import Lookup
 from speech.corpus.manifest import RejectedRow
 from speech.corpus.rows import (
@@ -22,7 +22,9 @@ from speech.corpus.sources import Defaults
 from speech.store.outputs import parse_json
 
 _CUSTOM_COLUMNS = {  # by their names in a supervision's `custom`
-    alias: column for column in ("domain", "recorded_at", "age", "accent", "gender") for alias in COLUMN_ALIASES[column]
+    folded(alias): column
+    for column in ("domain", "recorded_at", "age", "accent", "gender")
+    for alias in COLUMN_ALIASES[column]
 }
 
 
@@ -118,7 +120,7 @@ def _supervisions(cut: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def _cells(supervision: Mapping[str, Any], recording: Mapping[str, Any], starts_at: float) -> dict[str, Any]:
     """The cells of a supervision in a stretch of its recording that starts at `starts_at` seconds."""
     custom = supervision.get("custom")
-    own = {str(key).lower(): value for key, value in (custom if isinstance(custom, dict) else {}).items()}
+    own = {folded(str(key)): value for key, value in (custom if isinstance(custom, dict) else {}).items()}
     location, channel = _source(recording, supervision.get("channel", 0))
     start = supervision.get("start")
     cells: dict[str, Any] = {

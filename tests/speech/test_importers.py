@@ -407,6 +407,7 @@ class TestTable:
         [
             (b"", "no column path"),
             (b"path\tspeaker\n", "no column text"),
+            (b"a.wav,hello\n", "names no column path; the first row must name the columns: 'a.wav,hello'"),
             (b"path\tfile\ttext\n", "path and file for the same thing"),
             ("path\ttext\n".encode("utf-16")[:-1], "UTF-16"),
             (b"path\ttext\x00\n", "NUL"),
@@ -420,6 +421,30 @@ class TestTable:
         """Where no row can be read there is nothing to quarantine, only something to fix."""
         with pytest.raises(ManifestError, match=reason):
             list(import_table(self.table(tmp_path, content), DEFAULTS))
+
+    @pytest.mark.parametrize(
+        ("content", "reason"),
+        [
+            (
+                b"PK\x03\x04\x14\0\x06\0" + bytes(22) + b"[Content_Types].xml",
+                "is an Excel workbook; save its sheet as CSV",
+            ),
+            (b"PK\x03\x04\x14\0\0\0\0" + bytes(21) + b"docProps/app.xml", "is an Excel workbook; save its sheet"),
+            (b"PK\x03\x04\x14\0\x06\0" + bytes(22) + b"transcripts.csv", "is a ZIP archive; unpack it"),
+            (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "is an Excel workbook; save its sheet as CSV"),
+            (b"PAR1\x15\x04\x15\x0c", "is a Parquet file; write its rows as CSV or JSON lines"),
+            (gzip.compress(b"path\ttext\n"), "is compressed with gzip; let its name end in .gz"),
+            (b"RIFF\x24\0\0\0WAVEfmt ", "is audio; give the manifest of transcripts"),
+        ],
+    )
+    def test_a_file_that_is_no_text_is_called_what_it_is(self, tmp_path: Path, content: bytes, reason: str) -> None:
+        for name, importer in (("metadata.csv", import_table), ("metadata.jsonl", import_nemo)):
+            with pytest.raises(ManifestError, match=re.escape(reason)):
+                list(importer(self.table(tmp_path, content, name), DEFAULTS))
+
+    def test_text_that_begins_like_such_a_file_is_text(self, tmp_path: Path) -> None:
+        (row,), bad = sorted_out(import_table(self.table(tmp_path, "PAR1\tpath\ttext\nx\ta.wav\thi\n"), DEFAULTS))
+        assert (bad, row.text) == ([], "hi")
 
     def test_folder_without_table_is_an_error(self, tmp_path: Path) -> None:
         """The message says which names are looked for, or how what is there is read."""

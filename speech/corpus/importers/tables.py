@@ -102,7 +102,9 @@ def _columns(table: Path, header: str, delimiter: str) -> list[str]:
         raise ManifestError(table, 1, f"has a column that cannot be used: {error}") from error
     for needed in ("audio", "text"):
         if needed not in columns:
-            raise ManifestError(table, 1, f"has no column {' or '.join(COLUMN_ALIASES[needed])}; add a header row")
+            what = COLUMN_ALIASES[needed][0]
+            shown = header if len(header) <= 60 else f"{header[:60]}..."
+            raise ManifestError(table, 1, f"names no column {what}; the first row must name the columns: {shown!r}")
     for column in set(columns) - {""}:
         if columns.count(column) > 1:
             twice = [name for name, known in zip(names, columns, strict=True) if known == column]

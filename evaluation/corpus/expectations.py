@@ -7,7 +7,7 @@ Expectations, whose Data Docs say what was expected, found, and why it matters.
 
 - Blocking expectations stop the partition. Drift against the previous quarter only warns, as quarters may differ; it
   blocks where it is so large that the source itself must be another one.
-- A partition without a row fails everything: nothing about it is known.
+- A partition without a row fails for that, and is judged by nothing else: nothing more about it is known.
 - A figure that varies by chance is held against a limit that good partitions of any size meet: the rate at which any
   of them fails, `false_alarm_rate`, is shared among these checks (CHANCE). Each says beside it what it finds in 95 %,
   and one that could find nothing in so few rows says that it was not judged.
@@ -469,6 +469,15 @@ def _expectations(
     return expectations
 
 
+def _said_of_nothing(expectation: Expectation, rejected: Mapping[str, int]) -> Expectation:
+    """The expectation of at least a row, with what became of those that were delivered."""
+    if not any(rejected.values()):
+        return expectation
+    codes = ", ".join(f"{count} for {code}" for code, count in sorted(rejected.items(), key=lambda each: -each[1]))
+    explanation = f"All {sum(rejected.values())} rows went to quarantine ({codes}): read the reasons there."
+    return replace(expectation, explanation=explanation)
+
+
 def catalogue(settings: CorpusSettings) -> tuple[tuple[str, bool, str], ...]:
     """Name, whether it blocks, and explanation of every expectation, in the order of the outcomes."""
     return tuple(
@@ -510,6 +519,9 @@ def validate(
     }
     expectations = _expectations(quarter, language, settings, judged)
     untold = {name: judgement.untold for name, judgement in judged.items() if judgement.untold}
+    if not rows:
+        untold = {each.name: "there is no row" for each in expectations if each.name != "rows"}
+        expectations = [_said_of_nothing(each, rejected) if each.name == "rows" else each for each in expectations]
     title = f"{language} {quarter_title(quarter)}"
     told = [expectation for expectation in expectations if expectation.name not in untold]
     results = run_suites(told, table, measures, title, quarter, docs_dir)
@@ -520,7 +532,7 @@ def validate(
         outcomes.append(
             ExpectationOutcome(
                 name=each.name,
-                passed=success and bool(rows),
+                passed=success,
                 blocking=each.blocking,
                 observed=observed if rows else "no rows",
                 limit=each.limit,

@@ -192,11 +192,20 @@ def test_a_wrong_sample_rate_or_a_file_that_is_no_audio_is_caught(corpus, check,
         assert failed(check(at(corpus, 0, audio=str(path)))) == {"sample_rate"}
 
 
-def test_a_partition_without_rows_fails_everything_and_crashes_nothing(corpus, check):
-    found = check([])
-    assert not any(outcome.passed for outcome in found.outcomes)
-    assert found.docs.is_file()
+def test_a_partition_without_rows_is_refused_for_that_and_for_nothing_else(corpus, check):
+    """Advice about duplicates and drift would send people looking for what is not there."""
+    for previous in (None, profile_corpus(corpus, language="en", quarter="2024-01")):
+        found = check([], previous=previous)
+        assert (failed(found), found.failed, found.passed) == ({"rows"}, ("rows",), False)
+        others = [outcome for outcome in found.outcomes if outcome.name != "rows"]
+        assert {outcome.explanation for outcome in others} == {"Not judged: there is no row."}
+        assert "Not judged: there is no row." in found.docs.read_text()
     assert [outcome.name for outcome in found.outcomes] == [outcome.name for outcome in check(corpus).outcomes]
+
+
+def test_of_a_partition_that_went_to_quarantine_the_reasons_are_counted(check):
+    (rows,) = (each for each in check([], rejected={"duration": 2, "charset": 5}).outcomes if each.name == "rows")
+    assert rows.explanation == "All 7 rows went to quarantine (5 for charset, 2 for duration): read the reasons there."
 
 
 def test_single_commands_are_not_refused_for_being_equally_long(corpus, check):

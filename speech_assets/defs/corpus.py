@@ -448,6 +448,8 @@ def _outside(quarter: str, language: str, workspace: Workspace) -> str | None:
         return f"language '{language}' is not in `languages`"
     if quarter < workspace.settings.first_quarter:
         return f"{quarter_title(quarter)} is before `first_quarter`"
+    if quarter > workspace.grid.running_quarter():
+        return f"{quarter_title(quarter)} has not begun: correct the dates at the source"
     return None
 
 

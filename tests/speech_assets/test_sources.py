@@ -124,7 +124,7 @@ def test_a_refused_row_is_named_in_its_table(ingest: Any, tmp_path: Path) -> Non
 
 
 def test_rows_that_no_partition_takes_are_counted(ingest: Any, tmp_path: Path) -> None:
-    """Nothing is dropped silently: not what is too old, nor what is in a language that nobody configured."""
+    """Nothing is dropped silently: not what is too old or yet to come, nor what nobody configured."""
     source = table(
         tmp_path / "a",
         [
@@ -132,17 +132,21 @@ def test_rows_that_no_partition_takes_are_counted(ingest: Any, tmp_path: Path) -
             "b.flac\tgood morning\tanna\t1999-02-01\ten",
             "c.flac\tbonjour\tanna\t2024-02-01\tfr",
             "d.flac\tguten morgen\tanna\t2024-02-01\tde",
+            "e.flac\tgood morning\tanna\t2235-02-01\ten",
         ],
         header=f"{HEADER}\tlanguage",
     )
-    assert counts(ingest([source])) == {
-        "read": 4,
+    result = ingest([source])
+    assert counts(result) == {
+        "read": 5,
         "kept": 1,
         "other_partitions": 1,
-        "no_partition": 2,
+        "no_partition": 3,
         "rejected": 0,
         "unusable": 0,
     }
+    (made,) = result.asset_materializations_for_node("recordings")
+    assert "2235 Q1 has not begun: correct the dates at the source" in made.metadata["in_no_partition"].value
 
 
 def test_a_source_that_is_not_there_is_one_sentence(ingest: Any, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ from evaluation.corpus.suite import Expectation, run_suites
 from evaluation.corpus.validation import CorpusValidation, ExpectationOutcome
 from speech.audio.decode import SAMPLE_RATE, AudioError, probe
 from speech.corpus.manifest import SPLITS, Utterance, quarter_of, quarter_title
-from speech.corpus.normalize import DELIVERED, MARKERS, MAX_DURATION_S, MIN_DURATION_S
+from speech.corpus.normalize import CONTRADICTION, DELIVERED, DUPLICATE, MARKERS, MAX_DURATION_S, MIN_DURATION_S
 from speech.markers import DEFAULT_MARKERS
 from speech.settings import Section, Share
 from speech.text import normalize, speech_rate, spoken_length, unexpected_characters, words_of
@@ -227,7 +227,8 @@ def _judgements(
         return UNKNOWN
     delivered = rows + sum(rejected.values())
     in_source = delivered / max(1 - unreadable_share, 1e-9)
-    twins = table["digest"].count() - table["digest"].nunique() + rejected.get("duplicate", 0)
+    twins = table["digest"].count() - table["digest"].nunique()
+    twins += rejected.get(DUPLICATE, 0) + rejected.get(CONTRADICTION, 0)
     foreign = (table["unexpected_characters"] != "").sum() + rejected.get("charset", 0)
     pace = table["characters_per_second"]
     odd = ((pace < settings.min_speech_rate) | (pace > settings.max_speech_rate)).to_numpy()
@@ -405,7 +406,10 @@ def _about_partition(settings: CorpusSettings, judged: Mapping[str, Judgement]) 
             0,
             blocking=settings.split == "speaker",
         ),
-        whole("duplicate_share", "The same audio again counts twice: ask the source why it delivered it twice."),
+        whole(
+            "duplicate_share",
+            "The same audio again counts twice, or says two things: ask the source why it delivered it twice.",
+        ),
         whole(
             "text_charset",
             "Foreign characters are another language, markup or a broken encoding; digits and signs count where they "

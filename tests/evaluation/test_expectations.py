@@ -178,6 +178,7 @@ def test_most_rows_in_quarantine_stop_the_partition(corpus, check):
 def test_what_was_left_out_counts_towards_its_own_limit(corpus, check):
     """Selection takes duplicates and foreign scripts out before the checks look: their shares are of the delivery."""
     assert failed(check(corpus, rejected={"duplicate": 24})) == {"duplicate_share"}
+    assert failed(check(corpus, rejected={"duplicate": 12, "contradiction": 12})) == {"duplicate_share"}
     assert failed(check(corpus, rejected={"charset": 24})) == {"text_charset"}
     assert failed(check(corpus, rejected={"duplicate": 1, "charset": 1})) == set()
 

@@ -38,6 +38,37 @@ def sorted_out(rows: object) -> tuple[list[Utterance], list[RejectedRow]]:
     )
 
 
+def test_a_refused_row_says_where_it_belongs_as_far_as_it_is_known(tmp_path: Path) -> None:
+    """So that it costs no other language and no other quarter."""
+    known = Defaults(language="en-US", recorded_at=DAY, speaker="somebody")
+    (tmp_path / "t.tsv").write_text(
+        "path\ttext\tdate\tlang\na.wav\t\t2024-10-01\tGerman\nb.wav\t\t\t\ntorn\nc.wav\t\t?\t?\n"
+    )
+    lines = [{"audio": "a.wav", "date": "2024-10-01", "lang": "de"}, {"audio": "a.wav"}, {"date": "?", "lang": "?"}]
+    (tmp_path / "n.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    (tmp_path / "wav.scp").write_text("a sox a.wav |\nb b.wav |\nc |\n")
+    (tmp_path / "text").write_text("a HELLO\n")
+    (tmp_path / "utt2lang").write_text("a de\nc ?\n")
+    (tmp_path / "utt2date").write_text("a 2024-10-01\nc ?\n")
+    (tmp_path / "recordings.jsonl").write_text("")
+    spoken = [
+        {"id": "a", "language": "de", "custom": {"recorded_at": "2024-10-01"}, "recording_id": "r"},
+        {"id": "b", "recording_id": "r"},
+        {"id": "c", "language": "?", "custom": {"recorded_at": "?"}, "recording_id": "r"},
+    ]
+    (tmp_path / "supervisions.jsonl").write_text("\n".join(json.dumps(line) for line in spoken))
+    own, of_source, unknown = ("2024-10", "de"), ("2024-04", "en"), ("", "")
+    for rows, expected in (
+        (import_table(tmp_path / "t.tsv", known), [own, of_source, of_source, unknown]),
+        (import_nemo(tmp_path / "n.jsonl", known), [own, of_source, unknown]),
+        (import_kaldi(tmp_path, known), [own, of_source, unknown]),
+        (import_lhotse(tmp_path / "supervisions.jsonl", known), [own, of_source, unknown]),
+        (import_table(tmp_path / "t.tsv", Defaults()), [own, unknown, unknown, unknown]),
+    ):
+        good, bad = sorted_out(rows)
+        assert (good, [(row.quarter, row.language) for row in bad]) == ([], expected)
+
+
 class TestKaldi:
     @pytest.fixture
     def directory(self, tmp_path: Path) -> Path:

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from urllib.parse import unquote, urlparse
 
 from speech.corpus.lookup import Lookup
-from speech.corpus.manifest import RejectedRow, Utterance, age_band
+from speech.corpus.manifest import RejectedRow, Utterance, age_band, quarter_of
 from speech.corpus.rows import (
     PathLike,
     as_channel,
@@ -171,6 +171,20 @@ class Intake:
             row=number,
         )
 
+    def refused(
+        self,
+        source: Path,
+        number: int,
+        reason: str,
+        identity: str | None = None,
+        cells: Mapping[str, Any] | None = None,
+    ) -> RejectedRow:
+        """A row that is refused, with the quarter and the language of its cells, or else of its source."""
+        said, default = cells or {}, self.defaults
+        quarter = _known(lambda date: quarter_of(parse_date(date)), said.get("recorded_at"), default.recorded_at)
+        language = _known(lambda tag: _language(tag)[0], said.get("language"), default.language)
+        return RejectedRow(str(source), number, reason, identity or None, quarter, language)
+
     def locate(self, location: str) -> str:
         """The audio's absolute path, or its URI. Raises ValueError for what would have to be run or unpacked."""
         if location.endswith("|") or location.startswith("|"):
@@ -209,6 +223,15 @@ class Intake:
         if taken:
             raise ValueError(f"the audio '{location}' comes twice; the first row counts")
         return identity
+
+
+def _known(meant: Callable[[str], str], cell: Any, default: Any) -> str:
+    """What a cell, or the default where it is empty, means; empty where it means nothing."""
+    try:
+        said = cell_text(cell) or str(default or "")
+        return meant(said) if said else ""
+    except ValueError:
+        return ""
 
 
 def _missing(what: str, default: str) -> NoReturn:

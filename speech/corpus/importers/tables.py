@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from speech.corpus.importers.intake import COLUMN_ALIASES, Imported, Intake, column_of
-from speech.corpus.manifest import RejectedRow
 from speech.corpus.rows import BadLine, ManifestError, PathLike, numbered_lines, reason_of
 from speech.corpus.sources import Defaults
 
@@ -80,7 +79,7 @@ def _import_columns(table: Path, base: Path, defaults: Defaults, extension: str 
     intake = Intake(defaults, base)
     for number, cells in _records(lines, delimiter, len(columns)):
         if isinstance(cells, BadLine):
-            yield RejectedRow(str(table), number, cells.reason)
+            yield intake.refused(table, number, cells.reason)
             continue
         row = {column: cell for column, cell in zip(columns, cells, strict=True) if column}
         if extension and row["audio"] and not os.path.splitext(row["audio"])[1]:
@@ -88,7 +87,7 @@ def _import_columns(table: Path, base: Path, defaults: Defaults, extension: str 
         try:
             yield intake.utterance(row, number)
         except ValueError as error:
-            yield RejectedRow(str(table), number, reason_of(error), row.get("id") or None)
+            yield intake.refused(table, number, reason_of(error), row.get("id"), row)
 
 
 def _columns(table: Path, header: str, delimiter: str) -> list[str]:

@@ -436,7 +436,7 @@ class TestTable:
     @pytest.mark.parametrize(
         ("content", "reason"),
         [
-            (b"", "no column path"),
+            (b"", "names no column path; the first row must name the columns: there is none"),
             (b"path\tspeaker\n", "no column text"),
             (b"a.wav,hello\n", "names no column path; the first row must name the columns: 'a.wav,hello'"),
             (b"path\tfile\ttext\n", "path and file for the same thing"),

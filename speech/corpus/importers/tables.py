@@ -102,8 +102,8 @@ def _columns(table: Path, header: str, delimiter: str) -> list[str]:
     for needed in ("audio", "text"):
         if needed not in columns:
             what = COLUMN_ALIASES[needed][0]
-            shown = header if len(header) <= 60 else f"{header[:60]}..."
-            raise ManifestError(table, 1, f"names no column {what}; the first row must name the columns: {shown!r}")
+            shown = repr(header if len(header) <= 60 else f"{header[:60]}...") if header else "there is none"
+            raise ManifestError(table, 1, f"names no column {what}; the first row must name the columns: {shown}")
     for column in set(columns) - {""}:
         if columns.count(column) > 1:
             twice = [name for name, known in zip(names, columns, strict=True) if known == column]

@@ -1,6 +1,7 @@
 """Rows of validated manifests as training reads them: one split, located, normalised, decoded into memory."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,9 +38,13 @@ def read_split(manifests: Sequence[str | Path], split: Split, language: str, sto
     utterances: list[Utterance] = []
     texts: list[str] = []
     left_out = {"no text": 0, "other language": 0}
+    languages: Counter[str] = Counter()  # of the split's rows in another language
     digests: dict[str, str] = {}
     seen: dict[str, int] = {}
     speakers: set[str] = set()
+    wanted = primary_language(language)
+    if wanted is None:
+        raise TrainingError(f"'{language}' is not a language: write its tag, such as en or de.")
     if not manifests:
         raise TrainingError(f"No {split} manifest was given: name at least one.")
     for manifest in manifests:
@@ -52,8 +57,9 @@ def read_split(manifests: Sequence[str | Path], split: Split, language: str, sto
                 speakers.add(row.speaker)
                 if row.split != split:
                     continue
-                if primary_language(row.language) != primary_language(language):
+                if primary_language(row.language) != wanted:
                     left_out["other language"] += 1
+                    languages[row.language] += 1
                     continue
                 text = normalize(row.text, language)
                 if not text:
@@ -70,16 +76,25 @@ def read_split(manifests: Sequence[str | Path], split: Split, language: str, sto
         where = ", ".join(map(str, manifests))
         if not speakers:
             raise TrainingError(f"No {split} rows in {where}: the partition is empty.")
-        if len(speakers) == 1:
+        if len(speakers) == 1 and not any(left_out.values()):
             raise TrainingError(
                 f"No {split} rows in {where}: a single speaker ('{min(speakers)}') leaves nobody else to measure on;"
                 " add recordings of at least two more speakers."
             )
-        reasons = ", ".join(f"{count} with {reason}" for reason, count in left_out.items() if count)
+        if languages:
+            held = ", ".join(f"{count} in '{name}'" for name, count in languages.most_common())
+            wordless = f" and {left_out['no text']} without a word" if left_out["no text"] else ""
+            raise TrainingError(
+                f"No {split} rows in '{language}' in {where}, but {held}{wordless}:"
+                " name their language, or manifests in this one."
+            )
+        if left_out["no text"]:
+            raise TrainingError(
+                f"No {split} rows with words in {where}: none of its {left_out['no text']} transcripts has a word that"
+                f" '{language}' is written in; look at the texts, and at their language."
+            )
         raise TrainingError(
-            f"No {split} rows in {where}"
-            + (f" ({reasons})" if reasons else "")
-            + f": none of its {len(speakers)} speakers is in the {split} split; add speakers."
+            f"No {split} rows in {where}: none of its {len(speakers)} speakers is in the {split} split; add speakers."
         )
     return SplitRows(tuple(utterances), tuple(texts), left_out, digests, store)
 

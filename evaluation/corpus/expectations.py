@@ -7,7 +7,7 @@ Expectations, whose Data Docs say what was expected, found, and why it matters.
 
 - Blocking expectations stop the partition. Drift against the previous quarter only warns, as quarters may differ; it
   blocks where it is so large that the source itself must be another one.
-- A partition without a row fails everything: nothing about it is known.
+- A partition without a row fails for that, and is judged by nothing else: nothing more about it is known.
 - A figure that varies by chance is held against a limit that good partitions of any size meet: the rate at which any
   of them fails, `false_alarm_rate`, is shared among these checks (CHANCE). Each says beside it what it finds in 95 %,
   and one that could find nothing in so few rows says that it was not judged.
@@ -39,7 +39,7 @@ from evaluation.corpus.suite import Expectation, run_suites
 from evaluation.corpus.validation import CorpusValidation, ExpectationOutcome
 from speech.audio.decode import SAMPLE_RATE, AudioError, probe
 from speech.corpus.manifest import SPLITS, Utterance, quarter_of, quarter_title
-from speech.corpus.normalize import DELIVERED, MARKERS, MAX_DURATION_S, MIN_DURATION_S
+from speech.corpus.normalize import CONTRADICTION, DELIVERED, DUPLICATE, MARKERS, MAX_DURATION_S, MIN_DURATION_S
 from speech.markers import DEFAULT_MARKERS
 from speech.settings import Section, Share
 from speech.text import normalize, speech_rate, spoken_length, unexpected_characters, words_of
@@ -227,7 +227,8 @@ def _judgements(
         return UNKNOWN
     delivered = rows + sum(rejected.values())
     in_source = delivered / max(1 - unreadable_share, 1e-9)
-    twins = table["digest"].count() - table["digest"].nunique() + rejected.get("duplicate", 0)
+    twins = table["digest"].count() - table["digest"].nunique()
+    twins += rejected.get(DUPLICATE, 0) + rejected.get(CONTRADICTION, 0)
     foreign = (table["unexpected_characters"] != "").sum() + rejected.get("charset", 0)
     pace = table["characters_per_second"]
     odd = ((pace < settings.min_speech_rate) | (pace > settings.max_speech_rate)).to_numpy()
@@ -405,7 +406,10 @@ def _about_partition(settings: CorpusSettings, judged: Mapping[str, Judgement]) 
             0,
             blocking=settings.split == "speaker",
         ),
-        whole("duplicate_share", "The same audio again counts twice: ask the source why it delivered it twice."),
+        whole(
+            "duplicate_share",
+            "The same audio again counts twice, or says two things: ask the source why it delivered it twice.",
+        ),
         whole(
             "text_charset",
             "Foreign characters are another language, markup or a broken encoding; digits and signs count where they "
@@ -469,6 +473,15 @@ def _expectations(
     return expectations
 
 
+def _said_of_nothing(expectation: Expectation, rejected: Mapping[str, int]) -> Expectation:
+    """The expectation of at least a row, with what became of those that were delivered."""
+    if not any(rejected.values()):
+        return expectation
+    codes = ", ".join(f"{count} for {code}" for code, count in sorted(rejected.items(), key=lambda each: -each[1]))
+    explanation = f"All {sum(rejected.values())} rows went to quarantine ({codes}): read the reasons there."
+    return replace(expectation, explanation=explanation)
+
+
 def catalogue(settings: CorpusSettings) -> tuple[tuple[str, bool, str], ...]:
     """Name, whether it blocks, and explanation of every expectation, in the order of the outcomes."""
     return tuple(
@@ -510,6 +523,9 @@ def validate(
     }
     expectations = _expectations(quarter, language, settings, judged)
     untold = {name: judgement.untold for name, judgement in judged.items() if judgement.untold}
+    if not rows:
+        untold = {each.name: "there is no row" for each in expectations if each.name != "rows"}
+        expectations = [_said_of_nothing(each, rejected) if each.name == "rows" else each for each in expectations]
     title = f"{language} {quarter_title(quarter)}"
     told = [expectation for expectation in expectations if expectation.name not in untold]
     results = run_suites(told, table, measures, title, quarter, docs_dir)
@@ -520,7 +536,7 @@ def validate(
         outcomes.append(
             ExpectationOutcome(
                 name=each.name,
-                passed=success and bool(rows),
+                passed=success,
                 blocking=each.blocking,
                 observed=observed if rows else "no rows",
                 limit=each.limit,

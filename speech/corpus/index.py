@@ -32,7 +32,7 @@ from speech.corpus.manifest import RejectedRow, Utterance, quarter_of, read_mani
 from speech.corpus.rows import ManifestError, is_uri, numbered_objects
 from speech.store.outputs import DataStore, StoreError, write_json
 
-EDITION = 3  # counted up when an importer reads rows otherwise, or the index keeps them otherwise
+EDITION = 5  # counted up when an importer reads rows otherwise, or the index keeps them otherwise
 ASSET = "source_index"
 SUMMARY = "index.json"
 REJECTED = "rejected.jsonl"
@@ -45,7 +45,7 @@ class SourceIndex:
 
     folder: Path
     counts: Mapping[tuple[str, str], int]  # rows by quarter and language
-    rejected: int  # rows that no importer could read, so that nobody knows whose they are
+    rejected: int  # rows that no importer could read
     source: tuple[str, str, Defaults]  # kind, path, and what its rows do not say
 
     @property
@@ -59,7 +59,7 @@ class SourceIndex:
             yield from read_manifest(self.folder / _file_of(quarter, language))
 
     def rejections(self) -> Iterator[RejectedRow]:
-        """The rows that no importer could read."""
+        """The rows that no importer could read, with what is known of where they belong."""
         for _, row in numbered_objects(self.folder / REJECTED):
             if isinstance(row, dict):
                 yield RejectedRow(**row)

@@ -115,6 +115,8 @@ class RejectedRow:
     row: int  # counted from 1; 0 where the fault is a missing row
     reason: str
     id: str | None = None
+    quarter: str = ""  # that it belongs to; "" where it does not say, and may be of any
+    language: str = ""  # likewise
 
 
 def row_line(utterance: Utterance) -> bytes:

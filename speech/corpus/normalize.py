@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from itertools import groupby
+from itertools import chain, groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,8 @@ AUDIO_FOLDER = "audio"
 MANIFEST = "manifest.jsonl"
 QUARANTINE = "quarantine.jsonl"
 NO_SUCH_CHANNEL = "no-such-channel"
+DUPLICATE = "duplicate"  # its audio is in another row, which is kept
+CONTRADICTION = "contradiction"  # its audio is in another row that says something else of it
 MARKERS = "markers"  # attribute of a selected row: what its transcript held that was not said
 SOURCE_DIGEST = "source_digest"  # attribute of a normalised row: SHA-256 of the file it came from
 DELIVERED = "delivered"  # attribute of a row: its place among those that the source listed for the partition, from 0
@@ -249,19 +251,24 @@ def select_utterances(
 
     What matches `markers` (regular expressions) is taken out of the transcripts; the attribute `markers` keeps it.
     Refused are: audio too short or too long, no words in the transcript, characters that the language's scoring form
-    does not know or no reading makes words of, and audio that another row of the partition holds already.
+    does not know or no reading makes words of, and audio that another row of the partition holds already. Where rows of
+    one audio say different things of it, in their words or of the speaker, none is kept: which is right is not known.
     """
     kept: list[Utterance] = []
     quarantined: list[Quarantined] = []
-    seen: dict[str, str] = {}
+    usable: list[Utterance] = []
     for row in sorted((_without_markers(row, markers) for row in rows), key=lambda r: r.id):
-        problem = _problem(row, language, min_duration_s, max_duration_s, seen)
-        if problem:
+        if problem := _problem(row, language, min_duration_s, max_duration_s):
             quarantined.append(Quarantined(row.id, row.audio, *problem))
         else:
-            seen[row.digest] = row.id
+            usable.append(row)
+    repeated = _repeated(usable, language)
+    for row in usable:
+        if row.id in repeated:
+            quarantined.append(Quarantined(row.id, row.audio, *repeated[row.id]))
+        else:
             kept.append(row)
-    return Sorted(tuple(kept), tuple(quarantined))
+    return Sorted(tuple(kept), tuple(sorted(quarantined, key=lambda q: q.id)))
 
 
 def _without_markers(row: Utterance, markers: Sequence[str]) -> Utterance:
@@ -269,7 +276,8 @@ def _without_markers(row: Utterance, markers: Sequence[str]) -> Utterance:
     return replace(row, text=text, attributes={**row.attributes, MARKERS: " ".join(found)}) if found else row
 
 
-def _problem(row: Utterance, language: str, min_s: float, max_s: float, seen: dict[str, str]) -> tuple[str, str] | None:
+def _problem(row: Utterance, language: str, min_s: float, max_s: float) -> tuple[str, str] | None:
+    """The code and the reason why a row by itself is not fit to train and test on; None where it is."""
     duration_s = row.duration_s or 0.0
     if not min_s <= duration_s <= max_s:
         return "duration", f"{duration_s:.2f} s is outside {min_s:g}-{max_s:g} s: segment the recording"
@@ -283,7 +291,34 @@ def _problem(row: Utterance, language: str, min_s: float, max_s: float, seen: di
             f"the transcript has characters that '{language}' does not use or that cannot be read aloud ({shown}): "
             "correct it, or write numbers and signs in words"
         )
-    twin = seen.get(row.digest)
-    if twin is not None:
-        return "duplicate", f"the same audio is already in the partition as '{twin}': drop one of the two rows"
     return None
+
+
+def _repeated(rows: Iterable[Utterance], language: str) -> dict[str, tuple[str, str]]:
+    """The code and the reason, by its id, of each row that is not kept beside others of the same audio."""
+    said: dict[str, dict[tuple[str, str], list[str]]] = {}  # by audio: the ids of those who say the same of it
+    for row in rows:
+        claims = said.setdefault(row.digest, {})
+        claims.setdefault((normalize(row.text, language), row.speaker), []).append(row.id)
+    found: dict[str, tuple[str, str]] = {}
+    for claims in said.values():
+        texts, speakers = zip(*claims, strict=True)
+        differ = " or ".join(
+            name for name, values in (("transcript", texts), ("speaker", speakers)) if len(set(values)) > 1
+        )
+        for claim, ids in claims.items():
+            if differ:
+                others = islice(chain.from_iterable(twins for other, twins in claims.items() if other != claim), 4)
+                found.update(dict.fromkeys(ids, (CONTRADICTION, _contradiction(differ, list(others)))))
+            elif ids[1:]:
+                reason = f"the same audio is already in the partition as '{ids[0]}': drop one of the two rows"
+                found.update(dict.fromkeys(ids[1:], (DUPLICATE, reason)))
+    return found
+
+
+def _contradiction(differ: str, others: Sequence[str]) -> str:
+    named = ", ".join(f"'{other}'" for other in others[:3]) + (" and others" if others[3:] else "")
+    return (
+        f"the same audio is in the partition as {named} with another {differ}, and which is right is not known: drop "
+        "the wrong rows at the source"
+    )

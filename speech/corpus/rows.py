@@ -20,6 +20,23 @@ SPLITS = ("train", "dev", "test")
 MAX_LINE = 4 * 2**20  # a transcript row is a few hundred bytes; a longer "line" is a file of another kind
 ROUNDED_S = 0.001  # less than what is left below zero where times were subtracted
 EARLIEST_DATE = dt.date(1900, 1, 1)
+_BINARY = re.compile(rb"[\x00-\x08\x0e-\x1f]")  # in the first bytes of a file that is no text
+_WORKBOOK = "is an Excel workbook; save its sheet as CSV"
+_FIRST_BYTES = {
+    b"PK\x03\x04": "is a ZIP archive; unpack it",
+    b"\xd0\xcf\x11\xe0": _WORKBOOK,  # of before 2007
+    b"PAR1": "is a Parquet file; write its rows as CSV or JSON lines",
+    b"ARROW1": "is an Arrow file; write its rows as CSV or JSON lines",
+    b"SQLite format 3": "is an SQLite database; write its rows as CSV or JSON lines",
+    b"\x1f\x8b": "is compressed with gzip; let its name end in .gz, or unpack it",
+    b"BZh": "is compressed with bzip2; unpack it",
+    b"\xfd7zXZ": "is compressed with xz; unpack it",
+    b"\x28\xb5\x2f\xfd": "is compressed with zstd; unpack it",
+    b"RIFF": "is audio; give the manifest of transcripts",
+    b"fLaC": "is audio; give the manifest of transcripts",
+    b"OggS": "is audio; give the manifest of transcripts",
+    b"ID3": "is audio; give the manifest of transcripts",
+}
 _NOT_UTF_8 = re.compile("[\udc80-\udcff]")  # how Python decodes a byte that is no part of a character
 
 PathLike = str | os.PathLike[str]
@@ -49,9 +66,14 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, "str | BadLine"]]:
 
     The text is UTF-8, or UTF-16 that says so in its first two bytes. Lines end as on Unix or on Windows, or as on a
     Macintosh of old where the file knows no other end.
+
+    Raises ManifestError for a file that is missing, damaged or, by its first bytes, no text.
     """
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+            if what := _not_text(file.read(2048), path.suffix):
+                raise ManifestError(path, None, what)
+            file.seek(0)
             text = _decoded(cast(BinaryIO, file))
             number = 0
             while line := text.readline(MAX_LINE):
@@ -70,6 +92,16 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, "str | BadLine"]]:
         raise ManifestError(path, None, "is UTF-16 by its first bytes, but damaged; save it as UTF-8") from None
     except (OSError, EOFError) as error:  # EOFError and BadGzipFile: a damaged .gz
         raise ManifestError(path, None, f"cannot be read ({reason_of(error)})") from error
+
+
+def _not_text(first: bytes, suffix: str) -> str:
+    """What a file is that begins with these bytes, and what to do with it; empty where it may be text."""
+    if not _BINARY.search(first[:64]):
+        return ""
+    parts = re.search(rb"\[Content_Types\]\.xml|docProps/|xl/|opendocument\.spreadsheet", first)
+    if first.startswith(b"PK") and (parts or suffix.lower() in (".xlsx", ".xlsm", ".ods")):
+        return _WORKBOOK
+    return next((what for mark, what in _FIRST_BYTES.items() if first.startswith(mark)), "")
 
 
 def _decoded(file: BinaryIO) -> io.TextIOWrapper:

@@ -4,7 +4,7 @@ import json
 import shutil
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -161,29 +161,39 @@ def recordings(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
     """
     quarter, language = quarter_and_language(context)
     found: dict[str, Utterance] = {}
-    rejected: list[RejectedRow] = []  # rows that no importer could read: they may be of any partition
+    rejected: list[RejectedRow] = []  # rows that no importer could read, which may be of this partition or of others
     unusable: list[RejectedRow] = []  # rows of this partition
+    places: Counter[tuple[str, str]] = Counter()  # all rows, by as much as is known of their quarter and language
     nowhere: Counter[str] = Counter()  # rows that no partition of this deployment takes, by why
     read = elsewhere = 0
     try:
         for source in workspace.settings.sources:
             index = source_index(source, workspace, quarter, language)
             read += index.read
-            rejected += index.rejections()
+            places.update(index.counts)
+            for row in index.rejections():
+                place = row.quarter, row.language
+                places[place] += 1
+                if why := _outside(*place, workspace):
+                    nowhere[why] += 1
+                elif row.quarter not in ("", quarter) or row.language not in ("", language):
+                    elsewhere += 1
+                else:
+                    (unusable if place == (quarter, language) else rejected).append(row)
             for partition, count in index.counts.items():
                 if why := _outside(*partition, workspace):
                     nowhere[why] += count
                 elif partition != (quarter, language):
                     elsewhere += count
             refused: list[RejectedRow] = []
-            for row in with_audio(index.rows(quarter, language)):
-                if isinstance(row, RejectedRow):
-                    refused.append(row)
-                elif row.id in found:
-                    why = f"id '{row.id}' is also in another source: give one of the two rows another id"
-                    refused.append(RejectedRow(row.audio, 0, why, row.id))
+            for heard in with_audio(index.rows(quarter, language)):
+                if isinstance(heard, RejectedRow):
+                    refused.append(heard)
+                elif heard.id in found:
+                    why = f"id '{heard.id}' is also in another source: give one of the two rows another id"
+                    refused.append(RejectedRow(heard.audio, 0, why, heard.id))
                 else:
-                    found[row.id] = row
+                    found[heard.id] = heard
             unusable += index.placed(refused)
     except ManifestError as unreadable:
         raise dg.Failure(f"a source cannot be read: {unreadable}", allow_retries=False) from unreadable
@@ -197,7 +207,7 @@ def recordings(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
         for place, row in enumerate(found.values())
     )
     rows = sorted(listed, key=lambda row: row.id)
-    refusals = tuple(map(quarantined, (*unusable, *rejected)))
+    refusals = tuple(map(quarantined, sorted((*unusable, *rejected), key=lambda row: (row.source, row.row))))
     counts = {
         "read": read,
         "kept": len(rows),
@@ -208,7 +218,7 @@ def recordings(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
     }
     with workspace.store.replace("recordings", quarter, language) as staging:
         Sorted(tuple(rows), refusals).write(staging.path)
-        write_json(staging.path / COUNTS, counts)
+        write_json(staging.path / COUNTS, {**counts, "unread_share": _unread_share(places, quarter, language)})
     published = staging.published
     return dg.MaterializeResult(
         metadata={
@@ -443,11 +453,16 @@ def _synthetic_rows(workspace: Workspace, language: str, rows: Sequence[Utteranc
 
 
 def _outside(quarter: str, language: str, workspace: Workspace) -> str | None:
-    """Why no partition of this deployment takes rows of a quarter and language; None where one does."""
-    if language not in workspace.settings.languages:
+    """Why no partition of this deployment takes rows of a quarter and language, "" where it is not known which.
+
+    None where one does, or may.
+    """
+    if language and language not in workspace.settings.languages:
         return f"language '{language}' is not in `languages`"
-    if quarter < workspace.settings.first_quarter:
+    if quarter and quarter < workspace.settings.first_quarter:
         return f"{quarter_title(quarter)} is before `first_quarter`"
+    if quarter > workspace.grid.running_quarter():
+        return f"{quarter_title(quarter)} has not begun: correct the dates at the source"
     return None
 
 
@@ -459,13 +474,27 @@ def _why_empty(quarter: str, language: str, read: int, rejected: Sequence[Quaran
     return f"no row of {read:,} can be used for {quarter} in '{language}'; {len(rejected):,} were refused: {reasons}"
 
 
-def _unreadable_share(workspace: Workspace, quarter: str, language: str) -> float:
-    """Share of a partition's rows that cannot be read or used.
+def _unread_share(places: Mapping[tuple[str, str], int], quarter: str, language: str) -> float:
+    """Share of a partition's rows that no importer could read, of those that do not say that they are of it.
 
-    Nobody knows whose the rows are that no importer could read: they count in every partition as in the whole.
+    Nobody knows whose they are: those that name neither quarter nor language count in every partition as in the whole,
+    those that name one of the two as in all rows of that quarter or language.
     """
+    read = 1.0
+    for own_quarter, own_language in (("", ""), (quarter, ""), ("", language)):
+        among = sum(
+            count
+            for place, count in places.items()
+            if (not own_quarter or place[0] == own_quarter) and (not own_language or place[1] == own_language)
+        )
+        read *= 1 - places.get((own_quarter, own_language), 0) / max(1, among)
+    return 1 - read
+
+
+def _unreadable_share(workspace: Workspace, quarter: str, language: str) -> float:
+    """Share of a partition's rows that cannot be read or used."""
     counts = json.loads(workspace.store.current("recordings", quarter, language).read(COUNTS))
-    unread = counts["rejected"] / max(1, counts["read"])
+    unread = counts.get("unread_share", counts["rejected"] / max(1, counts["read"]))
     unusable = counts.get("unusable", 0) / max(1, counts.get("unusable", 0) + counts["kept"])
     return float(unread + (1 - unread) * unusable)
 

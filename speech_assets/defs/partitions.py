@@ -15,6 +15,7 @@ import dagster as dg
 
 from deployment.batch.settings import HOUR_FORMAT
 from deployment.settings import Settings
+from speech.corpus.manifest import quarter_of
 
 CPU_POOL = "cpu"  # whatever keeps a core busy and is no training
 
@@ -109,6 +110,10 @@ class Grid:
         """The key before `quarter`, or None for the first."""
         window = self.window_ending(quarter, 2)
         return window[0] if len(window) == 2 else None
+
+    def running_quarter(self) -> str:
+        """Key of the quarter that has begun and not ended, by UTC."""
+        return quarter_of(datetime.now(UTC).date())
 
     def latest_closed_quarter(self, now: datetime | None = None) -> str | None:
         """Key of the newest quarter that has ended by `now` (UTC; the present by default); None before the first."""

@@ -178,6 +178,7 @@ def test_most_rows_in_quarantine_stop_the_partition(corpus, check):
 def test_what_was_left_out_counts_towards_its_own_limit(corpus, check):
     """Selection takes duplicates and foreign scripts out before the checks look: their shares are of the delivery."""
     assert failed(check(corpus, rejected={"duplicate": 24})) == {"duplicate_share"}
+    assert failed(check(corpus, rejected={"duplicate": 12, "contradiction": 12})) == {"duplicate_share"}
     assert failed(check(corpus, rejected={"charset": 24})) == {"text_charset"}
     assert failed(check(corpus, rejected={"duplicate": 1, "charset": 1})) == set()
 
@@ -192,11 +193,20 @@ def test_a_wrong_sample_rate_or_a_file_that_is_no_audio_is_caught(corpus, check,
         assert failed(check(at(corpus, 0, audio=str(path)))) == {"sample_rate"}
 
 
-def test_a_partition_without_rows_fails_everything_and_crashes_nothing(corpus, check):
-    found = check([])
-    assert not any(outcome.passed for outcome in found.outcomes)
-    assert found.docs.is_file()
+def test_a_partition_without_rows_is_refused_for_that_and_for_nothing_else(corpus, check):
+    """Advice about duplicates and drift would send people looking for what is not there."""
+    for previous in (None, profile_corpus(corpus, language="en", quarter="2024-01")):
+        found = check([], previous=previous)
+        assert (failed(found), found.failed, found.passed) == ({"rows"}, ("rows",), False)
+        others = [outcome for outcome in found.outcomes if outcome.name != "rows"]
+        assert {outcome.explanation for outcome in others} == {"Not judged: there is no row."}
+        assert "Not judged: there is no row." in found.docs.read_text()
     assert [outcome.name for outcome in found.outcomes] == [outcome.name for outcome in check(corpus).outcomes]
+
+
+def test_of_a_partition_that_went_to_quarantine_the_reasons_are_counted(check):
+    (rows,) = (each for each in check([], rejected={"duration": 2, "charset": 5}).outcomes if each.name == "rows")
+    assert rows.explanation == "All 7 rows went to quarantine (5 for charset, 2 for duration): read the reasons there."
 
 
 def test_single_commands_are_not_refused_for_being_equally_long(corpus, check):

@@ -185,6 +185,33 @@ def test_rows_that_cannot_be_trained_on_are_quarantined_each_for_its_reason(tmp_
     }
 
 
+def test_rows_that_say_different_things_of_one_audio_are_all_out() -> None:
+    """By the order of their ids the wrong one would be learnt as often as the right one."""
+    rows = [
+        row("a", "x.flac", duration_s=1.0, digest="1", text="Good morning.", speaker="anna"),
+        row("b", "x.flac", duration_s=1.0, digest="1", text="good evening", speaker="anna"),
+        row("c", "x.flac", duration_s=1.0, digest="1", text="good morning", speaker="anna"),
+        row("d", "x.flac", duration_s=1.0, digest="2", text="see you", speaker="anna"),
+        row("e", "x.flac", duration_s=1.0, digest="2", text="See you!", speaker="ben"),
+        row("f", "x.flac", duration_s=1.0, digest="3", text="bye", speaker="anna"),
+        row("g", "x.flac", duration_s=1.0, digest="3", text="Bye.", speaker="anna"),
+        row("h", "x.flac", duration_s=1.0, digest="3", text="...", speaker="anna"),
+    ]
+    outcome = select_utterances(rows, "en")
+    assert [kept.id for kept in outcome.kept] == ["f"]
+    assert [(q.id, q.code, q.reason.split(",")[0].split(":")[0]) for q in outcome.quarantined] == [
+        ("a", "contradiction", "the same audio is in the partition as 'b' with another transcript"),
+        ("b", "contradiction", "the same audio is in the partition as 'a'"),
+        ("c", "contradiction", "the same audio is in the partition as 'b' with another transcript"),
+        ("d", "contradiction", "the same audio is in the partition as 'e' with another speaker"),
+        ("e", "contradiction", "the same audio is in the partition as 'd' with another speaker"),
+        ("g", "duplicate", "the same audio is already in the partition as 'f'"),
+        ("h", "no-words", outcome.quarantined[-1].reason.split(":")[0]),
+    ]
+    assert "as 'a', 'c' with another transcript, and which is right is not known" in outcome.quarantined[1].reason
+    assert select_utterances(rows[::-1], "en") == outcome
+
+
 def test_markers_are_taken_out_and_kept_apart() -> None:
     """`[noise]` was not said: as a word it would be learnt."""
     rows = [

@@ -4,6 +4,7 @@ import datetime as dt
 import gzip
 import json
 import os
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -35,6 +36,37 @@ def sorted_out(rows: object) -> tuple[list[Utterance], list[RejectedRow]]:
         [row for row in everything if isinstance(row, Utterance)],
         [row for row in everything if isinstance(row, RejectedRow)],
     )
+
+
+def test_a_refused_row_says_where_it_belongs_as_far_as_it_is_known(tmp_path: Path) -> None:
+    """So that it costs no other language and no other quarter."""
+    known = Defaults(language="en-US", recorded_at=DAY, speaker="somebody")
+    (tmp_path / "t.tsv").write_text(
+        "path\ttext\tdate\tlang\na.wav\t\t2024-10-01\tGerman\nb.wav\t\t\t\ntorn\nc.wav\t\t?\t?\n"
+    )
+    lines = [{"audio": "a.wav", "date": "2024-10-01", "lang": "de"}, {"audio": "a.wav"}, {"date": "?", "lang": "?"}]
+    (tmp_path / "n.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    (tmp_path / "wav.scp").write_text("a sox a.wav |\nb b.wav |\nc |\n")
+    (tmp_path / "text").write_text("a HELLO\n")
+    (tmp_path / "utt2lang").write_text("a de\nc ?\n")
+    (tmp_path / "utt2date").write_text("a 2024-10-01\nc ?\n")
+    (tmp_path / "recordings.jsonl").write_text("")
+    spoken = [
+        {"id": "a", "language": "de", "custom": {"recorded_at": "2024-10-01"}, "recording_id": "r"},
+        {"id": "b", "recording_id": "r"},
+        {"id": "c", "language": "?", "custom": {"recorded_at": "?"}, "recording_id": "r"},
+    ]
+    (tmp_path / "supervisions.jsonl").write_text("\n".join(json.dumps(line) for line in spoken))
+    own, of_source, unknown = ("2024-10", "de"), ("2024-04", "en"), ("", "")
+    for rows, expected in (
+        (import_table(tmp_path / "t.tsv", known), [own, of_source, of_source, unknown]),
+        (import_nemo(tmp_path / "n.jsonl", known), [own, of_source, unknown]),
+        (import_kaldi(tmp_path, known), [own, of_source, unknown]),
+        (import_lhotse(tmp_path / "supervisions.jsonl", known), [own, of_source, unknown]),
+        (import_table(tmp_path / "t.tsv", Defaults()), [own, unknown, unknown, unknown]),
+    ):
+        good, bad = sorted_out(rows)
+        assert (good, [(row.quarter, row.language) for row in bad]) == ([], expected)
 
 
 class TestKaldi:
@@ -203,6 +235,23 @@ class TestTable:
             ("end", "1.5", (0.0, 1.5)),
             ("start,end", "500,1500", (500.0, 1000.0)),  # thousandths are never guessed
             ("start,end", ",", (0.0, None)),
+            ("Start Time,End Time", "0.5,1.5", (0.5, 1.0)),
+            ("startTime,endTime", "0.5,1.5", (0.5, 1.0)),
+            ("start-time,stop-time", "0.5,1.5", (0.5, 1.0)),
+            ("start_sec,end_secs", "0.5,1.5", (0.5, 1.0)),
+            ("start_seconds,duration_sec", "0.5,1.0", (0.5, 1.0)),
+            ("Start (sec),Duration (sec)", "0.5,1.0", (0.5, 1.0)),
+            ("start [sec],end (seconds)", "0.5,1.5", (0.5, 1.0)),
+            ("start_time_s,end_time_in_seconds", "0.5,1.5", (0.5, 1.0)),
+            ("start ms,end_msec", "500,1500", (0.5, 1.0)),
+            ("start (milliseconds),Duration Millis", "500,1000", (0.5, 1.0)),
+            ("startTimeMs,endTimeMs", "500,1500", (0.5, 1.0)),
+            ("segment_start,utt_end", "0.5,1.5", (0.5, 1.0)),
+            ("audio_offset,segment_duration_ms", "0.5,1000", (0.5, 1.0)),
+            ("tmin,tmax", "0.5,1.5", (0.5, 1.0)),
+            ("start_date,end_reason", "2024-05-31,hung up", (0.0, None)),
+            ("offset_type,duration_category", "none,short", (0.0, None)),
+            ("audio_duration,startup,ending,_end", "7,a,b,c", (0.0, None)),
         ],
     )
     def test_times_are_read_from_any_two_columns(
@@ -211,6 +260,23 @@ class TestTable:
         path = self.table(tmp_path, f"path,text,{header}\na.wav,hi,{row}\n", "metadata.csv")
         (found,), bad = sorted_out(import_table(path, DEFAULTS))
         assert (bad, (found.offset_s, found.duration_s)) == ([], times)
+
+    @pytest.mark.parametrize(
+        "name",
+        ["startSample", "Start Frame", "start (samples)", "end_us", "Duration (min)", "durationHours", "stop [µs]",
+         "segment_start_frames", "begin_hms", "start_timestamp", "end-offset"],
+    )  # fmt: skip
+    def test_a_time_that_cannot_be_read_is_not_passed_over(self, tmp_path: Path, name: str) -> None:
+        """Whole recordings would be learnt as the one sentence that was said somewhere in them."""
+        with pytest.raises(ManifestError, match=re.escape(f"'{name}' is a time in a unit that is not read")):
+            list(import_table(self.table(tmp_path, f"path,text,{name}\na.wav,hi,1\n", "metadata.csv"), DEFAULTS))
+
+    def test_a_column_goes_by_any_spelling_of_its_name(self, tmp_path: Path) -> None:
+        header = "Audio File,Transcript,Speaker ID,Recorded At,spk-Age,ageBand"
+        path = self.table(tmp_path, f"{header}\na.wav,hi,anna,2024-02-01,1,30-44\n", "metadata.csv")
+        (found,), bad = sorted_out(import_table(path, DEFAULTS))
+        assert (bad, found.speaker, found.recorded_at) == ([], "anna", dt.date(2024, 2, 1))
+        assert found.attributes == {"age_band": "30-44"}
 
     @pytest.mark.parametrize(
         ("header", "row", "reason"),
@@ -370,8 +436,9 @@ class TestTable:
     @pytest.mark.parametrize(
         ("content", "reason"),
         [
-            (b"", "no column path"),
+            (b"", "names no column path; the first row must name the columns: there is none"),
             (b"path\tspeaker\n", "no column text"),
+            (b"a.wav,hello\n", "names no column path; the first row must name the columns: 'a.wav,hello'"),
             (b"path\tfile\ttext\n", "path and file for the same thing"),
             ("path\ttext\n".encode("utf-16")[:-1], "UTF-16"),
             (b"path\ttext\x00\n", "NUL"),
@@ -385,6 +452,30 @@ class TestTable:
         """Where no row can be read there is nothing to quarantine, only something to fix."""
         with pytest.raises(ManifestError, match=reason):
             list(import_table(self.table(tmp_path, content), DEFAULTS))
+
+    @pytest.mark.parametrize(
+        ("content", "reason"),
+        [
+            (
+                b"PK\x03\x04\x14\0\x06\0" + bytes(22) + b"[Content_Types].xml",
+                "is an Excel workbook; save its sheet as CSV",
+            ),
+            (b"PK\x03\x04\x14\0\0\0\0" + bytes(21) + b"docProps/app.xml", "is an Excel workbook; save its sheet"),
+            (b"PK\x03\x04\x14\0\x06\0" + bytes(22) + b"transcripts.csv", "is a ZIP archive; unpack it"),
+            (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "is an Excel workbook; save its sheet as CSV"),
+            (b"PAR1\x15\x04\x15\x0c", "is a Parquet file; write its rows as CSV or JSON lines"),
+            (gzip.compress(b"path\ttext\n"), "is compressed with gzip; let its name end in .gz"),
+            (b"RIFF\x24\0\0\0WAVEfmt ", "is audio; give the manifest of transcripts"),
+        ],
+    )
+    def test_a_file_that_is_no_text_is_called_what_it_is(self, tmp_path: Path, content: bytes, reason: str) -> None:
+        for name, importer in (("metadata.csv", import_table), ("metadata.jsonl", import_nemo)):
+            with pytest.raises(ManifestError, match=re.escape(reason)):
+                list(importer(self.table(tmp_path, content, name), DEFAULTS))
+
+    def test_text_that_begins_like_such_a_file_is_text(self, tmp_path: Path) -> None:
+        (row,), bad = sorted_out(import_table(self.table(tmp_path, "PAR1\tpath\ttext\nx\ta.wav\thi\n"), DEFAULTS))
+        assert (bad, row.text) == ([], "hi")
 
     def test_folder_without_table_is_an_error(self, tmp_path: Path) -> None:
         """The message says which names are looked for, or how what is there is read."""

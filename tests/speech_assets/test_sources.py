@@ -59,8 +59,8 @@ def table(folder: Path, rows: Sequence[str], header: str = HEADER, **fields: Any
     return Source(kind="table", path=str(folder), **fields)
 
 
-def counts(result: Any) -> dict[str, int]:
-    found: dict[str, int] = json.loads(
+def counts(result: Any) -> dict[str, float]:
+    found: dict[str, float] = json.loads(
         (result.store.current("recordings", QUARTER, LANGUAGE).path / "counts.json").read_text()
     )
     return found
@@ -124,7 +124,7 @@ def test_a_refused_row_is_named_in_its_table(ingest: Any, tmp_path: Path) -> Non
 
 
 def test_rows_that_no_partition_takes_are_counted(ingest: Any, tmp_path: Path) -> None:
-    """Nothing is dropped silently: not what is too old, nor what is in a language that nobody configured."""
+    """Nothing is dropped silently: not what is too old or yet to come, nor what nobody configured."""
     source = table(
         tmp_path / "a",
         [
@@ -132,17 +132,22 @@ def test_rows_that_no_partition_takes_are_counted(ingest: Any, tmp_path: Path) -
             "b.flac\tgood morning\tanna\t1999-02-01\ten",
             "c.flac\tbonjour\tanna\t2024-02-01\tfr",
             "d.flac\tguten morgen\tanna\t2024-02-01\tde",
+            "e.flac\tgood morning\tanna\t2235-02-01\ten",
         ],
         header=f"{HEADER}\tlanguage",
     )
-    assert counts(ingest([source])) == {
-        "read": 4,
+    result = ingest([source])
+    assert counts(result) == {
+        "read": 5,
         "kept": 1,
         "other_partitions": 1,
-        "no_partition": 2,
+        "no_partition": 3,
         "rejected": 0,
         "unusable": 0,
+        "unread_share": 0.0,
     }
+    (made,) = result.asset_materializations_for_node("recordings")
+    assert "2235 Q1 has not begun: correct the dates at the source" in made.metadata["in_no_partition"].value
 
 
 def test_a_source_that_is_not_there_is_one_sentence(ingest: Any, tmp_path: Path) -> None:
@@ -203,6 +208,46 @@ def test_a_delivery_of_unreadable_rows_does_not_pass_for_its_readable_rest(inges
     check = next(e for e in result.get_asset_check_evaluations() if e.check_name == "rejected_share")
     assert not check.passed
     assert float(check.metadata["observed"].value) == pytest.approx(0.9)
+
+
+def test_rows_that_cannot_be_read_cost_only_the_partitions_that_they_may_be_of(ingest: Any, tmp_path: Path) -> None:
+    """A broken table of German calls is no reason to refuse English."""
+    good = table(tmp_path / "a", [f"{n}.flac\tgood morning\tanna\t2024-02-01" for n in range(4)], language="en")
+    rows = [f"{n}.flac\t\tanna\t2024-02-01" for n in range(90)] + ["90.flac\t\tanna\t1999-02-01", "torn"]
+    german = table(tmp_path / "b", rows, language="de")
+    result = ingest([good, german])
+    assert (counts(result), reasons(result)) == (
+        {
+            "read": 96,
+            "kept": 4,
+            "other_partitions": 91,
+            "no_partition": 1,
+            "rejected": 0,
+            "unusable": 0,
+            "unread_share": 0.0,
+        },
+        [],
+    )
+    (headline,) = result.get_asset_check_evaluations()
+    assert headline.passed
+
+
+def test_rows_that_cannot_be_read_count_as_in_what_they_may_be_of(ingest: Any, tmp_path: Path) -> None:
+    """Of a quarter's own rows each counts; of those of any quarter or language this one's share."""
+    rows = [
+        *(f"{n}.flac\tgood morning\tanna\t2024-02-01\ten" for n in range(4)),
+        "own.flac\t\tanna\t2024-02-01\ten",
+        "autumn.flac\t\tanna\t2024-10-01\ten",
+        "any-quarter.flac\tgood morning\tanna\tsome day\ten",
+        "any-language.flac\tgood morning\tanna\t2024-02-01\t",
+        "torn",
+    ]
+    result = ingest([table(tmp_path / "a", rows, header=f"{HEADER}\tlanguage")], "recordings")
+    found = counts(result)
+    assert found.pop("unread_share") == pytest.approx(1 - (1 - 1 / 9) * (1 - 1 / 6) * (1 - 1 / 7))
+    assert found == {"read": 9, "kept": 4, "other_partitions": 1, "no_partition": 0, "rejected": 3, "unusable": 1}
+    headline = next(e for e in result.get_asset_check_evaluations() if e.check_name == "every_row_accounted_for")
+    assert headline.passed
 
 
 def test_a_source_cannot_move_a_speaker_from_one_set_to_another(ingest: Any, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import datetime as dt
 import itertools
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -233,6 +234,35 @@ def test_rows_without_text_or_of_another_language_are_counted_not_learnt(tmp_pat
     rows = read_split([manifest], "train", "en")
     assert dict(rows.left_out) == {"no text": 1, "other language": 1}
     assert len(rows.utterances) == 22
+
+
+@pytest.mark.parametrize(
+    ("language", "said"),
+    [
+        ("de", "No train rows in 'de' in {manifest}, but 24 in 'en': name their language, or manifests in this one."),
+        ("English", "'English' is not a language: write its tag, such as en or de."),
+        ("english-us", "'english-us' is not a language: write its tag, such as en or de."),
+    ],
+)
+def test_a_manifest_of_another_language_is_told_by_the_language_that_it_has(
+    tmp_path: Path, language: str, said: str
+) -> None:
+    """More speakers would not help."""
+    manifest = write_toy_corpus(tmp_path)
+    with pytest.raises(TrainingError, match=re.escape(said.format(manifest=manifest))):
+        read_split([manifest], "train", language)
+
+
+def test_what_is_said_of_a_split_without_rows_is_why_they_were_left_out(tmp_path: Path) -> None:
+    manifest = write_toy_corpus(tmp_path)
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+    for line in lines:
+        line["text"] = "..."
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(TrainingError, match="No train rows with words in .*: none of its 24 transcripts has a word"):
+        read_split([manifest], "train", "en")
+    with pytest.raises(TrainingError, match="none of its 6 speakers is in the test split; add speakers"):
+        read_split([manifest], "test", "en")
 
 
 def test_a_torn_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from urllib.parse import unquote, urlparse
 
 from speech.corpus.lookup import Lookup
-from speech.corpus.manifest import RejectedRow, Utterance, age_band
+from speech.corpus.manifest import RejectedRow, Utterance, age_band, quarter_of
 from speech.corpus.rows import (
     PathLike,
     as_channel,
@@ -36,21 +36,23 @@ COLUMN_ALIASES: Mapping[str, tuple[str, ...]] = {
     "age": ("age",),
     "age_band": ("age_band",),
     "accent": ("accent", "accents"),
-    "offset": ("offset", "offset_s", "start", "start_s", "start_time", "begin", "begin_s", "begin_time"),
-    "offset_ms": ("offset_ms", "start_ms", "start_time_ms", "begin_ms", "begin_time_ms"),
-    "end": ("end", "end_s", "end_time", "stop", "stop_s", "stop_time"),
-    "end_ms": ("end_ms", "end_time_ms", "stop_ms", "stop_time_ms"),
-    "duration": ("duration", "duration_s"),
+    "offset": ("offset", "start", "begin", "tmin"),  # the last as in tables of Praat
+    "offset_ms": ("offset_ms", "start_ms", "begin_ms"),
+    "end": ("end", "stop", "tmax"),
+    "end_ms": ("end_ms", "stop_ms"),
+    "duration": ("duration",),
     "duration_ms": ("duration_ms",),
     "channel": ("channel", "channel_id", "audio_channel"),
     "split": ("split",),
 }
 MAX_ID_BYTES = 180  # leaves room for a suffix within the 255 bytes of a file name
-_ALIAS_TO_COLUMN = {alias: column for column, aliases in COLUMN_ALIASES.items() for alias in aliases}
-_UNIT = re.compile(r"[ _-]*[\[(](\w+)[\])]$")  # of "duration[ms]" or "start (s)"
-_UNKNOWN_UNIT = re.compile(
-    r"(start|begin|offset|end|stop|duration)(_time)?[ _-]+"
-    r"(samples?|frames?|ticks|us|microseconds|ns|nanoseconds|min|minutes|h|hours)"
+_SEPARATORS = re.compile(r"(?<!^)[\s_.,:/()\[\]-]+")  # one at the beginning means another column: _id
+_TIME = re.compile(  # a name without its separators
+    r"(?:(?:segment|seg|utterance|utt|turn)|audio(?!duration))?"
+    r"(?P<what>start|begin|offset|end|stop|duration)(?:times?)??"
+    r"(?:in)??(?:(?P<seconds>s|secs?|seconds?)|(?P<milliseconds>ms|msecs?|millis|milliseconds?)|(?P<unread>"
+    r"samples?|frames?|ticks?|[uµμ]s|[uµμ]secs?|micros|microseconds?|ns|nsecs?|nanos|nanoseconds?|mins?|minutes?|"
+    r"h|hrs?|hours?|hms|timecode|timestamp|ts|offset))?"
 )
 _SAFE = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9_.-]{{0,{MAX_ID_BYTES - 2}}}(?<![.-])")
 _UNUSABLE = re.compile("[\x00\ud800-\udfff]")
@@ -74,16 +76,34 @@ Importer = Callable[[PathLike, Defaults], Iterator[Imported]]
 
 
 @functools.lru_cache(4096)
-def column_of(name: str) -> str:
-    """The column that a header's name stands for; empty where it stands for none.
+def folded(name: str) -> str:
+    """A name as all its spellings have it: `Speaker ID`, `speaker-id` and `speakerId` are `speakerid`."""
+    return _SEPARATORS.sub("", name.strip().lower())
 
-    Raises ValueError for a time in a unit that is not read: passed over, whole files would be learnt as one utterance.
+
+_COLUMNS = {folded(alias): column for column, aliases in COLUMN_ALIASES.items() for alias in aliases}
+
+
+@functools.lru_cache(4096)
+def column_of(name: str) -> str:
+    """The column that a header's name stands for, however it is spelt; empty where it stands for none.
+
+    A time is a start, an end or a duration with nothing after it but a unit: `Start Time (sec)`, `segment_end_ms`; what
+    goes on otherwise (`start_date`, `end_reason`) is none. Raises ValueError for a time in a unit that is not read:
+    passed over, whole files would be learnt as one utterance.
     """
-    plain = _UNIT.sub(r"_\1", name.strip().lower())
-    if _UNKNOWN_UNIT.fullmatch(plain):
-        what = plain.split("_")[0].split(" ")[0]
-        raise ValueError(f"'{name}' is in a unit that is not read: give seconds as {what} or milliseconds as {what}_ms")
-    return _ALIAS_TO_COLUMN.get(plain, "")
+    plain = folded(name)
+    if plain in _COLUMNS:
+        return _COLUMNS[plain]
+    time = _TIME.fullmatch(plain)
+    if time is None:
+        return ""
+    what = time["what"]
+    if time["unread"]:
+        raise ValueError(
+            f"'{name}' is a time in a unit that is not read: give seconds as {what} or milliseconds as {what}_ms"
+        )
+    return _COLUMNS[what] + ("_ms" if time["milliseconds"] else "")
 
 
 class Intake:
@@ -151,6 +171,20 @@ class Intake:
             row=number,
         )
 
+    def refused(
+        self,
+        source: Path,
+        number: int,
+        reason: str,
+        identity: str | None = None,
+        cells: Mapping[str, Any] | None = None,
+    ) -> RejectedRow:
+        """A row that is refused, with the quarter and the language of its cells, or else of its source."""
+        said, default = cells or {}, self.defaults
+        quarter = _known(lambda date: quarter_of(parse_date(date)), said.get("recorded_at"), default.recorded_at)
+        language = _known(lambda tag: _language(tag)[0], said.get("language"), default.language)
+        return RejectedRow(str(source), number, reason, identity or None, quarter, language)
+
     def locate(self, location: str) -> str:
         """The audio's absolute path, or its URI. Raises ValueError for what would have to be run or unpacked."""
         if location.endswith("|") or location.startswith("|"):
@@ -189,6 +223,15 @@ class Intake:
         if taken:
             raise ValueError(f"the audio '{location}' comes twice; the first row counts")
         return identity
+
+
+def _known(meant: Callable[[str], str], cell: Any, default: Any) -> str:
+    """What a cell, or the default where it is empty, means; empty where it means nothing."""
+    try:
+        said = cell_text(cell) or str(default or "")
+        return meant(said) if said else ""
+    except ValueError:
+        return ""
 
 
 def _missing(what: str, default: str) -> NoReturn:

@@ -7,7 +7,6 @@ from pathlib import Path
 from speech.audio.decode import AudioError, probe
 from speech.corpus.importers.intake import Imported, Intake
 from speech.corpus.lookup import Lookup
-from speech.corpus.manifest import RejectedRow
 from speech.corpus.rows import BadLine, ManifestError, PathLike, as_channel, as_seconds, numbered_lines, reason_of
 from speech.corpus.sources import Defaults
 
@@ -39,6 +38,7 @@ def import_kaldi(directory: PathLike, defaults: Defaults) -> Iterator[Imported]:
         if not (root / name).is_file():
             raise ManifestError(root / name, None, "is missing; a Kaldi data directory needs wav.scp and text")
 
+    intake = Intake(defaults, root)
     tables: dict[str, Lookup] = {}
     segmented = (root / "segments").is_file()
     sides_from = 1
@@ -48,18 +48,20 @@ def import_kaldi(directory: PathLike, defaults: Defaults) -> Iterator[Imported]:
             continue
         for number, key, value in _rows(root / name):
             if isinstance(value, BadLine):
-                yield RejectedRow(str(root / name), number, value.reason, key or None)
+                yield intake.refused(root / name, number, value.reason, key)
             elif not tables[name].add(key, number, value):
-                yield RejectedRow(str(root / name), number, f"'{key}' comes twice; the first row counts", key)
+                yield intake.refused(root / name, number, f"'{key}' comes twice; the first row counts", key)
             elif name == SIDES and value.split()[-1] == "0":
                 sides_from = 0
 
-    intake = Intake(defaults, root)
+    def said(key: str) -> dict[str, str]:
+        return {"language": tables["utt2lang"].text(key), "recorded_at": tables["utt2date"].text(key)}
+
     main = root / ("segments" if segmented else "wav.scp")
     used = Lookup()
     for number, key, value in _rows(main):
         if isinstance(value, BadLine):
-            yield RejectedRow(str(main), number, value.reason, key or None)
+            yield intake.refused(main, number, value.reason, key, said(key))
             continue
         used.add(key, number)
         try:
@@ -73,22 +75,21 @@ def import_kaldi(directory: PathLike, defaults: Defaults) -> Iterator[Imported]:
                 "audio": location,
                 "text": tables["text"].text(key),
                 "speaker": speaker,
-                "language": tables["utt2lang"].text(key),
                 "domain": tables["utt2dom"].text(key),
-                "recorded_at": tables["utt2date"].text(key),
                 "gender": tables["spk2gender"].text(speaker),
                 "age": tables["spk2age"].text(speaker),
                 "channel": channel,
+                **said(key),
                 **times,
             }
             if channel is None and (side := tables[SIDES].text(recording)):
                 cells["channel"] = _side(side, sides_from, intake.locate(location))
             yield intake.utterance(cells, number)
         except ValueError as error:
-            yield RejectedRow(str(main), number, reason_of(error), key)
+            yield intake.refused(main, number, reason_of(error), key, said(key))
     for key, number in tables["text"]:
         if key not in used:
-            yield RejectedRow(str(root / "text"), number, f"the transcript has no audio in {main.name}", key)
+            yield intake.refused(root / "text", number, f"the transcript has no audio in {main.name}", key, said(key))
 
 
 def _segment(value: str) -> tuple[str, dict[str, float], str | None]:

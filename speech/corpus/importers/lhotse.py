@@ -5,9 +5,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from speech.corpus.importers.intake import COLUMN_ALIASES, Imported, Intake
+from speech.corpus.importers.intake import COLUMN_ALIASES, Imported, Intake, folded
 from speech.corpus.lookup import Lookup
-from speech.corpus.manifest import RejectedRow
 from speech.corpus.rows import (
     BadLine,
     ManifestError,
@@ -22,7 +21,9 @@ from speech.corpus.sources import Defaults
 from speech.store.outputs import parse_json
 
 _CUSTOM_COLUMNS = {  # by their names in a supervision's `custom`
-    alias: column for column in ("domain", "recorded_at", "age", "accent", "gender") for alias in COLUMN_ALIASES[column]
+    folded(alias): column
+    for column in ("domain", "recorded_at", "age", "accent", "gender")
+    for alias in COLUMN_ALIASES[column]
 }
 
 
@@ -60,6 +61,7 @@ def import_lhotse(path: PathLike, defaults: Defaults) -> Iterator[Imported]:
     on the fly, and cuts that are mixed.
     """
     manifest, *beside = files(path)
+    intake = Intake(defaults, manifest.parent)
     recordings = Lookup()
     for recordings_path in beside:
         for number, row in numbered_objects(recordings_path):
@@ -68,9 +70,8 @@ def import_lhotse(path: PathLike, defaults: Defaults) -> Iterator[Imported]:
                     raise ValueError(row.reason)
                 recordings.add(required_field(row, "id"), number, json.dumps(row))
             except (ValueError, TypeError) as error:
-                yield RejectedRow(str(recordings_path), number, reason_of(error), None)
+                yield intake.refused(recordings_path, number, reason_of(error))
 
-    intake = Intake(defaults, manifest.parent)
     for number, row in numbered_objects(manifest):
         identity: str | None = None
         try:
@@ -83,7 +84,7 @@ def import_lhotse(path: PathLike, defaults: Defaults) -> Iterator[Imported]:
                 continue
             supervisions = _supervisions(row)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            yield RejectedRow(str(manifest), number, reason_of(error), identity)
+            yield intake.refused(manifest, number, reason_of(error), identity, _said(row))
             continue
         for supervision in supervisions:
             try:
@@ -91,7 +92,7 @@ def import_lhotse(path: PathLike, defaults: Defaults) -> Iterator[Imported]:
                 start = as_seconds(row.get("start"), "the start of the cut")
                 yield intake.utterance(_cells(supervision, row["recording"], start), number)
             except (ValueError, TypeError, KeyError, AttributeError) as error:
-                yield RejectedRow(str(manifest), number, reason_of(error), identity)
+                yield intake.refused(manifest, number, reason_of(error), identity, _said(supervision))
 
 
 def _recording_of(supervision: Mapping[str, Any], recordings: Lookup, name: str) -> Mapping[str, Any]:
@@ -117,17 +118,14 @@ def _supervisions(cut: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _cells(supervision: Mapping[str, Any], recording: Mapping[str, Any], starts_at: float) -> dict[str, Any]:
     """The cells of a supervision in a stretch of its recording that starts at `starts_at` seconds."""
-    custom = supervision.get("custom")
-    own = {str(key).lower(): value for key, value in (custom if isinstance(custom, dict) else {}).items()}
     location, channel = _source(recording, supervision.get("channel", 0))
     start = supervision.get("start")
     cells: dict[str, Any] = {
-        **{_CUSTOM_COLUMNS[key]: value for key, value in own.items() if key in _CUSTOM_COLUMNS},
+        **_said(supervision),
         "id": supervision.get("id"),
         "audio": location,
         "text": supervision.get("text"),
         "speaker": supervision.get("speaker"),
-        "language": supervision.get("language"),
         "offset": round(starts_at + float(start), 6) if starts_at and isinstance(start, (int, float)) else start,
         "duration": supervision.get("duration"),
         "channel": channel,
@@ -135,6 +133,16 @@ def _cells(supervision: Mapping[str, Any], recording: Mapping[str, Any], starts_
     if supervision.get("gender"):
         cells["gender"] = supervision["gender"]
     return cells
+
+
+def _said(row: Any) -> dict[str, Any]:
+    """What a supervision says of itself, wherever its audio is; nothing where the row is none."""
+    if not isinstance(row, dict):
+        return {}
+    custom = row.get("custom")
+    own = {folded(str(key)): value for key, value in (custom if isinstance(custom, dict) else {}).items()}
+    known = {_CUSTOM_COLUMNS[key]: value for key, value in own.items() if key in _CUSTOM_COLUMNS}
+    return {**known, "language": row.get("language")}
 
 
 def _source(recording: Mapping[str, Any], channel: Any) -> tuple[str, int | None]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from speech.corpus.importers.intake import Imported, Intake, column_of
-from speech.corpus.manifest import RejectedRow
 from speech.corpus.rows import (
     BadLine,
     ManifestError,
@@ -29,11 +28,13 @@ def import_nemo(path: PathLike, defaults: Defaults) -> Iterator[Imported]:
     intake = Intake(defaults, manifest.parent)
     for number, row in numbered_objects(manifest):
         identity: str | None = None
+        cells: Mapping[str, Any] = {} if isinstance(row, BadLine) else row
         try:
             if isinstance(row, BadLine):
                 raise ValueError(row.reason)
             identity = cell_text(row.get("id")) or None
-            utterance = intake.utterance(_cells(row), number)
+            cells = _cells(row)
+            utterance = intake.utterance(cells, number)
             if not row.keys().isdisjoint(("digest", "attributes", "quality")):
                 utterance = replace(
                     utterance,
@@ -43,7 +44,7 @@ def import_nemo(path: PathLike, defaults: Defaults) -> Iterator[Imported]:
                 )
             yield utterance
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            yield RejectedRow(str(manifest), number, reason_of(error), identity)
+            yield intake.refused(manifest, number, reason_of(error), identity, cells)
 
 
 def _cells(row: Mapping[str, Any]) -> dict[str, Any]:

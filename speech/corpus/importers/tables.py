@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from speech.corpus.importers.intake import COLUMN_ALIASES, Imported, Intake, column_of
-from speech.corpus.manifest import RejectedRow
 from speech.corpus.rows import BadLine, ManifestError, PathLike, numbered_lines, reason_of
 from speech.corpus.sources import Defaults
 
@@ -80,7 +79,7 @@ def _import_columns(table: Path, base: Path, defaults: Defaults, extension: str 
     intake = Intake(defaults, base)
     for number, cells in _records(lines, delimiter, len(columns)):
         if isinstance(cells, BadLine):
-            yield RejectedRow(str(table), number, cells.reason)
+            yield intake.refused(table, number, cells.reason)
             continue
         row = {column: cell for column, cell in zip(columns, cells, strict=True) if column}
         if extension and row["audio"] and not os.path.splitext(row["audio"])[1]:
@@ -88,7 +87,7 @@ def _import_columns(table: Path, base: Path, defaults: Defaults, extension: str 
         try:
             yield intake.utterance(row, number)
         except ValueError as error:
-            yield RejectedRow(str(table), number, reason_of(error), row.get("id") or None)
+            yield intake.refused(table, number, reason_of(error), row.get("id"), row)
 
 
 def _columns(table: Path, header: str, delimiter: str) -> list[str]:
@@ -102,7 +101,9 @@ def _columns(table: Path, header: str, delimiter: str) -> list[str]:
         raise ManifestError(table, 1, f"has a column that cannot be used: {error}") from error
     for needed in ("audio", "text"):
         if needed not in columns:
-            raise ManifestError(table, 1, f"has no column {' or '.join(COLUMN_ALIASES[needed])}; add a header row")
+            what = COLUMN_ALIASES[needed][0]
+            shown = repr(header if len(header) <= 60 else f"{header[:60]}...") if header else "there is none"
+            raise ManifestError(table, 1, f"names no column {what}; the first row must name the columns: {shown}")
     for column in set(columns) - {""}:
         if columns.count(column) > 1:
             twice = [name for name, known in zip(names, columns, strict=True) if known == column]

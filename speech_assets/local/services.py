@@ -29,7 +29,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from deployment.addresses import bound
-from deployment.settings import Settings
+from deployment.settings import Settings, handed_on
 from speech.store.objects import StoreError
 from speech.store.outputs import write_json
 from speech_assets.dagster_client import DagsterClient, DagsterError
@@ -75,6 +75,7 @@ def environment(settings: Settings) -> dict[str, str]:
     """The environment that every process of this deployment runs in."""
     return {
         **os.environ,
+        **handed_on(),  # they run in the folder of this code, which may have a soundstage.toml of its own
         "DAGSTER_HOME": str(ROOT),
         "SOUNDSTAGE_DAGSTER_STORAGE": str(settings.local / "dagster"),
         "SOUNDSTAGE_HOME": settings.home,

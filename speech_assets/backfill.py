@@ -22,7 +22,7 @@ from speech_assets.chain import BASE_CORPUS, CORPUS, JUDGEMENT, LANGUAGE_BASE, M
 from speech_assets.dagster_client import LAUNCHED_BY, BackfillStatus, DagsterClient, Deployment
 from speech_assets.defs.corpus import refused_by
 from speech_assets.defs.partitions import Grid
-from speech_assets.defs.resources import Workspace
+from speech_assets.defs.resources import Workspace, settings_versions
 from speech_assets.partition_keys import partition_of, quarter_and_language_of
 
 GROUPS = {
@@ -85,7 +85,12 @@ def refuse_other_settings(running: Deployment, settings: Settings, url: str) -> 
         ("languages", sorted(running.languages), sorted(settings.languages)),
         ("first_quarter", running.quarters[0] if running.quarters else "none", settings.first_quarter),
     )
-    if differing := [f"`{name}` is {there} there and {here} here" for name, there, here in compared if there != here]:
+    differing = [f"`{name}` is {there} there and {here} here" for name, there, here in compared if there != here]
+    versions = settings_versions(settings)
+    tables = sorted({*versions, *running.versions})
+    if others := [f"`{name}`" for name in tables if versions.get(name) != running.versions.get(name)]:
+        differing.append(f"{', '.join(others)}: not the same there and here")
+    if differing:
         raise SettingsError(
             f"Dagster at {url} runs other settings than this command: {'; '.join(differing)}. Name its file in "
             "SOUNDSTAGE_CONFIG, restart Dagster after a change of the settings, or name another Dagster with --dagster"

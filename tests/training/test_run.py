@@ -124,6 +124,7 @@ def test_a_killed_run_goes_on_where_its_checkpoint_was(story: Story) -> None:
     """Spot machines and nodes go away; hours of training must not go with them."""
     record = _record(story.output)
     assert 0 < story.killed_at < record["resumed_from"] <= STEPS
+    assert f"resuming: going on at step {record['resumed_from']}." in story.finished.stdout
     assert record["steps"] == STEPS
     assert [entry["step"] for entry in record["history"]] == [STEPS // 4, STEPS // 2, STEPS * 3 // 4, STEPS]
 

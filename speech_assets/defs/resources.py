@@ -21,6 +21,7 @@ from speech.store.objects import Objects, StoreError
 from speech.store.outputs import DataStore, parse_json
 from speech_assets.defs.partitions import Grid
 from speech_assets.defs.processes import SupervisedProcess
+from speech_assets.partition_keys import partition_of
 from training.recipe import load_recipe
 
 NO_VERSION: dict[str, Any] = {  # settings that are a machine's own, or secret, or of no consequence for results
@@ -106,7 +107,7 @@ class Workspace:
             raise StoreError(
                 f"{output.key}/{BUNDLE_NAME} cannot be read ({error}): materialise `model_bundle` again"
             ) from error
-        return self.registry().shelf.load(digest)
+        return self.registry().shelf.load(digest, f"`finetuned_model` of {partition_of(quarter, language)}")
 
     @property
     def objects(self) -> Objects:

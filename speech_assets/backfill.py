@@ -187,8 +187,9 @@ def run(
     if not wait:
         return []
     ended = dagster.wait_for_backfill(backfill_id, told=lambda status: console.print(progress(status)))
-    console.print(progress(ended))
-    return missing(dagster, backfill_id, ended)
+    problems = missing(dagster, backfill_id, ended)
+    console.print(progress(ended) + (f"; {len(problems)} did not end well" if problems else ""))
+    return problems
 
 
 def progress(status: BackfillStatus) -> str:
@@ -201,14 +202,10 @@ def progress(status: BackfillStatus) -> str:
 
 
 def missing(dagster: DagsterClient, backfill_id: str, status: BackfillStatus) -> list[str]:
-    """Why a backfill did not make everything, a sentence for each run that failed for good; empty when all is there."""
-    short = [
-        f"{asset}: {asked.targeted - asked.materialized} of {asked.targeted} partitions were not made"
-        for asset, asked in status.assets.items()
-        if asked.materialized < asked.targeted
-    ]
-    if not short:
-        return [status.error] if status.error else []
+    """What a backfill did not make, or made so that its checks refuse it: a sentence for each run that failed for good.
+
+    What was made and then refused counts as made in Dagster, so the runs are asked in any case. Empty when all is well.
+    """
     runs = dagster.runs({"dagster/backfill": backfill_id})
     replaced = {run["tags"].get("dagster/parent_run_id") for run in runs}
     failed = [run for run in runs if run["status"] == "FAILURE" and run["runId"] not in replaced]
@@ -216,4 +213,9 @@ def missing(dagster: DagsterClient, backfill_id: str, status: BackfillStatus) ->
         f"{run['tags'].get('dagster/partition', '')}: {'; '.join(dagster.why_failed(run['runId']))}"
         for run in reversed(failed)
     ]
-    return reasons or short
+    short = [
+        f"{asset}: {asked.targeted - asked.materialized} of {asked.targeted} partitions were not made"
+        for asset, asked in status.assets.items()
+        if asked.materialized < asked.targeted
+    ]
+    return reasons or short or ([status.error] if status.error else [])

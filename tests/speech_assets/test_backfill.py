@@ -26,7 +26,7 @@ NODE: dict[str, Any] = {
     ],
     "metadataEntries": [],
 }
-ANSWERS = {
+ANSWERS: dict[str, Any] = {
     "assetNodes": [NODE],
     "launchPartitionBackfill": {"__typename": "LaunchBackfillSuccess", "backfillId": "abc"},
     "partitionBackfillOrError": {
@@ -35,6 +35,7 @@ ANSWERS = {
         "error": None,
         "assetBackfillData": {"assetBackfillStatuses": [ASSET]},
     },
+    "runsOrError": {"__typename": "Runs", "results": []},
 }
 
 
@@ -108,6 +109,28 @@ def test_the_last_line_says_that_all_was_made(backfill: Backfill, dagster: str) 
     code, output = backfill("--quarters", "2024-01", "--languages", "en", "--assets", "corpus", "--dagster", dagster)
     assert code == 0, output
     assert output.splitlines()[-1] == "1 of 1 made"
+
+
+def test_what_was_made_and_refused_by_its_checks_is_named(
+    backfill: Backfill, dagster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dagster counts an output as made before it is checked: `1 of 1 made` alone would hide an empty corpus."""
+    tags = [{"key": "dagster/partition", "value": "en|2024-01"}]
+    run = {"__typename": "Run", "runId": "r", "status": "FAILURE", "stepStats": [], "tags": tags}
+    of_utterances = {"assetKey": {"path": ["utterances"]}}
+    checks = [
+        {"checkName": name, "success": good, "description": said, "severity": "ERROR", **of_utterances}
+        for name, good, said in (("rows", False, "0 rows"), ("hours", False, "0 h"), ("no_utterance_lost", True, ""))
+    ]
+    events = [{"__typename": "AssetCheckEvaluationEvent", "evaluation": check} for check in checks]
+    monkeypatch.setitem(ANSWERS, "runsOrError", {"__typename": "Runs", "results": [run]})
+    monkeypatch.setitem(ANSWERS, "runOrError", run)
+    monkeypatch.setitem(ANSWERS, "logsForRun", {"events": events})
+    code, output = backfill("--quarters", "2024-01", "--languages", "en", "--assets", "corpus", "--dagster", dagster)
+    assert code == 1
+    assert "1 of 1 made; 1 did not end well" in output.splitlines()
+    said = "error: en|2024-01: utterances: check rows failed: 0 rows; utterances: check hours failed: 0 h"
+    assert said in output.splitlines()
 
 
 def test_a_dagster_of_other_settings_is_named_before_anything_is_launched() -> None:

@@ -227,6 +227,11 @@ class Settings(BaseSettings):
             raise SettingsError(_no_json(os.environ) or str(error)) from error
         except ValueError as error:  # tomllib's decode error is a ValueError
             raise SettingsError(f"{path} is not valid TOML: {error}") from error
+        if named := _holding_nul(settings.model_dump(mode="json")):
+            raise SettingsError(
+                f"settings in {path} or SOUNDSTAGE_* cannot be used: {named} holds a NUL character, which no name of a "
+                "file can: write it anew"
+            )
         folder = path.parent
         sources = tuple(source.under(folder) for source in settings.sources)
         training = settings.training.under(folder)
@@ -282,6 +287,18 @@ def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
         raise SettingsError(
             f"{name} is no setting{meant}: correct or unset it; the fields are in deployment/settings.py"
         )
+
+
+def _holding_nul(value: object, name: str = "") -> str:
+    """The field whose text holds a NUL character; "" where none does."""
+    if isinstance(value, dict):
+        inside = value.items()
+    elif isinstance(value, list):
+        inside = enumerate(value)  # type: ignore[assignment]
+    else:
+        return name if isinstance(value, str) and "\0" in value else ""
+    found = (_holding_nul(part, f"{name}.{key}" if name else str(key)) for key, part in inside)
+    return next(filter(None, found), "")
 
 
 def _problems(error: ValidationError, path: Path, environment: Mapping[str, str]) -> str:

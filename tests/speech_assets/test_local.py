@@ -1,6 +1,8 @@
 """Where the services of `make up` listen, and where people open them."""
 
+import os
 import pickle
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +73,26 @@ def test_a_service_has_the_defaults_where_its_command_had_no_file(
     assert read.home == str(tmp_path / ".soundstage")
     assert read.cache == tmp_path / "copies"
     assert read.promotion.approvers == ()
+
+
+@pytest.mark.parametrize("bytes_left", [10, 50_000])  # not for the lock, and not for Dagster's database
+def test_a_full_data_store_is_one_sentence(bytes_left: int, tmp_path: Path) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_left, bytes_left))
+
+    ended = subprocess.run(
+        [sys.executable, "-m", "speech_assets.cli", "up"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    (said,) = ended.stderr.splitlines()
+    assert said.startswith(f"error: the data store {tmp_path}/.soundstage cannot be used (")
+    assert said.endswith("): make room there, or name another `home`")
 
 
 def _of_this_command() -> Settings:

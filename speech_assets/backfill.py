@@ -188,17 +188,23 @@ def run(
         return []
     ended = dagster.wait_for_backfill(backfill_id, told=lambda status: console.print(progress(status)))
     problems = missing(dagster, backfill_id, ended)
-    console.print(progress(ended) + (f"; {len(problems)} did not end well" if problems else ""))
+    refused = f"; {len(problems)} did not end well" if problems and not failed_of(ended) else ""
+    console.print(progress(ended) + refused)
     return problems
 
 
 def progress(status: BackfillStatus) -> str:
     """How far a backfill is, in one line."""
-    made, wanted, failed = (
-        sum(getattr(asset, count) for asset in status.assets.values())
-        for count in ("materialized", "targeted", "failed")
+    made, wanted = (
+        sum(getattr(asset, count) for asset in status.assets.values()) for count in ("materialized", "targeted")
     )
+    failed = failed_of(status)
     return f"{made} of {wanted} made" + (f", {failed} failed or out of reach" if failed else "")
+
+
+def failed_of(status: BackfillStatus) -> int:
+    """How many partitions were not made, and will not be."""
+    return sum(asset.failed for asset in status.assets.values())
 
 
 def missing(dagster: DagsterClient, backfill_id: str, status: BackfillStatus) -> list[str]:

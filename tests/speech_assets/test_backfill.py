@@ -184,6 +184,7 @@ def test_what_is_secret_or_a_machines_own_is_not_compared(tmp_path: Path) -> Non
         {
             "promotion": {"ledger_key": "k" * 16},
             "training": {"threads": 97},
+            "inference": {"workers": 97},
             "cache": tmp_path,
             "registry": {"tracking_uri": "http://user:password@mlflow"},
         }

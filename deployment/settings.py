@@ -43,7 +43,10 @@ PREFIX = "SOUNDSTAGE_"
 CONFIG_VARIABLE = "SOUNDSTAGE_CONFIG"
 DEFAULT_CONFIG = "soundstage.toml"
 DEFAULT_HOME = ".soundstage"
-NO_SETTINGS = frozenset({CONFIG_VARIABLE, "SOUNDSTAGE_DAGSTER_STORAGE", "SOUNDSTAGE_DEBUG", "SOUNDSTAGE_REAL_DATA"})
+FOLDER_VARIABLE = "SOUNDSTAGE_FOLDER"  # where a relative name of the file begins; else the current folder
+NO_SETTINGS = frozenset(
+    {CONFIG_VARIABLE, FOLDER_VARIABLE, "SOUNDSTAGE_DAGSTER_STORAGE", "SOUNDSTAGE_DEBUG", "SOUNDSTAGE_REAL_DATA"}
+)
 KUBERNETES = re.compile(r"\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_[0-9]+_\w+)")  # of a service, in each pod
 EARLIEST_QUARTER = "1900-01"  # Dagster cannot list the quarters from the year 1 on
 
@@ -199,8 +202,7 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The environment wins over the file, which wins over the defaults."""
-        path = os.environ.get(CONFIG_VARIABLE, DEFAULT_CONFIG)
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=path)
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=settings_file())
 
     @classmethod
     def load(cls, *, trains: bool = True) -> Self:
@@ -213,7 +215,7 @@ class Settings(BaseSettings):
             SettingsError: the file named by SOUNDSTAGE_CONFIG is missing, is not TOML, or a field is wrong; or a
                 SOUNDSTAGE_* variable is no setting.
         """
-        path = Path(os.environ.get(CONFIG_VARIABLE, DEFAULT_CONFIG)).absolute()
+        path = settings_file()
         if CONFIG_VARIABLE in os.environ and not path.is_file():
             raise SettingsError(f"{CONFIG_VARIABLE} names {path}, which is not a file: create it or unset the variable")
         _refuse_unknown_variables(os.environ)
@@ -225,6 +227,11 @@ class Settings(BaseSettings):
             raise SettingsError(_no_json(os.environ) or str(error)) from error
         except ValueError as error:  # tomllib's decode error is a ValueError
             raise SettingsError(f"{path} is not valid TOML: {error}") from error
+        if named := _holding_nul(settings.model_dump(mode="json")):
+            raise SettingsError(
+                f"settings in {path} or SOUNDSTAGE_* cannot be used: {named} holds a NUL character, which no name of a "
+                "file can: write it anew"
+            )
         folder = path.parent
         sources = tuple(source.under(folder) for source in settings.sources)
         training = settings.training.under(folder)
@@ -239,6 +246,23 @@ class Settings(BaseSettings):
             "cache": settings.cache and folder / settings.cache,
         }
         return settings.model_copy(update={**places, "sources": sources, "training": training})
+
+
+def settings_file() -> Path:
+    """Where this process reads its settings, if there is a file."""
+    return (Path(os.environ.get(FOLDER_VARIABLE, "")) / os.environ.get(CONFIG_VARIABLE, DEFAULT_CONFIG)).absolute()
+
+
+def handed_on() -> dict[str, str]:
+    """Variables with which a process in any folder reads the settings that this one reads.
+
+    Where there is a file they name it, so that its loss is an error there. Where there is none they name the folder
+    that it would be in: no other folder's file takes its place.
+    """
+    path = settings_file()
+    if path.is_file():
+        return {CONFIG_VARIABLE: str(path)}
+    return {FOLDER_VARIABLE: str(path.parent)}
 
 
 def placed(folder: Path, home: str) -> str:
@@ -263,6 +287,18 @@ def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
         raise SettingsError(
             f"{name} is no setting{meant}: correct or unset it; the fields are in deployment/settings.py"
         )
+
+
+def _holding_nul(value: object, name: str = "") -> str:
+    """The field whose text holds a NUL character; "" where none does."""
+    if isinstance(value, dict):
+        inside = value.items()
+    elif isinstance(value, list):
+        inside = enumerate(value)  # type: ignore[assignment]
+    else:
+        return name if isinstance(value, str) and "\0" in value else ""
+    found = (_holding_nul(part, f"{name}.{key}" if name else str(key)) for key, part in inside)
+    return next(filter(None, found), "")
 
 
 def _problems(error: ValidationError, path: Path, environment: Mapping[str, str]) -> str:

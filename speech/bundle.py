@@ -34,6 +34,7 @@ BUNDLE_SCHEMA = 2
 RUNNABLE = ("ctc", "streaming")  # the decoder and mode that `speech.recognition` has
 MANIFEST = "bundle.json"
 TOKENIZER = "tokenizer.model"
+FETCH_AGAIN = "; fetch the bundle again"  # ends a refusal of what was whole once
 # A vocabulary of 16,000 pieces takes 0.3 MB; more than this is not a bundle.json.
 _MAX_MANIFEST_BYTES = 8 * 1024 * 1024
 
@@ -194,7 +195,7 @@ class ModelBundle(Description):
         try:
             return (self.path / name).read_bytes()
         except OSError as error:
-            raise BundleError(f"{self.path}: cannot read {name}: {error.strerror}; fetch the bundle again") from error
+            raise BundleError(f"{self.path}: cannot read {name}: {error.strerror}{FETCH_AGAIN}") from error
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], expected_digest: str | None = None) -> "ModelBundle":
@@ -257,9 +258,9 @@ def _bundle_of(data: bytes, folder: Path, expected_digest: str | None = None) ->
     try:
         record = parse_json(data)
     except ValueError as error:
-        raise BundleError(f"{manifest}: not complete JSON ({error}); fetch the bundle again") from error
+        raise BundleError(f"{manifest}: not complete JSON ({error}){FETCH_AGAIN}") from error
     if not isinstance(record, dict):
-        raise BundleError(f"{manifest}: not a JSON object; fetch the bundle again")
+        raise BundleError(f"{manifest}: not a JSON object{FETCH_AGAIN}")
     schema = record.pop("schema", None)
     if type(schema) is not int or schema not in (1, BUNDLE_SCHEMA):
         raise UnsupportedBundle(f"{manifest}: schema {schema!r}, this version reads 1 and 2; use the one that wrote it")
@@ -298,13 +299,13 @@ def _verify_files(bundle: ModelBundle) -> None:
     for name, expected in bundle.files.items():
         entry = present.get(name)
         if entry is None:
-            raise BundleError(f"{folder}: {name} is missing; fetch the bundle again")
+            raise BundleError(f"{folder}: {name} is missing{FETCH_AGAIN}")
         if entry.is_symlink() and root not in entry.resolve().parents:
             raise BundleError(f"{folder}: {name} is a link to a place outside the bundle; copy the file itself")
         if not entry.is_file():
-            raise BundleError(f"{folder}: {name} is not a file; fetch the bundle again")
+            raise BundleError(f"{folder}: {name} is not a file{FETCH_AGAIN}")
         if _digest(entry) != expected:
-            raise BundleError(f"{folder}: {name} differs from its sha256 in {MANIFEST}; fetch the bundle again")
+            raise BundleError(f"{folder}: {name} differs from its sha256 in {MANIFEST}{FETCH_AGAIN}")
 
 
 def _digest(path: Path) -> str:

@@ -22,7 +22,7 @@ from speech_assets.chain import BASE_CORPUS, CORPUS, JUDGEMENT, LANGUAGE_BASE, M
 from speech_assets.dagster_client import LAUNCHED_BY, BackfillStatus, DagsterClient, Deployment
 from speech_assets.defs.corpus import refused_by
 from speech_assets.defs.partitions import Grid
-from speech_assets.defs.resources import Workspace
+from speech_assets.defs.resources import Workspace, settings_versions
 from speech_assets.partition_keys import partition_of, quarter_and_language_of
 
 GROUPS = {
@@ -85,7 +85,12 @@ def refuse_other_settings(running: Deployment, settings: Settings, url: str) -> 
         ("languages", sorted(running.languages), sorted(settings.languages)),
         ("first_quarter", running.quarters[0] if running.quarters else "none", settings.first_quarter),
     )
-    if differing := [f"`{name}` is {there} there and {here} here" for name, there, here in compared if there != here]:
+    differing = [f"`{name}` is {there} there and {here} here" for name, there, here in compared if there != here]
+    versions = settings_versions(settings)
+    tables = sorted({*versions, *running.versions})
+    if others := [f"`{name}`" for name in tables if versions.get(name) != running.versions.get(name)]:
+        differing.append(f"{', '.join(others)}: not the same there and here")
+    if differing:
         raise SettingsError(
             f"Dagster at {url} runs other settings than this command: {'; '.join(differing)}. Name its file in "
             "SOUNDSTAGE_CONFIG, restart Dagster after a change of the settings, or name another Dagster with --dagster"
@@ -182,28 +187,31 @@ def run(
     if not wait:
         return []
     ended = dagster.wait_for_backfill(backfill_id, told=lambda status: console.print(progress(status)))
-    console.print(progress(ended))
-    return missing(dagster, backfill_id, ended)
+    problems = missing(dagster, backfill_id, ended)
+    refused = f"; {len(problems)} did not end well" if problems and not failed_of(ended) else ""
+    console.print(progress(ended) + refused)
+    return problems
 
 
 def progress(status: BackfillStatus) -> str:
     """How far a backfill is, in one line."""
-    made, wanted, failed = (
-        sum(getattr(asset, count) for asset in status.assets.values())
-        for count in ("materialized", "targeted", "failed")
+    made, wanted = (
+        sum(getattr(asset, count) for asset in status.assets.values()) for count in ("materialized", "targeted")
     )
+    failed = failed_of(status)
     return f"{made} of {wanted} made" + (f", {failed} failed or out of reach" if failed else "")
 
 
+def failed_of(status: BackfillStatus) -> int:
+    """How many partitions were not made, and will not be."""
+    return sum(asset.failed for asset in status.assets.values())
+
+
 def missing(dagster: DagsterClient, backfill_id: str, status: BackfillStatus) -> list[str]:
-    """Why a backfill did not make everything, a sentence for each run that failed for good; empty when all is there."""
-    short = [
-        f"{asset}: {asked.targeted - asked.materialized} of {asked.targeted} partitions were not made"
-        for asset, asked in status.assets.items()
-        if asked.materialized < asked.targeted
-    ]
-    if not short:
-        return [status.error] if status.error else []
+    """What a backfill did not make, or made so that its checks refuse it: a sentence for each run that failed for good.
+
+    What was made and then refused counts as made in Dagster, so the runs are asked in any case. Empty when all is well.
+    """
     runs = dagster.runs({"dagster/backfill": backfill_id})
     replaced = {run["tags"].get("dagster/parent_run_id") for run in runs}
     failed = [run for run in runs if run["status"] == "FAILURE" and run["runId"] not in replaced]
@@ -211,4 +219,9 @@ def missing(dagster: DagsterClient, backfill_id: str, status: BackfillStatus) ->
         f"{run['tags'].get('dagster/partition', '')}: {'; '.join(dagster.why_failed(run['runId']))}"
         for run in reversed(failed)
     ]
-    return reasons or short
+    short = [
+        f"{asset}: {asked.targeted - asked.materialized} of {asked.targeted} partitions were not made"
+        for asset, asked in status.assets.items()
+        if asked.materialized < asked.targeted
+    ]
+    return reasons or short or ([status.error] if status.error else [])

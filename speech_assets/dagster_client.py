@@ -1,5 +1,6 @@
 """A thin client of Dagster's GraphQL API: launches runs and backfills, as the UI does, and reads how they went."""
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ REPOSITORY = "__repository__"
 ASSET_JOB = "__ASSET_JOB"
 LAUNCHED_BY = "soundstage/launched_by"  # run tag: who launched it; `user`, which proxies set, is taken too
 HOME_METADATA = "soundstage/home"  # of each asset: the data store that the code location works on
+SETTINGS_METADATA = "soundstage/settings"  # of `recordings`: JSON, a version of each table of the settings
 POLL_S = 0.5
 RUNS_A_PAGE = 100
 RETRIED_TAG, AGAIN_TAG = "dagster/will_retry", "dagster/auto_retry_run_id"  # of a run that another takes the place of
@@ -137,11 +139,15 @@ class DagsterUnreachable(DagsterError):
 
 @dataclass(frozen=True)
 class Deployment:
-    """What a code location was loaded with: its data store ("" where it does not say), languages and quarters."""
+    """What a code location was loaded with: its data store ("" where it does not say), languages and quarters.
+
+    `versions` are those of its settings, by table; none where it does not say.
+    """
 
     home: str
     languages: tuple[str, ...]
     quarters: tuple[str, ...]
+    versions: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -249,7 +255,8 @@ class DagsterClient:
         (node,) = nodes
         keys = {found["name"]: tuple(found["partitionKeys"]) for found in node["partitionKeysByDimension"]}
         said = {entry["label"]: entry.get("text", "") for entry in node["metadataEntries"]}
-        return Deployment(said.get(HOME_METADATA, ""), keys.get("language", ()), keys.get("quarter", ()))
+        versions = json.loads(said.get(SETTINGS_METADATA, "{}"))
+        return Deployment(said.get(HOME_METADATA, ""), keys.get("language", ()), keys.get("quarter", ()), versions)
 
     def materialize(self, assets: Sequence[str], partition: str, tags: Mapping[str, str] | None = None) -> str:
         """Launch a run of some assets' partition; returns the run's id."""

@@ -124,7 +124,7 @@ def fit(
     if too_long := _too_long(corpus, int(model.encoder.subsampling_factor) / FRAMES_PER_SECOND):
         findings.append(too_long)
         report(Progress("tokenizer", 0, recipe.max_steps, finding=too_long))
-    state = load_state(checkpoints)
+    state = load_state(checkpoints, lambda said: report(Progress("resuming", 0, recipe.max_steps, finding=said)))
     module = module_of(model, recipe, corpus, dev_corpus, checkpoints, seed, state, report, should_stop)
     run_loop(module, recipe)
     if module.interrupted:

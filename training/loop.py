@@ -3,7 +3,7 @@
 All randomness of a step is seeded by the step, so a run that was killed and resumed does what it would have done.
 """
 
-import contextlib
+import hashlib
 import math
 import os
 import signal
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from speech.scripts import join_words
 from speech.store.outputs import replacing
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from nemo.collections.asr.models.ctc_bpe_models import EncDecCTCModelBPE
 
 KEPT_STATE = ("step", "epoch", "loss", "audio_s", "seconds", "history", "best", "stale")  # of a run, beside weights
-KEPT_CHECKPOINTS = 2  # the newest, and the one before it should the newest be torn
+KEPT_CHECKPOINTS = 2  # the newest, and the one before it should the newest be torn or damaged
+READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -460,27 +461,73 @@ def _optimizer(model: "EncDecCTCModelBPE", recipe: Recipe) -> Any:
     return Together()
 
 
+class _Digesting:
+    """A stream that keeps the SHA-256 of what is written through it: a second pass would cost as much as the first."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.sha256.update(data)
+        return self._stream.write(data)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
 def save_state(folder: Path, state: Mapping[str, Any]) -> Path:
-    """Write a checkpoint so that a kill at any time leaves either the whole file or none; drop old ones."""
+    """Write a checkpoint so that a kill at any time leaves either the whole file or none; drop old ones.
+
+    The file ends in the SHA-256 of what stands before: torch reads other weights from changed bytes without a word.
+    """
     import torch
 
     path = folder / f"step-{state['step']:09d}.pt"
     with replacing(path) as stream:
-        torch.save(dict(state), stream)
+        digesting = _Digesting(stream)
+        torch.save(dict(state), digesting)  # type: ignore[arg-type]  # it writes from the beginning to the end
+        stream.write(digesting.sha256.digest())
     for old in sorted(folder.glob("step-*.pt"))[:-KEPT_CHECKPOINTS]:
         old.unlink(missing_ok=True)
     return path
 
 
-def load_state(folder: Path) -> dict[str, Any] | None:
-    """Return the newest whole checkpoint in a run's folder; a torn one is passed over."""
+def load_state(folder: Path, told: Callable[[str], None] = lambda finding: None) -> dict[str, Any] | None:
+    """Return the newest whole checkpoint in a run's folder; torn and damaged ones are passed over.
+
+    `told` hears what was passed over, and from which step the run goes on.
+    """
     import torch
 
+    passed_over: list[str] = []
     for path in sorted(folder.glob("step-*.pt"), reverse=True):
-        with contextlib.suppress(Exception):  # whatever torch raises over a torn file
+        try:
+            if not _whole(path):
+                raise ValueError("its bytes are not those that were written")
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            return state
+        except Exception as error:  # whatever torch raises
+            passed_over.append(f"{path.name} is passed over ({_first_line(error)})")
+            continue
+        told("; ".join([*passed_over, f"going on at step {state['step']}"]))
+        return state
+    if passed_over:
+        told("; ".join([*passed_over, "starting from the beginning"]))
     return None
+
+
+def _whole(path: Path) -> bool:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        left = os.fstat(file.fileno()).st_size - digest.digest_size
+        while left > 0 and (block := file.read(min(left, READ_BYTES))):
+            digest.update(block)
+            left -= len(block)
+        return left == 0 and file.read() == digest.digest()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def cores() -> int:

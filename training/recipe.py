@@ -202,7 +202,7 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, Any] | None = None) -
             )
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:  # a date that does not exist is a ValueError
         raise TrainingError(f"Recipe {path} cannot be read: {str(error).splitlines()[0].rstrip('.')}.") from error
     if not isinstance(document, dict):
         raise TrainingError(f"Recipe {path} must hold a mapping of settings.")

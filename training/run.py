@@ -193,7 +193,12 @@ def _assignment(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise TrainingError(f"--set {text}: write it as field=value, such as max_steps=300.")
-    return key, yaml.safe_load(value)
+    try:
+        return key, yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError) as error:  # a date that there is not is a ValueError
+        raise TrainingError(
+            f"--set {text}: '{value}' is not a value as YAML writes it, such as 300, [0.9, 0.98] or text in quotes."
+        ) from error
 
 
 # ------------------------------------------------------------------------------------------------ output folder

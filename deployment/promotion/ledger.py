@@ -182,10 +182,9 @@ class Ledger:
         try:
             entry = _adapter().validate_json(record, strict=True)
         except ValidationError as error:
-            wrong = error.errors()[0]
-            why = f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}, not {wrong['input']!r:.80}"
             raise LedgerError(
-                f"{broken} cannot be read ({why}); restore it from its backup, or upgrade if a newer version wrote it"
+                f"{broken} cannot be read ({_why(error, record)}); restore it from its backup, or upgrade if a newer "
+                "version wrote it"
             ) from error
         if entry.schema != LEDGER_SCHEMA:
             raise LedgerError(f"{broken} has schema {entry.schema}, this version reads {LEDGER_SCHEMA}: upgrade")
@@ -202,6 +201,21 @@ class Ledger:
                 "or brought from another ledger; restore it from its backup"
             )
         return entry
+
+
+def _why(error: ValidationError, record: bytes) -> str:
+    """What is wrong with an entry, in words: its bytes themselves help nobody."""
+    wrong = error.errors()[0]
+    field = ".".join(map(str, wrong["loc"]))
+    if not record.strip():
+        return "it is empty"
+    if wrong["type"] == "json_invalid":
+        return "it is not whole JSON"
+    if not field:
+        return "it is no table of fields"
+    if wrong["type"] == "missing":
+        return f"{field} is missing"
+    return f"{field}: {wrong['msg']}, not {wrong['input']!r:.80}"
 
 
 def line_of_champions(entries: Sequence[Decision]) -> list[Decision]:

@@ -60,7 +60,7 @@ class Rules:
             raise PromotionRefused("a decision needs the name of the person who takes it")
         if approver not in self.asked.approvers:
             raise PromotionRefused(f"'{approver}' may not decide about production ({self.allowed})")
-        if not reason:
+        if not any(character.isalnum() for character in reason):  # a full stop alone says nothing
             raise PromotionRefused("a decision needs a reason that others can read later")
         if unfit := _UNFIT.search(approver + reason):
             raise PromotionRefused(f"the character U+{ord(unfit[0]):04X} does not print as it reads: leave it out")

@@ -2,7 +2,8 @@
 
 A training puts them here; its output, the assets after it and the registry's version refer to them, fine-tunes start
 from a checkpoint and the serving tier loads a bundle. Whoever takes one has every byte compared with the digest first.
-Nothing removes them: a version or a decision may name them for years.
+Nothing removes them: a version or a decision may name them for years. Should one be gone or damaged all the same, the
+asset that made it makes it anew.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from speech.bundle import MANIFEST, BundleError, ModelBundle
+from speech.bundle import FETCH_AGAIN, MANIFEST, BundleError, ModelBundle, UnsupportedBundle
 from speech.store.objects import LostRace, Missing, Objects
 from speech.store.outputs import DIGEST, digest_file
 
 PLACE, CHECKPOINTS = "bundles", "checkpoints"  # in the data store
 CHECKPOINT = "checkpoint.nemo"
+BUNDLES_MADE_BY = "`finetuned_model` of its quarter"
+CHECKPOINTS_MADE_BY = "`base_model` or `finetuned_model` of its partition"
 T = TypeVar("T")
 
 
@@ -42,8 +45,8 @@ class Shelf:
         """A local folder with the verified bundle of a digest; raises as `load` does."""
         return self.load(digest).path
 
-    def load(self, digest: str) -> ModelBundle:
-        """The verified bundle of a digest, in a local folder.
+    def load(self, digest: str, made_by: str = BUNDLES_MADE_BY) -> ModelBundle:
+        """The verified bundle of a digest, in a local folder; `made_by` tells a person which asset's partition made it.
 
         Raises:
             BundleError: it is no digest, there is no such bundle, or its bytes are others.
@@ -51,7 +54,11 @@ class Shelf:
         try:
             return ModelBundle.load(self.objects.local_folder(self.key(digest)), digest)
         except Missing:
-            raise BundleError(f"there is no bundle at {self.place(digest)}") from None
+            raise BundleError(f"there is no bundle at {self.place(digest)}; {_anew(made_by)}") from None
+        except UnsupportedBundle:
+            raise
+        except BundleError as damaged:
+            raise BundleError(f"{str(damaged).removesuffix(FETCH_AGAIN)}; {_anew(made_by)}") from damaged
 
     def put(self, bundle: ModelBundle) -> ModelBundle:
         """Keep a copy of a bundle, unless it is there; a damaged one is replaced. Returns the one that is kept."""
@@ -64,8 +71,8 @@ class Shelf:
         """Where a checkpoint lies, for people. Raises BundleError for what is no digest."""
         return f"{self.objects.home}/{CHECKPOINTS}/{_checked(digest)}/{CHECKPOINT}"
 
-    def checkpoint(self, digest: str) -> Path:
-        """A local file with the verified checkpoint of a digest.
+    def checkpoint(self, digest: str, made_by: str = CHECKPOINTS_MADE_BY) -> Path:
+        """A local file with the verified checkpoint of a digest; `made_by` as for `load`.
 
         Raises:
             BundleError: it is no digest, there is no such checkpoint, or its bytes are others.
@@ -74,9 +81,9 @@ class Shelf:
         try:
             file = self.objects.local(f"{CHECKPOINTS}/{digest}/{CHECKPOINT}")
         except Missing:
-            raise BundleError(f"there is no checkpoint at {place}") from None
+            raise BundleError(f"there is no checkpoint at {place}; {_anew(made_by)}") from None
         if digest_file(file) != digest:
-            raise BundleError(f"{place}: the bytes are not those of the training; train this model again")
+            raise BundleError(f"{place}: the bytes are not those of the training; {_anew(made_by)}")
         return file
 
     def put_checkpoint(self, file: Path) -> str:
@@ -95,6 +102,10 @@ class Shelf:
             with suppress(BundleError):
                 return load()
         raise BundleError(f"{self.objects.home}/{key} is damaged again and again: another program writes there")
+
+
+def _anew(made_by: str) -> str:
+    return f"materialise {made_by} in Dagster: the same data and recipe make the same bytes anew"
 
 
 def _checked(digest: str) -> str:

@@ -19,7 +19,7 @@ from speech.store.records import Document, Records
 
 DOCUMENT = "release/release.json"
 REPORTS = "release/replicas"
-RESTORE = "restore it, or move it away (all `release.json*`) and launch `serving_release` for each language"
+RESTORE = "restore it, or move it away (all `release.json*`) and launch `serving_release` for each language in Dagster"
 _READERS = 8
 
 
@@ -55,7 +55,7 @@ class ReleaseFolder:
         if data is None:
             if at_least:
                 raise ReleaseDocumentError(
-                    f"{self.document} is missing: restore it, or launch `serving_release` for each language"
+                    f"{self.document} is missing: restore it, or launch `serving_release` for each language in Dagster"
                 )
             return ReleaseDocument()
         try:

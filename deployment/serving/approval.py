@@ -40,7 +40,7 @@ def require_approved(objects: Objects, language: str, digest: str, key: bytes | 
         if decision is None or decision.action == "reject":
             why = f"{decision.approver} rejected it" if decision else f"nobody approved it ({ledger.name})"
             remedy = (
-                "materialise `serving_release`, which serves the ledger's champion"
+                "materialise `serving_release` in Dagster, which serves the ledger's champion"
                 if champion_in_force(entries)
                 else "approve a version with the job `promote`, which releases it"
             )

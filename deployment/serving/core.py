@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from deployment.release.folder import ReleaseFolder
+from deployment.release.reports import ReplicaReport
 from deployment.serving.following import Follower
 from deployment.serving.metrics import Metrics
 from deployment.serving.problems import Problem
@@ -29,6 +30,7 @@ from speech.transcript import Transcript
 
 FORMATS = {"json": "application/json", "srt": "application/x-subrip", "vtt": "text/vtt"}
 BUSY_RETRY_S = 2
+NO_MODEL = "No model is served"
 NO_MODEL_RETRY_S = 10
 _NOT_OURS = (Problem, Cancelled)
 
@@ -122,8 +124,7 @@ class Serving:
                 detail = f"Say which language is spoken, as `language=`: one of {', '.join(served)}."
                 raise Problem(400, "language-required", "Language required", detail, extra={"served": served})
             if not served:
-                broken = [error for table in self.routes.tables().values() for error in table.errors.values()]
-                raise self._no_model("; ".join(broken) or "No language has a model in production")
+                raise self._no_model("No language has a model in production")
             wanted = served[0]
         wanted = primary_language(wanted) or wanted  # what is no tag is refused as it was written
         try:
@@ -140,11 +141,20 @@ class Serving:
     def ready(self) -> tuple[tuple[str, ...], str]:
         """Languages that are served, and what stands in the way of others or of following the document."""
         languages, report = self.routes.languages(), self.follower.report()
-        errors = [f"{lang}: {why}" for lang, said in report.languages.items() for why in said.errors.values()]
-        reason = "; ".join([report.error] * bool(report.error) + errors)
-        if not languages and not reason:
-            reason = f"nothing is released yet in {self.folder.document}"
-        return languages, reason
+        reasons = _errors(report)
+        if not languages and not reasons:
+            reasons = self._loading(report) or [f"nothing is released yet in {self.folder.document}"]
+        return languages, "; ".join(reasons)
+
+    def _loading(self, report: ReplicaReport) -> list[str]:
+        """What will be served without anybody's doing."""
+        if report.revision < 0:
+            return [f"{self.folder.document} was not read yet"]
+        return [
+            f"{language}: bundle {digest[:12]} is being loaded ({stage})"
+            for language, said in report.languages.items()
+            for digest, stage in said.loading.items()
+        ]
 
     @contextlib.contextmanager
     def receiving(self) -> Iterator[None]:
@@ -197,7 +207,7 @@ class Serving:
         try:
             answer = self._answered(source, language, digest, cancelled)
         except NoModel as error:  # the release changed since the language was looked up
-            raise Problem(503, "no-model", "No model", f"{error}: try again.", retry_after_s=BUSY_RETRY_S) from error
+            raise Problem(503, "no-model", NO_MODEL, f"{error}: try again.", retry_after_s=BUSY_RETRY_S) from error
         self.metrics.heard(answer.transcript, answer.seconds)
         return answer
 
@@ -259,11 +269,25 @@ class Serving:
         self.metrics.queued.set(max(0, self._taken - self.options.workers))
 
     def _no_model(self, why: str) -> Problem:
-        detail = (
-            f"{why}: approve a registered model and release it; this replica follows {self.folder.document} and will "
-            "serve it within seconds."
-        )
-        return Problem(503, "no-model", "No model in production yet", detail, retry_after_s=NO_MODEL_RETRY_S)
+        report = self.follower.report()
+        errors = [said for said in _errors(report) if said.partition(": ")[2] not in why]
+        wrong = "; ".join([why, *errors])
+        if _errors(report):
+            detail = f"{wrong}: this replica tries again by itself, and serves it within seconds of being mended."
+        elif coming := self._loading(report):
+            detail = f"{why}: {'; '.join(coming)}."
+        else:
+            detail = (
+                f"{why}: approve a registered model and release it; this replica follows {self.folder.document} and "
+                "will serve it within seconds."
+            )
+        return Problem(503, "no-model", NO_MODEL, detail, retry_after_s=NO_MODEL_RETRY_S)
+
+
+def _errors(report: ReplicaReport) -> list[str]:
+    """What keeps a replica from following the document, or from serving what it says."""
+    errors = [f"{lang}: {why}" for lang, said in report.languages.items() for why in said.errors.values()]
+    return [report.error] * bool(report.error) + errors
 
 
 def answer_format(wanted: str) -> str:

@@ -113,7 +113,7 @@ def _add_transcription(app: FastAPI, serving: Serving) -> None:
             422: {**problem, "description": "The recording cannot be used; `code` and `reason` say why."},
             503: {
                 **problem,
-                "description": "No model in production yet, or too busy; `Retry-After` says when to retry.",
+                "description": "No model is served (`detail` says why), or too busy; `Retry-After` says when to retry.",
             },
         },
         openapi_extra={

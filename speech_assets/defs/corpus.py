@@ -43,9 +43,10 @@ from speech.corpus.sources import Source
 from speech.corpus.synthetic import edition, write_quarter
 from speech.store.objects import StoreError
 from speech.store.outputs import Published, digest_file, write_atomically, write_json
+from speech_assets.dagster_client import SETTINGS_METADATA
 from speech_assets.defs.metadata import markdown_table, place_of, quarter_heading
 from speech_assets.defs.partitions import CPU_POOL, Grid, quarter_and_language, same_language, same_quarter_and_language
-from speech_assets.defs.resources import Workspace, version_of
+from speech_assets.defs.resources import Workspace, settings_versions, version_of
 from speech_assets.defs.retries import retried_when_unreachable
 from speech_assets.manifest import quarantined, selected
 from speech_assets.partition_keys import partition_of
@@ -66,6 +67,7 @@ def definitions(grid: Grid) -> dg.Definitions:
             asset(
                 kinds={"python"},
                 code_version=_sources_version(settings),
+                metadata={SETTINGS_METADATA: json.dumps(settings_versions(settings))},
                 check_specs=[check("every_row_accounted_for", asset="recordings")],
             )(recordings),
             asset(

@@ -32,6 +32,7 @@ from speech_assets.defs.processes import SupervisedProcess, alone_in, clear_aban
 from speech_assets.defs.resources import BUNDLE_NAME, Workspace, git_revision, version_of
 from speech_assets.defs.retries import retried_when_unreachable
 from speech_assets.defs.waiting import wait_until_built
+from speech_assets.partition_keys import partition_of
 from training.recipe import load_recipe
 from training.settings import TrainingSettings
 from training.specification import StoreSpec, TrackingSpec, TrainingSpec, fingerprint_of
@@ -313,17 +314,19 @@ def finetuned_model(
         name=candidate_name(quarter, language),
         language=language,
         corpora=dict(sorted(corpora.items())),
-        base=_base_of(workspace, workspace.store.current("base_model", language)),
+        base=_base_of(workspace, language),
         served=quarter,
     )
 
 
-def _base_of(workspace: Workspace, output: Published) -> str:
+def _base_of(workspace: Workspace, language: str) -> str:
     """What fine-tunes start from: the checkpoint of a base model, or the published one that it stands for."""
+    output = workspace.store.current("base_model", language)
     try:
         return str(json.loads(output.read(PUBLISHED_BASE))["checkpoint"])
     except Missing:
-        return str(workspace.registry().shelf.checkpoint(training_record(output)[CHECKPOINT_DIGEST]))
+        digest = training_record(output)[CHECKPOINT_DIGEST]
+        return str(workspace.registry().shelf.checkpoint(digest, f"`base_model` of {language}"))
 
 
 @retried_when_unreachable
@@ -332,7 +335,7 @@ def model_bundle(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[
     quarter, language = quarter_and_language(context)
     record = training_record(workspace.store.current("finetuned_model", quarter, language))
     shelf = workspace.registry().shelf
-    bundle = shelf.load(record[BUNDLE_DIGEST])
+    bundle = shelf.load(record[BUNDLE_DIGEST], f"`finetuned_model` of {partition_of(quarter, language)}")
     with workspace.store.replace("model_bundle", quarter, language) as staging:
         write_json(staging.path / BUNDLE_NAME, {"digest": bundle.digest})
     equal, compared = bundle.parity.get("equal", 0.0), bundle.parity.get("utterances", 0)

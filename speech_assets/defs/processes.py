@@ -34,6 +34,7 @@ from typing import IO
 
 import dagster as dg
 
+from deployment.settings import handed_on
 from speech_assets.defs.retries import backoff
 
 REFUSED = 2
@@ -79,7 +80,7 @@ class SupervisedProcess(dg.PipesClient):
                 process = subprocess.Popen(
                     command,
                     cwd=cwd,
-                    env={**os.environ, **session.get_bootstrap_env_vars()},
+                    env={**os.environ, **handed_on(), **session.get_bootstrap_env_vars()},
                     stderr=subprocess.PIPE,
                     text=True,
                     errors="replace",

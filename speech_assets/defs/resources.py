@@ -21,7 +21,19 @@ from speech.store.objects import Objects, StoreError
 from speech.store.outputs import DataStore, parse_json
 from speech_assets.defs.partitions import Grid
 from speech_assets.defs.processes import SupervisedProcess
+from speech_assets.partition_keys import partition_of
+from training.recipe import load_recipe
 
+NO_VERSION: dict[str, Any] = {  # settings that are a machine's own, or secret, or of no consequence for results
+    **dict.fromkeys(("languages", "first_quarter"), True),  # a graph shows these as its partitions
+    **dict.fromkeys(("home", "work", "cache", "cache_bytes", "dagster_url", "owners", "source_code"), True),
+    **dict.fromkeys(("pages", "pools", "retraining", "alerts", "serving"), True),
+    "registry": {"tracking_uri": True, "ui_url": True},
+    "promotion": {"ledger_key": True},
+    "inference": {"workers": True},
+    "training": dict.fromkeys(("threads", "max_runtime_s", "pool", "price_per_device_hour"), True),
+}
+RECIPES = ("base_recipe", "finetune_recipe")
 BUNDLE_NAME = "bundle_digest.json"  # names the bundle that a partition of `model_bundle` came to
 
 
@@ -96,7 +108,7 @@ class Workspace:
             raise StoreError(
                 f"{output.key}/{BUNDLE_NAME} cannot be read ({error}): materialise `model_bundle` again"
             ) from error
-        return self.registry().shelf.load(digest)
+        return self.registry().shelf.load(digest, f"`finetuned_model` of {partition_of(quarter, language)}")
 
     @property
     def objects(self) -> Objects:
@@ -122,6 +134,18 @@ def version_of(*parts: BaseModel | str) -> str:
     """A code version that changes with the settings behind an asset, so that Dagster shows older output as stale."""
     identity = [part if isinstance(part, str) else part.model_dump(mode="json") for part in parts]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def settings_versions(settings: Settings) -> dict[str, str]:
+    """By table, a version of the settings that decide what is made and released; recipes by what they say.
+
+    Two deployments with equal versions, languages, quarters and home do the same work.
+    """
+    deciding = settings.model_dump(mode="json", exclude=NO_VERSION)
+    training = settings.training
+    for name in RECIPES:
+        deciding["training"][name] = load_recipe(getattr(training, name), training.overrides).deciding()
+    return {table: version_of(json.dumps(said, sort_keys=True)) for table, said in deciding.items()}
 
 
 def resources(settings: Settings) -> dict[str, object]:

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from deployment.addresses import bound
-from deployment.settings import Settings
+from deployment.settings import Settings, handed_on
 from speech.store.objects import StoreError
 from speech.store.outputs import write_json
 from speech_assets.dagster_client import DagsterClient, DagsterError
@@ -75,6 +75,7 @@ def environment(settings: Settings) -> dict[str, str]:
     """The environment that every process of this deployment runs in."""
     return {
         **os.environ,
+        **handed_on(),  # they run in the folder of this code, which may have a soundstage.toml of its own
         "DAGSTER_HOME": str(ROOT),
         "SOUNDSTAGE_DAGSTER_STORAGE": str(settings.local / "dagster"),
         "SOUNDSTAGE_HOME": settings.home,
@@ -169,13 +170,14 @@ def running(settings: Settings, console: Console, only: Sequence[str] = ()) -> I
         ServiceError: they run already, a port is taken, a service ended or did not answer in time, or Dagster could
             not load its code location.
     """
-    try:
+    with _writing_into(settings):
         for folder in ("dagster", "mlflow", "logs"):
             (settings.local / folder).mkdir(parents=True, exist_ok=True)
         settings.objects.folders()
-    except (OSError, StoreError) as error:
-        raise ServiceError(f"the data store {settings.home} cannot be used ({error}): name another `home`") from error
-    with _only_one(settings.local) as lock, _guarded(lock) as guard:
+    with ExitStack() as held:
+        with _writing_into(settings):
+            lock = held.enter_context(_only_one(settings.local))
+        guard = held.enter_context(_guarded(lock))
         yield from _run(settings, console, only, guard)
 
 
@@ -192,6 +194,20 @@ def _only_one(home: Path) -> Iterator[int]:
         lock.write(f"process {os.getpid()} on {os.uname().nodename}\n")
         lock.flush()
         yield lock.fileno()
+
+
+@contextmanager
+def _writing_into(settings: Settings) -> Iterator[None]:
+    """Make one sentence of a folder that cannot be written: read-only, full, no folder at all."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (OSError, StoreError, SQLAlchemyError) as error:
+        reason = str(getattr(error, "orig", None) or error).partition("\n")[0]
+        raise ServiceError(
+            f"the data store {settings.home} cannot be used ({reason}): make room there, or name another `home`"
+        ) from error
 
 
 @contextmanager
@@ -221,8 +237,9 @@ def _watch_over(started: Sequence[Running], guard: IO[bytes]) -> None:
 def _run(settings: Settings, console: Console, only: Sequence[str], guard: IO[bytes]) -> Iterator[Sequence[Service]]:
     code_port = free_port()
     server = {"host": "127.0.0.1", "port": code_port, "location_name": CODE_LOCATION}
-    write_json(_workspace_file(settings), {"load_from": [{"grpc_server": server}]})  # JSON is YAML, too
-    set_pool_limits(settings)
+    with _writing_into(settings):
+        write_json(_workspace_file(settings), {"load_from": [{"grpc_server": server}]})  # JSON is YAML, too
+        set_pool_limits(settings)
     wanted = [service for service in services(settings, code_port) if not only or service.name in only]
     for service in wanted:
         if service.listens:
@@ -232,7 +249,8 @@ def _run(settings: Settings, console: Console, only: Sequence[str], guard: IO[by
     try:
         for service in wanted:
             log = settings.local / "logs" / f"{service.name.lower()}.log"
-            started.append(Running(service, _start(service, settings, log), log))
+            with _writing_into(settings):
+                started.append(Running(service, _start(service, settings, log), log))
             _watch_over(started, guard)
             if service.name == "Code":
                 # the webserver and the daemon would report it as missing

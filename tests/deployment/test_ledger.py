@@ -67,6 +67,25 @@ def test_tampered_ledger_names_its_first_broken_entry(tmp_path, change, broken):
         Ledger(open_objects(tmp_path), "en").entries()
 
 
+@pytest.mark.parametrize(
+    ("stored", "said"),
+    [
+        (b"", "it is empty"),
+        (b'{"sequence": 1, "time"', "it is not whole JSON"),
+        (b"\x00\x01{", "it is not whole JSON"),
+        (b"[]", "it is no table of fields"),
+        (b"{}", "sequence is missing"),
+    ],
+)
+def test_what_is_no_entry_is_refused_in_words(tmp_path, stored, said):
+    """Who reads it restores a backup; how a parser failed, and Python's bytes, are no help with that."""
+    _ledger_of(tmp_path, 1)
+    (entry,) = (tmp_path / "ledger" / "en").glob("*.json")
+    entry.write_bytes(stored)
+    with pytest.raises(LedgerError, match=f"ledger/en in .*: entry 1 cannot be read .{said}.; restore it from its"):
+        Ledger(open_objects(tmp_path), "en").entries()
+
+
 def test_an_action_that_nobody_knows_is_refused_by_its_word(tmp_path):
     _ledger_of(tmp_path, 1)
     rewrite(tmp_path, lambda lines: [_resealed(lines[0], action="crown")])

@@ -168,6 +168,32 @@ def test_a_damaged_bundle_is_put_back_by_who_has_it(house):
     assert house.registry.verify(MODEL, "1").digest == version.digest
 
 
+def test_what_is_gone_from_the_shelf_says_how_it_comes_back(house):
+    """Where it was fetched from is here: what helps is to make it again, which nobody guesses from `fetch it again`."""
+    shelf, digest = house.registry.shelf, house.register(1).digest
+    anew = "materialise `finetuned_model` of its quarter in Dagster: the same data and recipe make the same bytes anew"
+    network = shelf.get(digest) / "network.onnx"
+    _append(network)
+    with pytest.raises(BundleError, match=f"network.onnx differs from its sha256 in bundle.json; {anew}"):
+        shelf.load(digest)
+    network.unlink()
+    with pytest.raises(BundleError, match=f"network.onnx is missing; {anew}"):
+        shelf.load(digest)
+    shutil.rmtree(network.parent)
+    with pytest.raises(BundleError, match=f"there is no bundle at {network.parent}; {anew}"):
+        shelf.load(digest)
+    checkpoint = house.home / "checkpoint.nemo"
+    checkpoint.write_bytes(b"weights")
+    kept = shelf.checkpoint(shelf.put_checkpoint(checkpoint))
+    digest = kept.parent.name
+    _append(kept)
+    with pytest.raises(BundleError, match="not those of the training; materialise `base_model` of en in Dagster"):
+        shelf.checkpoint(digest, "`base_model` of en")
+    kept.unlink()
+    with pytest.raises(BundleError, match="no checkpoint at .*; materialise `base_model` or `finetuned_model`"):
+        shelf.checkpoint(digest)
+
+
 @pytest.mark.parametrize("tag", ["../ledger", "{home}/ledger", "ledger", "F" * 64, "f" * 64 + "\n"])
 def test_an_edited_digest_tag_names_no_folder(house, tag):
     """Anyone with MLflow open can edit the tag; a path in it must neither be read nor be removed."""

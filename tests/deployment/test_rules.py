@@ -23,6 +23,8 @@ from tests.deployment.conftest import MODEL
         ("  ", "good", ("Ada",), "name of the person"),
         ("Ada", "", ("Ada",), "needs a reason"),
         ("Ada", "  ", ("Ada",), "needs a reason"),
+        ("Ada", " .", ("Ada",), "needs a reason"),
+        ("Ada", "--- ?!", ("Ada",), "needs a reason"),
         ("Ada", "a\ud800b", ("Ada",), r"U\+D800"),
         ("Ada", "a\u202eb", ("Ada",), r"U\+202E"),
         ("Ada", "a\x00b", ("Ada",), r"U\+0000"),

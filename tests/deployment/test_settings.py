@@ -168,6 +168,22 @@ def test_a_file_that_is_named_and_missing_is_an_error(tmp_path: Path, monkeypatc
         Settings.load()
 
 
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        (r'home = "a\u0000b"', "home"),
+        (r'work = "a\u0000b"', "work"),
+        (r'sources = [{kind = "table", path = "a\u0000b"}]', "sources.0.path"),
+        ('training.base.en = "a\\u0000b.nemo"', "training.base.en"),
+    ],
+)
+def test_a_nul_in_a_place_is_refused_by_its_field(file: Path, text: str, field: str) -> None:
+    """The system's calls end a name there, and Python's refusal names neither the file nor the field."""
+    file.write_text(text)
+    with pytest.raises(SettingsError, match=f"{field} holds a NUL character"):
+        Settings.load()
+
+
 @pytest.mark.parametrize("name", ["SOUNDSTAGE_GATE__WER", "SOUNDSTAGE_GATES_WER", "soundstage_gate__wer"])
 def test_a_variable_that_sets_nothing_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """A threshold with a typing error in its name would not be in force, and nobody would know."""

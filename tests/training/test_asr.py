@@ -279,6 +279,30 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None:
     assert state["step"] == 20
 
 
+def test_a_damaged_checkpoint_is_never_gone_on_from(tmp_path: Path) -> None:
+    """A flipped bit makes other weights, which nobody would see again: torch itself reads them without a word."""
+    import torch
+
+    saved = {"step": 20, "weights": {"w": torch.arange(20.0)}, "history": [{"step": 10, "wer": 0.5}], "loss": None}
+    save_state(tmp_path, {"step": 10})
+    newest = save_state(tmp_path, saved)
+    whole = newest.read_bytes()
+    said: list[str] = []
+    found = load_state(tmp_path, said.append)
+    assert found is not None
+    assert torch.equal(found["weights"]["w"], torch.arange(20.0))
+    assert said.pop() == "going on at step 20"
+    for place in range(0, len(whole), 7):
+        newest.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        assert (load_state(tmp_path, said.append) or {})["step"] == 10, f"byte {place} of {len(whole)} is another"
+    assert set(said) == {
+        "step-000000020.pt is passed over (its bytes are not those that were written); going on at step 10"
+    }
+    (tmp_path / "step-000000010.pt").write_bytes(b"")
+    assert load_state(tmp_path, said.append) is None
+    assert said[-1].endswith("starting from the beginning")
+
+
 def test_a_run_goes_on_from_its_own_checkpoints_alone(tmp_path: Path) -> None:
     """Weights of another recipe would be trained on as if they were its own."""
     folder = tmp_path / "checkpoints"

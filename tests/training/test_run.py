@@ -124,6 +124,7 @@ def test_a_killed_run_goes_on_where_its_checkpoint_was(story: Story) -> None:
     """Spot machines and nodes go away; hours of training must not go with them."""
     record = _record(story.output)
     assert 0 < story.killed_at < record["resumed_from"] <= STEPS
+    assert f"resuming: going on at step {record['resumed_from']}." in story.finished.stdout
     assert record["steps"] == STEPS
     assert [entry["step"] for entry in record["history"]] == [STEPS // 4, STEPS // 2, STEPS * 3 // 4, STEPS]
 
@@ -277,6 +278,9 @@ def test_a_missing_manifest_an_unknown_recipe_and_unreadable_audio_are_refused(t
     assert "does not exist" in _refusal(_spec(tmp_path, tmp_path / "none.jsonl"))
     assert "choose one of finetune, small, tiny" in _refusal(_spec(tmp_path, manifest, recipe="huge"))
     assert "'optimizer.rate'" in _refusal(_spec(tmp_path, manifest), "--set", "optimizer.rate=1")
+    for value in ("[1", "2024-13-01", "{a: b: c}"):
+        refused = _refusal(_spec(tmp_path, manifest), "--set", f"batch.seconds={value}")
+        assert f"--set batch.seconds={value}: '{value}' is not a value as YAML writes it" in refused
     assert "'seed'" in _refusal(_spec(tmp_path, manifest, seed="soon"))
     (tmp_path / "s1-2.flac").write_bytes(b"no sound")
     assert "'s1-2' cannot be read" in _refusal(_spec(tmp_path, manifest))

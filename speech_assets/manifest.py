@@ -12,7 +12,7 @@ from pathlib import Path
 from evaluation.corpus.expectations import CorpusSettings
 from speech.corpus.importers import IMPORTERS, file_of_rows
 from speech.corpus.index import with_audio
-from speech.corpus.manifest import RejectedRow, Utterance, assign_splits
+from speech.corpus.manifest import ManifestError, RejectedRow, Utterance, assign_splits
 from speech.corpus.normalize import (
     Quarantined,
     Sorted,
@@ -21,6 +21,7 @@ from speech.corpus.normalize import (
     source_digests,
 )
 from speech.corpus.sources import Source
+from speech.scripts import primary_language
 
 OTHER_LANGUAGE = "language"  # code of rows that are for another manifest
 
@@ -30,18 +31,21 @@ def write_manifest_of(source: Source, language: str, folder: Path, settings: Cor
 
     Raises:
         FileExistsError: the folder holds something.
-        ManifestError: the source cannot be read, or gives a speaker two splits.
+        ManifestError: the language is none, the source cannot be read, or gives a speaker two splits.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} holds something: give a new or empty folder")
     assert source.path is not None  # a source without one is made and not read
+    wanted = primary_language(language)
+    if wanted is None:
+        raise ManifestError(source.path, None, f"'{language}' is not a language: write its tag, such as en or de")
     rows: list[Utterance] = []
     refused: list[Quarantined] = []
     file = file_of_rows(source.kind, source.path)
     for row in IMPORTERS[source.kind](source.path, source):
         if isinstance(row, RejectedRow):
             refused.append(quarantined(row))
-        elif row.language != language:
+        elif row.language != wanted:
             reason = f"the row is in '{row.language}': make a manifest of that language of it"
             refused.append(Quarantined(row.id, f"{file}, row {row.row}", OTHER_LANGUAGE, reason))
         else:
@@ -51,7 +55,7 @@ def write_manifest_of(source: Source, language: str, folder: Path, settings: Cor
     found = [row for row in there if isinstance(row, Utterance)]
     digests = source_digests(found)
     heard = normalize_audio([replace(row, digest=row.digest or digests[row.audio]) for row in found], folder)
-    chosen = selected(heard.kept, language, settings)
+    chosen = selected(heard.kept, wanted, settings)
     outcome = Sorted(chosen.kept, (*refused, *heard.quarantined, *chosen.quarantined))
     outcome.write(folder)
     return outcome

@@ -260,10 +260,10 @@ def test_a_source_cannot_move_a_speaker_from_one_set_to_another(ingest: Any, tmp
     assert placed == {speaker: split_of_speaker(speaker, 0.1, 0.2) for speaker in speakers}
 
 
-def by_hand(source: Source, folder: Path) -> int:
+def by_hand(source: Source, folder: Path, language: str = "en-US") -> int:
     """The exit code of `soundstage manifest`."""
     with pytest.raises(SystemExit) as ended:
-        app(["manifest", str(source.path), str(folder), "--language", "en"])
+        app(["manifest", str(source.path), str(folder), "--language", language])
     return int(ended.value.code or 0)
 
 
@@ -293,6 +293,8 @@ def test_a_manifest_made_by_hand_holds_what_the_assets_make_of_the_source(
     assert all(Path(row.audio).is_file() for row in learnt.utterances)
 
     capsys.readouterr()
+    assert by_hand(source, tmp_path / "other", "English") == 1
+    assert "'English' is not a language: write its tag" in capsys.readouterr().err
     assert by_hand(source, tmp_path / "by-hand") == 1
     assert capsys.readouterr().err == f"error: {tmp_path}/by-hand holds something: give a new or empty folder\n"
 

@@ -11,13 +11,12 @@ sum of their readings and not the product.
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
-from speech.store.outputs import write_json
+from speech.store.outputs import parse_json, write_json
 from speech.text import readings
 from training.batches import Corpus, collate
 
@@ -47,18 +46,38 @@ def readings_said(model: "EncDecCTCModelBPE", corpus: Corpus, language: str, rem
     texts = list(corpus.texts)
     every = ((index, readings(row.text, language)) for index, row in enumerate(corpus.utterances))
     open_ones = {index: pieces for index, pieces in every if any(len(piece) > 1 for piece in pieces)}
-    known = json.loads(remembered.read_text(encoding="utf-8")) if remembered.is_file() else {}
+    known = _remembered(remembered)
     chosen: dict[str, str] = {}
     if open_ones:
         model.eval()
     for index, pieces in open_ones.items():
         name = corpus.utterances[index].id
-        chosen[name] = known.get(name) or _likeliest(model, corpus, index, pieces)
+        before = known.get(name)
+        chosen[name] = before if _is_reading(before, pieces) else _likeliest(model, corpus, index, pieces)
         texts[index] = chosen[name]
     if chosen and chosen != known:
         write_json(remembered, chosen)  # every device writes the same
     other = sum(after != before for after, before in zip(texts, corpus.texts, strict=True))
     return Readings(tuple(texts), len(open_ones), other)
+
+
+def _remembered(file: Path) -> dict[str, Any]:
+    """What a run chose before, by utterance; nothing where the file is damaged, since it can be chosen again."""
+    try:
+        found = parse_json(file.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _is_reading(text: Any, pieces: Sequence[Sequence[str]]) -> TypeGuard[str]:
+    """Whether a remembered text is one of the readings that there are; a damaged one is not."""
+    if not isinstance(text, str):
+        return False
+    spaced, ends = f"{text} ", {0}
+    for piece in pieces:
+        ends = {end + len(said) + 1 for end in ends for said in piece if spaced.startswith(f"{said} ", end)}
+    return len(spaced) in ends
 
 
 def _likeliest(model: "EncDecCTCModelBPE", corpus: Corpus, index: int, pieces: Sequence[Sequence[str]]) -> str:

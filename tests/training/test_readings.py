@@ -89,6 +89,10 @@ def test_a_run_that_goes_on_trains_on_what_it_began_with(base: Any, corpus: Corp
     assert (again, again.digest, remembered.read_bytes()) == (first, first.digest, before)
     remembered.write_bytes(before.replace(DIGITS.encode(), YEAR.encode()))
     assert readings_said(base, corpus, "en", remembered).texts == (YEAR, YEAR)
+    for damaged in (b"{", b"[]", before.replace(b"nine", b"nike"), before.replace(DIGITS.encode(), b"")):
+        remembered.write_bytes(damaged)
+        assert readings_said(base, corpus, "en", remembered) == first, "it is chosen again where it cannot be read"
+        assert remembered.read_bytes() == before
 
 
 def test_a_text_with_one_reading_never_touches_the_network(corpus: Corpus, tmp_path: Path) -> None:

@@ -110,7 +110,12 @@ def pictures(settings: Settings, backfill: str) -> list[Picture]:
             width=1200,
             height=1690,
         ),
-        Picture("hour", f"{dagster}/assets/transcripts?view=partitions&partition={hour}"),
+        Picture(
+            "hour",
+            f"{dagster}/assets/transcripts?view=partitions&partition={hour}",
+            ("text=Show Markdown",),
+            height=700,
+        ),
         Picture("data_docs", f"{settings.pages.url}/data-docs/{first}/{language}/"),
     ]
 
@@ -155,7 +160,8 @@ def main() -> int:
     settings, names = Settings.load(), sys.argv[1:]
     IMAGES.mkdir(exist_ok=True)
     with services.running(settings, console), sync_playwright() as playwright:
-        every = pictures(settings, backfilled(settings, console))
+        backfill = backfilled(settings, console) if not names or "backfill" in names else ""
+        every = pictures(settings, backfill)
         wanted = [picture for picture in every if not names or picture.name in names]
         if unknown := set(names) - {picture.name for picture in every}:
             console.print(f"no picture is called {', '.join(unknown)}; there are {', '.join(p.name for p in every)}")

@@ -276,7 +276,7 @@ def transcripts(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[W
     return dg.MaterializeResult(
         metadata={
             **counts,
-            "mean_confidence": mean if mean is not None else dg.MetadataValue.null(),
+            "mean_confidence": round(mean, 4) if mean is not None else dg.MetadataValue.null(),
             "recordings": markdown_table(
                 ("recording", "language", "seconds", "words", "confidence", "text"),
                 [

@@ -89,9 +89,11 @@ def stages(workspace: Any, hour: str, workers: int) -> dict[str, float]:
     """Seconds of the stages alone, over a pool in which every model is open."""
     from deployment.batch import stages as batch
     from deployment.batch.engine import Pool
-    from speech_assets.defs.inference import champions
+    from speech_assets.defs.inference import champion
 
-    kept, bundles, took = workspace.hour(hour), champions(workspace), {}
+    heard_by = champion(workspace, "en")
+    assert heard_by is not None
+    kept, bundles, took = workspace.hour(hour), {"en": heard_by}, {}
     arrivals, recordings, settings = kept.arrivals(), kept.recordings(), workspace.settings.inference
     by_id = {row.id: row for row in recordings}
     pieces = [

@@ -6,6 +6,7 @@ its reason and stops nobody; a check counts that what arrived is published, aske
 recording as before.
 """
 
+import functools
 import hashlib
 import time
 from collections import Counter
@@ -22,10 +23,9 @@ from deployment.batch.branch import FORMS, ReviewTask, asked_about, is_published
 from deployment.batch.engine import Lost, Pool
 from deployment.batch.hour import ARRIVALS, CHOSEN, DEAD_LETTERS, HEARD, RECORDINGS, SPEECH, TASKS, TRANSCRIPTS
 from deployment.batch.stages import Chosen, DeadLetter, Heard, Models, NormalizedRecording, Piece
-from deployment.promotion.decisions import REFUSALS
 from deployment.transcribe import champion_bundle
 from speech.audio.decode import write_flac_chunks
-from speech.bundle import BundleError, ModelBundle
+from speech.bundle import ModelBundle
 from speech.plain import to_lines
 from speech.store.outputs import write_atomically
 from speech.vad import Stretch
@@ -34,7 +34,7 @@ from speech_assets.defs.alerts import Alert, send
 from speech_assets.defs.metadata import markdown_table, place_of
 from speech_assets.defs.partitions import CPU_POOL, Grid
 from speech_assets.defs.resources import Workspace, version_of
-from speech_assets.defs.retries import retried_when_unreachable
+from speech_assets.defs.retries import refusals_are_final, retried_when_unreachable
 
 TRANSCRIBE = "transcribe_hour"  # the job
 SAY_EVERY_S = 10.0
@@ -212,8 +212,7 @@ def recognized_segments(
     """What is said in each stretch of speech, by the champion of its language; alike long ones are heard together."""
     hour = workspace.hour(context.partition_key)
     recordings = {row.id: row for row in hour.recordings()}
-    bundles = champions(workspace)
-    chosen = [_chosen(row, bundles, workspace) for row in recordings.values()]
+    chosen, bundles = _chosen(recordings.values(), workspace)
     languages = {choice.id: choice.language for choice in chosen}
     pieces = [
         Piece(
@@ -396,34 +395,46 @@ def _heard(pool: Pool, pieces: Iterable[Piece]) -> Iterator[Heard]:
         yield from [stages.not_recognized(piece) for piece in one.item] if isinstance(one, Lost) else one
 
 
-def champions(workspace: Workspace) -> dict[str, ModelBundle]:
-    """The champion of each language that has one.
+def champion(workspace: Workspace, language: str) -> ModelBundle | None:
+    """The verified bundle of a language's champion; None where it has none.
 
     Raises:
-        dg.Failure: none has.
+        dg.Failure: it has one that may not be used: no other language's is taken in its place.
     """
-    found, why = {}, {}
-    for language in workspace.settings.languages:
-        try:
-            found[language] = ModelBundle.load(champion_bundle(workspace.settings, language))
-        except (*REFUSALS, BundleError) as refused:
-            why[language] = str(refused)
-    if not found:
-        raise dg.Failure(f"no language has a champion: {'; '.join(why.values())}", allow_retries=False)
-    return found
+    with refusals_are_final():
+        if workspace.promotions().current(language) is None:
+            return None
+        return ModelBundle.load(champion_bundle(workspace.settings, language))
 
 
-def _chosen(recording: NormalizedRecording, bundles: Mapping[str, ModelBundle], workspace: Workspace) -> Chosen:
-    """Whose champion hears a recording: its own language's, the default one's, or the first that there is."""
+def _chosen(
+    recordings: Iterable[NormalizedRecording], workspace: Workspace
+) -> tuple[list[Chosen], dict[str, ModelBundle]]:
+    """Whose champion hears each recording: its own language's, the usual one's, or the first that there is; and those.
+
+    Raises:
+        dg.Failure: no language has a champion.
+    """
     settings = workspace.settings
     usual = settings.inference.language or settings.languages[0]
-    spoken = recording.language or usual
-    wanted = (spoken, usual, *settings.languages)
-    language = next(language for language in wanted if language in bundles)
-    bundle = bundles[language]
-    return Chosen(
-        id=recording.id, language=language, bundle=bundle.digest, model=bundle.name, instead=language != spoken
-    )
+    of = functools.cache(partial(champion, workspace))
+    chosen, bundles = [], {}
+    for recording in recordings:
+        spoken = recording.language or usual
+        wanted = dict.fromkeys((spoken, usual, *settings.languages))
+        found = next(((language, bundle) for language in wanted if (bundle := of(language)) is not None), None)
+        if found is None:
+            raise dg.Failure(
+                "no language has a champion: approve a version with the job `promote`, then launch the hour again",
+                allow_retries=False,
+            )
+        language, bundle = found
+        bundles[language] = bundle
+        instead = language != spoken
+        chosen.append(
+            Chosen(id=recording.id, language=language, bundle=bundle.digest, model=bundle.name, instead=instead)
+        )
+    return chosen, bundles
 
 
 def _clipped(task: ReviewTask, recording: NormalizedRecording, workspace: Workspace, folder: Path) -> ReviewTask:

@@ -225,6 +225,19 @@ def test_a_recording_whose_language_has_no_champion_is_heard_by_the_usual_one_an
     assert (transcript.language, transcript.degraded) == ("en", ("language",))
 
 
+def test_a_champion_that_may_not_be_used_has_no_other_in_its_place(house: House) -> None:
+    """German recordings must not be written down in English because a file is damaged."""
+    house.upload(de__call_wav=said("eins", language="de"), en__call_wav=said("one"))
+    house.receive()
+    digest = house.champions["de"]
+    Path(house.workspace.settings.home, "bundles", digest, "network.onnx").write_bytes(b"damaged")
+    result = house.transcribe()
+    (failure,) = [event for event in result.all_events if event.is_step_failure]
+    assert failure.step_key == "recognized_segments"
+    assert digest in failure.step_failure_data.user_failure_data.description
+    assert not house.workspace.store.exists("transcripts", HOUR)
+
+
 def test_without_any_champion_the_run_says_whom_to_ask(house: House) -> None:
     house.upload(call_wav=said("one"))
     house.receive()

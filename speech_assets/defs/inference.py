@@ -35,6 +35,7 @@ from speech_assets.defs.metadata import markdown_table, place_of
 from speech_assets.defs.partitions import CPU_POOL, Grid
 from speech_assets.defs.resources import Workspace, version_of
 from speech_assets.defs.retries import refusals_are_final, retried_when_unreachable
+from speech_assets.partition_keys import PARTITION_TAG
 
 TRANSCRIBE = "transcribe_hour"  # the job
 SAY_EVERY_S = 10.0
@@ -103,12 +104,18 @@ def definitions(grid: Grid) -> dg.Definitions:
 def transcribe_what_came(
     context: dg.ScheduleEvaluationContext, workspace: dg.ResourceParam[Workspace]
 ) -> dg.SkipReason | list[dg.RunRequest]:
-    """A run for each hour with recordings that are not transcribed yet."""
-    waiting = list(_untranscribed(workspace, before=hour_of(context.scheduled_execution_time)))
-    if not waiting:
-        return dg.SkipReason("nothing has arrived in an hour that has ended and is not transcribed")
-    # The key names the recordings: an hour that got more of them is asked for again, and no other is asked for twice.
-    return [dg.RunRequest(run_key=f"{hour}/{recordings}", partition_key=hour) for hour, recordings in waiting]
+    """A run for each hour with recordings that are not transcribed yet, and that no run is at work on.
+
+    The key names the recordings and the run before: an hour that got more of them, or whose run failed, is asked for
+    again at the next tick, and never twice from the same state.
+    """
+    requests = []
+    for hour, recordings in _untranscribed(workspace, before=hour_of(context.scheduled_execution_time)):
+        before = next(iter(context.instance.get_runs(dg.RunsFilter(tags={PARTITION_TAG: hour}), limit=1)), None)
+        if before is None or before.is_finished:
+            key = f"{hour}/{recordings}/{before.run_id if before else 'first'}"
+            requests.append(dg.RunRequest(run_key=key, partition_key=hour))
+    return requests or dg.SkipReason("nothing that has arrived in an hour that has ended waits to be transcribed")
 
 
 @dg.op(pool=CPU_POOL)

@@ -3,8 +3,8 @@
 import os
 import signal
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ class House:
     workspace: Any
     instance: Any
     champions: dict[str, str]
+    keys: list[str | None] = field(default_factory=list)  # of the runs asked for last
 
     def changed(self, **inference: Any) -> "House":
         """The same house with other settings of `[inference]`."""
@@ -84,11 +85,12 @@ class House:
             repository_def=repository,
         )
         said = schedule.evaluate_tick(context)
+        self.keys = [request.run_key for request in said.run_requests or ()]
         return [request.partition_key for request in said.run_requests or ()], said.skip_message or ""
 
 
 @pytest.fixture
-def house(deployment, tmp_path: Path, empty_registry: Callable[[Path], None]) -> House:  # type: ignore[no-untyped-def]
+def house(deployment, tmp_path: Path, empty_registry: Callable[[Path], None]) -> Iterator[House]:  # type: ignore[no-untyped-def]
     import dagster as dg
 
     from deployment.settings import Settings
@@ -116,7 +118,9 @@ def house(deployment, tmp_path: Path, empty_registry: Callable[[Path], None]) ->
     for language in ("en", "de"):
         champions[language] = register_versions(workspace, {}, language=language)["1"]
         workspace.promotions().approve(language, f"soundstage-{language}", "1", "Ada", "good")
-    return House(workspace, dg.DagsterInstance.ephemeral(), champions)
+    (tmp_path / "dagster").mkdir()
+    with dg.DagsterInstance.local_temp(str(tmp_path / "dagster")) as instance:
+        yield House(workspace, instance, champions)
 
 
 def said(*words: str, language: str = "en", amplitude: float = LOUD) -> bytes:
@@ -276,6 +280,35 @@ def test_the_schedule_asks_for_hours_that_have_ended_late_recordings_too(house: 
     assert house.asked(end)[0] == []
     house.upload(b_wav=said("two"))
     house.receive(NOW + timedelta(minutes=20))
+    assert house.asked(end)[0] == [HOUR]
+    assert house.transcribe().success
+    assert house.asked(end)[0] == []
+
+
+def test_an_hour_that_failed_is_asked_for_again_and_one_under_way_is_not(house: House) -> None:
+    """A run key counts for ever: with the recordings alone in it, an hour that failed once would never be made."""
+    import dagster as dg
+
+    from speech_assets.definitions import build
+
+    end = NOW.replace(hour=10, minute=0)
+    house.upload(a_wav=said("one"))
+    house.receive()
+    assert house.asked(end)[0] == [HOUR]
+    first = house.keys
+    ledger = {item.key: house.workspace.objects.read(item.key).data for item in house.workspace.objects.list("ledger")}
+    house.forget_decisions("ledger")
+    assert not house.transcribe().success
+    assert house.asked(end)[0] == [HOUR]
+    assert house.keys != first
+    job = build(house.workspace.settings).resolve_job_def("transcribe_hour")
+    under_way = house.instance.create_run_for_job(
+        job, status=dg.DagsterRunStatus.STARTED, tags={"dagster/partition": HOUR}
+    )
+    assert house.asked(end)[0] == []
+    house.instance.report_run_failed(under_way)
+    for key, data in ledger.items():
+        house.workspace.objects.put(key, data)
     assert house.asked(end)[0] == [HOUR]
     assert house.transcribe().success
     assert house.asked(end)[0] == []

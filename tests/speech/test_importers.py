@@ -404,7 +404,7 @@ class TestTable:
         """They end in a carriage return, which the csv module stumbles over."""
         content = b"path,text,speaker\ra.wav,hello,s\rb.wav,bye,s\r"
         content = content.replace(b",", b"\t") if name.endswith("tsv") else content
-        path = self.table(tmp_path, gzip.compress(content) if name.endswith("gz") else content, name)
+        path = self.table(tmp_path, gzip.compress(content, mtime=0) if name.endswith("gz") else content, name)
         good, bad = sorted_out(import_table(path, DEFAULTS))
         assert (bad, [row.text for row in good]) == ([], ["hello", "bye"])
 
@@ -464,7 +464,7 @@ class TestTable:
             (b"PK\x03\x04\x14\0\x06\0" + bytes(22) + b"transcripts.csv", "is a ZIP archive; unpack it"),
             (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "is an Excel workbook; save its sheet as CSV"),
             (b"PAR1\x15\x04\x15\x0c", "is a Parquet file; write its rows as CSV or JSON lines"),
-            (gzip.compress(b"path\ttext\n"), "is compressed with gzip; let its name end in .gz"),
+            (gzip.compress(b"path\ttext\n", mtime=0), "is compressed with gzip; let its name end in .gz"),
             (b"RIFF\x24\0\0\0WAVEfmt ", "is audio; give the manifest of transcripts"),
         ],
     )
@@ -659,7 +659,7 @@ class TestOtherShapes:
 
     def test_damaged_gzip_is_an_error_with_its_file(self, tmp_path: Path) -> None:
         """An upload that broke off must not look like a short corpus."""
-        whole = gzip.compress(b'{"audio_filepath": "a.wav"}\n' * 10_000)
+        whole = gzip.compress(b'{"audio_filepath": "a.wav"}\n' * 10_000, mtime=0)
         (tmp_path / "m.jsonl.gz").write_bytes(whole[: len(whole) // 2])
         with pytest.raises(ManifestError, match="cannot be read"):
             list(import_nemo(tmp_path / "m.jsonl.gz", DEFAULTS))

@@ -46,6 +46,13 @@ class Deployment:
     instance: Any
 
 
+@pytest.fixture
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No variable of the environment is a setting, not even where `deployment` was made in this process."""
+    for name in [name for name in os.environ if name.startswith("SOUNDSTAGE_")]:
+        monkeypatch.delenv(name)
+
+
 @pytest.fixture(scope="session")
 def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
     """Gives a data store MLflow's database with its tables: making them takes a second or two."""

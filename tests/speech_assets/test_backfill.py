@@ -16,6 +16,8 @@ from speech_assets.cli import app
 from speech_assets.dagster_client import HOME_METADATA, SETTINGS_METADATA, Deployment
 from speech_assets.defs.resources import settings_versions
 
+pytestmark = pytest.mark.usefixtures("no_settings")
+
 ROOT = Path(__file__).parents[2]
 MADE = {"numPartitionsTargeted": 1, "numPartitionsMaterialized": 1, "numPartitionsInProgress": 0}
 ASSET = {"assetKey": {"path": ["recordings"]}, **MADE, "numPartitionsFailed": 0}

@@ -12,6 +12,8 @@ import pytest
 from deployment.settings import Settings
 from speech_assets.local.services import ROOT, Service, environment, services
 
+pytestmark = pytest.mark.usefixtures("no_settings")
+
 
 @pytest.fixture
 def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Service]:

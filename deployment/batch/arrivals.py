@@ -62,29 +62,25 @@ def hour_of(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime(HOUR_FORMAT)
 
 
-def receive(
-    uploads: Path, objects: Objects, languages: Iterable[str], hour: str | None = None, now: datetime | None = None
-) -> list[Arrival]:
+def receive(uploads: Path, objects: Objects, languages: Iterable[str], now: datetime | None = None) -> list[Arrival]:
     """Receive what has come into the folder and has no receipt yet; returns the new receipts.
 
     Args:
         uploads: the folder; one that is not there holds nothing.
         objects: the data store.
         languages: that the first folder of a name may say.
-        hour: that they are filed under; None: the present one.
-        now: the moment; None: the present.
+        now: the moment, whose hour they are filed under; None: the present.
 
     Raises:
         StoreError: the data store refuses.
     """
     now = now or datetime.now(UTC)
-    hour = hour or hour_of(now)
     known = {PurePosixPath(item.key).stem for item in objects.list(RECEIPTS)}
     spoken = frozenset(languages)
     return [
         arrival
         for path in _whole_files(uploads, now.timestamp())
-        if (arrival := _received(path, uploads, objects, hour, now, spoken, known)) is not None
+        if (arrival := _received(path, uploads, objects, now, spoken, known)) is not None
     ]
 
 
@@ -117,7 +113,6 @@ def _received(
     path: Path,
     uploads: Path,
     objects: Objects,
-    hour: str,
     now: datetime,
     languages: frozenset[str],
     known: set[str],
@@ -151,7 +146,7 @@ def _received(
         same_as=_first_with(digest.hexdigest(), name, objects),
     )
     with suppress(LostRace):
-        objects.put_if_absent(f"{RECEIPTS}/{hour}/{name}.json", to_json(to_plain(arrival)))
+        objects.put_if_absent(f"{RECEIPTS}/{hour_of(now)}/{name}.json", to_json(to_plain(arrival)))
     return arrival
 
 

@@ -10,6 +10,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
+from deployment import transcribe
 from speech.transcript import Segment, Transcript, Word
 
 EDITION = "1"  # counted up when transcripts go other ways
@@ -82,8 +83,4 @@ def task_of(transcript: Transcript, segment: Segment) -> ReviewTask:
 
 def written(transcript: Transcript, form: str, name: str) -> str:
     """A transcript in one of `FORMS`; `name` is what CTM and RTTM call the recording."""
-    if form == "rttm":
-        return transcript.to_rttm(name)
-    from deployment.transcribe import written as as_text
-
-    return as_text(transcript, {"txt": "text"}.get(form, form), name)
+    return transcribe.written(transcript, "text" if form == "txt" else form, name)

@@ -67,8 +67,8 @@ def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Objects:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """One process more than cores: the longest tests wait half of the time, for daemons, canaries and the killed."""
-    return (os.cpu_count() or 1) + 1
+    """Two processes more than cores: the longest tests wait half of the time, for daemons, canaries and the killed."""
+    return (os.cpu_count() or 1) + 2
 
 
 def pytest_configure() -> None:

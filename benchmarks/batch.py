@@ -87,25 +87,24 @@ def graph(workspace: Any, hour: str) -> dict[str, float]:
 
 def stages(workspace: Any, hour: str, workers: int) -> dict[str, float]:
     """Seconds of the stages alone, over a pool in which every model is open."""
-    from deployment.batch import stages as batch
     from deployment.batch.engine import Pool
-    from speech_assets.defs.inference import champion
+    from deployment.batch.stages.models import Models
+    from deployment.batch.stages.normalization import normalized
+    from deployment.batch.stages.recognition import batches, pieces_of, recognized
+    from deployment.batch.stages.speech import speech_in
+    from speech_assets.defs.inference.recognition import champion
 
     heard_by = champion(workspace, "en")
     assert heard_by is not None
     kept, bundles, took = workspace.hour(hour), {"en": heard_by}, {}
     arrivals, recordings, settings = kept.arrivals(), kept.recordings(), workspace.settings.inference
-    by_id = {row.id: row for row in recordings}
-    pieces = [
-        batch.Piece(id=found.id, place=place, audio=by_id[found.id].audio, stretch=stretch, language="en")
-        for found in kept.speech()
-        for place, stretch in enumerate(found.stretches)
-    ]
-    with tempfile.TemporaryDirectory() as folder, Pool(batch.Models(workspace.objects, bundles), workers) as pool:
+    sounds = [sound for row in recordings for sound in row.sounds]
+    pieces = pieces_of(recordings, kept.speech(), {row.id: "en" for row in recordings})
+    with tempfile.TemporaryDirectory() as folder, Pool(Models(workspace.objects, bundles), workers) as pool:
         work: tuple[tuple[str, Any, Sequence[Any]], ...] = (
-            ("normalized_recordings", partial(batch.normalized, folder=Path(folder)), arrivals),
-            ("speech_segments", partial(batch.speech_in, settings=settings.vad), recordings),
-            ("recognized_segments", batch.recognized, batch.batches(pieces)),
+            ("normalized_recordings", partial(normalized, folder=Path(folder)), arrivals),
+            ("speech_segments", partial(speech_in, settings=settings.vad), sounds),
+            ("recognized_segments", recognized, batches(pieces)),
         )
         for name, stage, items in work:
             list(pool.each(stage, items[: 2 * workers]))  # opens what it needs

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Self, get_args, get_origin
+from typing import Annotated, Any, Self, TypeVar, get_args, get_origin
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -48,6 +48,8 @@ NO_SETTINGS = frozenset(
     {CONFIG_VARIABLE, FOLDER_VARIABLE, "SOUNDSTAGE_DAGSTER_STORAGE", "SOUNDSTAGE_DEBUG", "SOUNDSTAGE_REAL_DATA"}
 )
 KUBERNETES = re.compile(r"\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_[0-9]+_\w+)")  # of a service, in each pod
+ONE_SLASH = re.compile(r"s3:(?!//)")
+SectionT = TypeVar("SectionT", TrainingSettings, InferenceSettings)
 EARLIEST_QUARTER = "1900-01"  # Dagster cannot list the quarters from the year 1 on
 
 
@@ -180,6 +182,23 @@ class Settings(BaseSettings):
             raise ValueError(f"must be distinct lower-case BCP-47 primary tags such as 'en'; got {list(languages)}")
         return languages
 
+    @field_validator("home")
+    @classmethod
+    def _folder_or_bucket(cls, home: str) -> str:
+        if ONE_SLASH.match(home):
+            raise ValueError(f"must be a folder or s3://bucket/prefix; got '{home}'")
+        return home
+
+    @field_validator("training", "inference")
+    @classmethod
+    def _languages_that_there_are(cls, section: SectionT, info: ValidationInfo) -> SectionT:
+        """What names a language names one of the deployment's."""
+        named = section.base if isinstance(section, TrainingSettings) else (section.language,)
+        known = info.data.get("languages", named)
+        if unknown := [tag for tag in named if tag is not None and tag not in known]:
+            raise ValueError(f"{', '.join(unknown)}: not among `languages`, {', '.join(known)}")
+        return section
+
     @field_validator("first_quarter")
     @classmethod
     def _quarter_start(cls, quarter: str) -> str:
@@ -242,8 +261,8 @@ class Settings(BaseSettings):
         places = {
             "inference": inference.model_copy(update={"uploads": str(folder / inference.folder(Path(settings.local)))}),
             "home": placed(folder, settings.home),
-            "work": folder / settings.local if "://" in settings.home or settings.work else None,
-            "cache": settings.cache and folder / settings.cache,
+            "work": folder / settings.local.expanduser() if "://" in settings.home or settings.work else None,
+            "cache": settings.cache and folder / settings.cache.expanduser(),
         }
         return settings.model_copy(update={**places, "sources": sources, "training": training})
 
@@ -266,8 +285,8 @@ def handed_on() -> dict[str, str]:
 
 
 def placed(folder: Path, home: str) -> str:
-    """A home whose path is relative to `folder`; one that is no folder stays as it is."""
-    return home if "://" in home else str(folder / home)
+    """A home whose path is relative to `folder`, or to the user's by `~`; one that is no folder stays as it is."""
+    return home if "://" in home else str(folder / Path(home).expanduser())
 
 
 def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:

@@ -56,11 +56,14 @@ class TrainingSettings(Section):
     def under(self, folder: Path) -> Self:
         """The same settings; relative paths of recipes and base models are relative to `folder`."""
         recipes = {
-            name: str(folder / recipe)
+            name: str(folder / Path(recipe).expanduser())
             for name in ("base_recipe", "finetune_recipe")
             if (recipe := getattr(self, name)).endswith((".yaml", ".yml"))
         }
-        base = {tag: str(folder / base) if base.endswith(".nemo") else base for tag, base in self.base.items()}
+        base = {
+            tag: str(folder / Path(base).expanduser()) if base.endswith(".nemo") else base
+            for tag, base in self.base.items()
+        }
         return self.model_copy(update={"base": base, **recipes})
 
     def problem(self) -> str | None:

@@ -20,7 +20,7 @@ from multiprocessing import connection
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-from deployment.batch.stages import Models
+from deployment.batch.stages.models import Models
 
 TRIES = 3  # of an item
 STARTS = 8  # of workers that end before they begin, in a row

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from deployment.batch.arrivals import Arrival, arrivals_of
 from deployment.batch.branch import ReviewTask
-from deployment.batch.stages import Chosen, DeadLetter, Heard, NormalizedRecording, Speech
+from deployment.batch.stages.items import Chosen, DeadLetter, Heard, NormalizedRecording, Speech
 from speech.plain import from_lines, to_lines
 from speech.store.objects import Missing
 from speech.store.outputs import DataStore, Published, write_atomically
@@ -53,7 +53,10 @@ class Hour:
         """What could be used of it; audio is named by its key in the data store."""
         output = self.output("normalized_recordings")
         found = self._records("normalized_recordings", RECORDINGS, NormalizedRecording)
-        return [replace(row, audio=output.reference(row.audio)) for row in found]
+        return [
+            replace(row, sounds=tuple(replace(sound, audio=output.reference(sound.audio)) for sound in row.sounds))
+            for row in found
+        ]
 
     def dead_letters(self) -> list[DeadLetter]:
         """What could not."""

@@ -45,4 +45,4 @@ class InferenceSettings(Section):
 
     def folder(self, local: Path) -> Path:
         """Where recordings arrive; `local` is this machine's folder."""
-        return Path(self.uploads) if self.uploads else local / "uploads"
+        return Path(self.uploads).expanduser() if self.uploads else local / "uploads"

@@ -45,4 +45,4 @@ class Source(Defaults):
     def under(self, folder: Path) -> Self:
         """The same source; its relative places are relative to `folder`."""
         places = {name: given for name in ("path", "audio_root") if (given := getattr(self, name))}
-        return self.model_copy(update={name: str(folder / given) for name, given in places.items()})
+        return self.model_copy(update={name: str(folder / Path(given).expanduser()) for name, given in places.items()})

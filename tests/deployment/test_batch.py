@@ -10,20 +10,12 @@ import pytest
 
 from deployment.batch.arrivals import Arrival, original
 from deployment.batch.branch import FORMS, asked_about, is_published, task_of, written
-from deployment.batch.stages import (
-    BATCH,
-    Chosen,
-    DeadLetter,
-    Heard,
-    Models,
-    NormalizedRecording,
-    Piece,
-    batches,
-    merged,
-    normalized,
-    recognized,
-    speech_in,
-)
+from deployment.batch.stages.items import Chosen, DeadLetter, Heard, NormalizedRecording, Piece
+from deployment.batch.stages.merging import merged
+from deployment.batch.stages.models import BATCH, Models
+from deployment.batch.stages.normalization import normalized
+from deployment.batch.stages.recognition import batches, pieces_of, recognized
+from deployment.batch.stages.speech import speech_in
 from speech.store.objects import Objects, open_objects
 from speech.transcript import Transcript, Word
 from speech.vad import Stretch, VadSettings
@@ -48,7 +40,8 @@ def arrived(store: Objects, data: bytes, name: str = "en/call.wav") -> Arrival:
 def recording_of(store: Objects, data: bytes, folder: Path) -> NormalizedRecording:
     made = normalized(arrived(store, data), Models(store, {}), folder)
     assert isinstance(made, NormalizedRecording)
-    return replace(made, audio=str(folder / made.audio))
+    (sound,) = made.sounds
+    return replace(made, sounds=(replace(sound, audio=str(folder / sound.audio)),))
 
 
 def test_an_upload_becomes_mono_at_16_khz_with_what_is_known_of_it(store: Objects, tmp_path: Path) -> None:
@@ -56,7 +49,7 @@ def test_an_upload_becomes_mono_at_16_khz_with_what_is_known_of_it(store: Object
     made = recording_of(store, sound_bytes(stereo, 8_000), tmp_path)
     assert (made.recording.channels, made.recording.media_type) == (2, "audio/wav")
     assert made.recording.duration_s == pytest.approx(1.5, abs=0.01)
-    assert made.quality.narrow_band
+    assert made.sounds[0].quality.narrow_band
     assert made.name == "en/call.wav"
 
 
@@ -84,11 +77,8 @@ def test_words_have_the_times_of_their_recording(store: Objects, tmp_path: Path)
     recording = recording_of(store, sound_bytes(audio), tmp_path)
     bundle = write_toy_bundle(tmp_path / "bundle")
     models = Models(store, {"en": bundle})
-    speech = speech_in(recording, models, TONES_ARE_SPEECH)
-    pieces = [
-        Piece(id=recording.id, place=place, audio=recording.audio, stretch=stretch, language="en")
-        for place, stretch in enumerate(speech.stretches)
-    ]
+    speech = speech_in(recording.sounds[0], models, TONES_ARE_SPEECH)
+    pieces = pieces_of([recording], [speech], {recording.id: "en"})
     heard = [said for batch in batches(pieces) for said in recognized(batch, models)]
     by = Chosen(id=recording.id, language="en", bundle=bundle.digest, model="toy", instead=False)
     transcript = merged(recording, heard, by)
@@ -102,7 +92,7 @@ def test_words_have_the_times_of_their_recording(store: Objects, tmp_path: Path)
 
 def test_a_recording_without_speech_has_an_empty_transcript(store: Objects, tmp_path: Path) -> None:
     recording = recording_of(store, sound_bytes(np.zeros(48_000, np.float32)), tmp_path)
-    assert speech_in(recording, Models(store, {}), VadSettings()).stretches == ()
+    assert speech_in(recording.sounds[0], Models(store, {}), VadSettings()).stretches == ()
     transcript = merged(recording, (), Chosen(id=recording.id, language="en", bundle="0" * 64, model="m", instead=True))
     assert (transcript.text, transcript.confidence, transcript.degraded) == ("", 0.0, ("language",))
     assert is_published(transcript, 0.8)
@@ -113,7 +103,14 @@ def test_a_recording_without_speech_has_an_empty_transcript(store: Objects, tmp_
 def test_batches_are_of_one_language_and_the_same_in_any_order() -> None:
     lengths = np.random.default_rng(0).uniform(1, 20, 70)
     pieces = [
-        Piece(id=f"{n}", place=0, audio="a", stretch=Stretch(0.0, float(s)), language="en" if n % 3 else "de")
+        Piece(
+            id=f"{n}",
+            channel=None,
+            place=0,
+            audio="a",
+            stretch=Stretch(0.0, float(s)),
+            language="en" if n % 3 else "de",
+        )
         for n, s in enumerate(lengths)
     ]
     made = batches(pieces)
@@ -127,6 +124,7 @@ def transcript_of(store: Objects, tmp_path: Path, *confidences: float) -> Transc
     heard = [
         Heard(
             id=recording.id,
+            channel=None,
             place=place,
             stretch=Stretch(2.0 * place, 2.0 * place + 0.3),
             words=(Word("one", 2.0 * place, 2.0 * place + 0.3, confidence),) if confidence else (),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from deployment.batch.engine import Lost, Pool
-from deployment.batch.stages import Models
+from deployment.batch.stages.models import Models
 from speech.store.objects import open_objects
 
 ROOT = Path(__file__).parents[2]
@@ -122,7 +122,7 @@ def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     code = (
         "import sys\n"
         "from deployment.batch.engine import Pool\n"
-        "from deployment.batch.stages import Models\n"
+        "from deployment.batch.stages.models import Models\n"
         "from speech.store.objects import open_objects\n"
         "from tests.deployment.test_engine import who\n"
         "if __name__ == '__main__':\n"

@@ -74,6 +74,9 @@ de = "stt_de_fastconformer"
         ("[training.overrides]\nmax_step = 3", "training.overrides: .*'max_step'"),
         ("[[sources]]\nkind = 'kaldi'", "needs a path"),
         ("[gates]\nwer = 'low'", "gates.wer"),
+        ("home = 's3:/recordings'", "home: must be a folder or s3://bucket/prefix"),
+        ("[inference]\nlanguage = 'fr'", "inference: fr: not among `languages`, en, de"),
+        ("[training.base]\nfr = 'stt_fr'", "training: fr: not among `languages`, en, de"),
         ("[gates", "is not valid TOML"),
     ],
 )
@@ -223,6 +226,17 @@ def test_behind_a_proxy_a_service_listens_on_its_usual_port(file: Path, opened: 
 def test_an_address_of_version_6_has_its_brackets(file: Path) -> None:
     file.write_text("[serving]\nhost = '::1'")
     assert Settings.load().serving.url == "http://[::1]:8080"
+
+
+def test_a_tilde_is_the_folder_of_the_user(file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    file.write_text(
+        "home = '~/store'\ncache = '~/copies'\n[inference]\nuploads = '~/in'\n"
+        "[[sources]]\nkind = 'nemo'\npath = '~/a.json'\n"
+    )
+    settings = Settings.load()
+    places = (settings.home, str(settings.cache), settings.inference.uploads, settings.sources[0].path)
+    assert places == tuple(str(tmp_path / "me" / name) for name in ("store", "copies", "in", "a.json"))
 
 
 def test_an_empty_home_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

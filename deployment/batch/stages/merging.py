@@ -1,0 +1,36 @@
+"""From what was heard to a transcript."""
+
+import importlib.metadata
+from collections.abc import Iterable
+
+from deployment.batch.stages.items import Chosen, Heard, NormalizedRecording
+from deployment.batch.stages.recognition import CONFIDENCE_DIGITS, order_of
+from deployment.serving.transcription import segments_from_words
+from speech.transcript import Segment, Transcript
+
+
+def merged(recording: NormalizedRecording, heard: Iterable[Heard], by: Chosen) -> Transcript:
+    """The transcript of a recording, from what was heard in its stretches, in order of time.
+
+    A stretch of speech in which no word was recognised is a segment without words: somebody speaks there.
+    """
+    pieces = sorted(heard, key=order_of)
+    segments: list[Segment] = []
+    for piece in pieces:
+        silent = Segment((), piece.stretch.start_s, piece.stretch.end_s)
+        segments += segments_from_words(piece.words) or (silent,)
+    scores = [word.confidence for piece in pieces for word in piece.words]
+    return Transcript(
+        id=f"{recording.id}-1",
+        language=by.language,
+        confidence=round(sum(scores) / len(scores), CONFIDENCE_DIGITS) if scores else 0.0,
+        duration_s=recording.recording.duration_s,
+        source_key=recording.recording.key,
+        source_digest=recording.recording.digest,
+        models={"recognition": by.model, "bundle": by.bundle},
+        model_digests={"recognition": by.bundle},
+        code_version=importlib.metadata.version("soundstage"),
+        degraded=("language",) if by.instead else (),
+        quality=recording.sounds[0].quality,
+        segments=tuple(sorted(segments, key=lambda segment: segment.start_s)),
+    )

@@ -1,0 +1,30 @@
+"""The networks that stages listen with."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from speech.bundle import ModelBundle
+from speech.recognition.offline import Recognizer
+from speech.store.objects import Objects
+from speech.vad import SpeechDetector
+
+BATCH = 16  # stretches that are recognised together
+
+
+class Models:
+    """The networks of the stages, each opened once in a process, when it is first asked for."""
+
+    def __init__(self, objects: Objects, bundles: Mapping[str, ModelBundle]) -> None:
+        """`bundles`: the champion of each language that has one."""
+        self.objects, self.bundles = objects, bundles
+        self.detector = SpeechDetector()
+        self._recognizers: dict[str, Recognizer] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:  # open networks do not travel to another process
+        return type(self), (self.objects, self.bundles)
+
+    def recognizer(self, language: str) -> Recognizer:
+        """Of the champion of a language, which has to be there."""
+        if language not in self._recognizers:
+            self._recognizers[language] = Recognizer(self.bundles[language], max_batch=BATCH)
+        return self._recognizers[language]

@@ -1,0 +1,82 @@
+"""Inference: recordings that came in within an hour, transcribed by the champions, published or given to people.
+
+An hour is the only partition. Every asset of it materialises, even empty, and the same hour run twice gives the same
+bytes. Which champion heard a recording stands in its transcript. A recording that cannot be used is a dead letter with
+its reason and stops nobody; a check counts that what arrived is published, asked about, a dead letter, or the same
+recording as before.
+"""
+
+from functools import partial
+
+import dagster as dg
+
+from deployment.batch import branch
+from speech_assets.chain import INFERENCE
+from speech_assets.defs.inference.arrivals import incoming_audio, receive_uploads, transcribe_what_came
+from speech_assets.defs.inference.people import review_tasks
+from speech_assets.defs.inference.recognition import recognized_segments
+from speech_assets.defs.inference.sound import normalized_recordings, speech_segments
+from speech_assets.defs.inference.transcripts import published_transcripts, transcripts
+from speech_assets.defs.partitions import CPU_POOL, Grid
+from speech_assets.defs.resources import version_of
+
+TRANSCRIBE = "transcribe_hour"  # the job
+RETRIES = dg.RetryPolicy(max_retries=2, delay=60, backoff=dg.Backoff.EXPONENTIAL)
+
+
+def definitions(grid: Grid) -> dg.Definitions:
+    """The inference graph, its job and its schedule."""
+    settings = grid.settings.inference
+    asset = partial(dg.asset, partitions_def=grid.hours, group_name="inference", pool=CPU_POOL, code_version="1")
+    by_threshold = version_of(branch.EDITION, str(settings.publish_confidence))
+    check = partial(dg.AssetCheckSpec, partitions_def=grid.hours)
+    assets = [
+        asset(kinds={"python"})(incoming_audio),
+        asset(kinds={"ffmpeg"}, deps=["incoming_audio"])(normalized_recordings),
+        asset(kinds={"onnx"}, deps=["normalized_recordings"], code_version=version_of(settings.vad))(speech_segments),
+        asset(kinds={"onnx"}, deps=["speech_segments", "normalized_recordings"])(recognized_segments),
+        asset(
+            deps=["recognized_segments", "normalized_recordings", "incoming_audio"],
+            check_specs=[
+                check("every_recording_accounted_for", asset="transcripts", blocking=True),
+                check("mean_confidence", asset="transcripts", description="An hour that is unsure is told to people."),
+            ],
+        )(transcripts),
+        asset(deps=["transcripts", "incoming_audio"], code_version=by_threshold)(published_transcripts),
+        asset(
+            code_version=by_threshold,
+            deps=["transcripts", "published_transcripts", "normalized_recordings"],
+            check_specs=[check("each_transcript_went_one_way", asset="review_tasks", blocking=True)],
+        )(review_tasks),
+    ]
+    job = dg.define_asset_job(
+        TRANSCRIBE,
+        selection=dg.AssetSelection.assets(*INFERENCE),
+        partitions_def=grid.hours,
+        description="What arrived within an hour, from its bytes to transcripts.",
+        op_retry_policy=RETRIES,
+    )
+    off = dg.DefaultScheduleStatus.STOPPED
+    return dg.Definitions(
+        assets=assets,
+        jobs=[job, receive_uploads],
+        schedules=[
+            dg.ScheduleDefinition(
+                name="arrivals",
+                cron_schedule="*/5 * * * *",
+                execution_timezone="UTC",
+                job=receive_uploads,
+                default_status=off,
+                description="Receives uploads every five minutes, once switched on.",
+            ),
+            dg.schedule(
+                name="hourly_transcription",
+                cron_schedule="0 * * * *",
+                execution_timezone="UTC",
+                target=job,
+                default_status=off,
+                description="Transcribes each hour that has ended and whose recordings are not transcribed yet, late "
+                "ones too, once switched on.",
+            )(transcribe_what_came),
+        ],
+    )

@@ -14,22 +14,23 @@ from speech.store.objects import Objects, open_objects
 from tests.s3_server import BUCKET, S3Server, weed
 
 TESTS = Path(__file__).parent
-# Files in the order of their length: whoever is free takes the next, and nobody is left with a long one at the end.
+# Whoever is free takes the next file: the longest first, so that nobody is left with one at the end, and among those
+# that keep a core busy the ones that mostly wait, so that there is always somebody to use what they leave.
 LONGEST = (
     "integration/test_demo.py",
-    "speech_assets/test_main_job.py",
-    "integration/test_backfill.py",
     "speech_assets/test_real_data.py",
-    "integration/test_releases.py",
     "integration/test_serving.py",
+    "speech_assets/test_main_job.py",
+    "integration/test_releases.py",
+    "integration/test_backfill.py",
     "speech_assets/test_serving.py",
+    "training/test_run.py",
+    "integration/test_local.py",
     "training/test_export.py",
     "speech_assets/test_gate_routes.py",
-    "training/test_run.py",
-    "speech/test_objects.py",
-    "evaluation/test_expectations.py",
-    "integration/test_local.py",
     "integration/test_life.py",
+    "evaluation/test_expectations.py",
+    "speech/test_objects.py",
     "evaluation/test_report.py",
     "training/test_synthetic.py",
     "speech/test_audio.py",
@@ -67,8 +68,8 @@ def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Objects:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Two processes more than cores: the longest tests wait half of the time, for daemons, canaries and the killed."""
-    return (os.cpu_count() or 1) + 2
+    """One process more than cores: many tests wait half of the time, for daemons, canaries and the killed."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_configure() -> None:

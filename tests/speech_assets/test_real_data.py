@@ -28,7 +28,7 @@ def test_a_model_of_hard_real_speech_is_refused_and_nothing_moves(tmp_path: Path
         },
         capture_output=True,
         text=True,
-        timeout=580,
+        timeout=1_700,
         check=False,
     )
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-2000:]

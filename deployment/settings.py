@@ -259,7 +259,7 @@ class Settings(BaseSettings):
             raise SettingsError(f"{place} cannot be used: {problem}")
         inference = settings.inference
         places = {
-            "inference": inference.model_copy(update={"uploads": str(folder / inference.folder(Path(settings.local)))}),
+            "inference": inference.model_copy(update={"uploads": placed(folder, inference.place(settings.local))}),
             "home": placed(folder, settings.home),
             "work": folder / settings.local.expanduser() if "://" in settings.home or settings.work else None,
             "cache": settings.cache and folder / settings.cache.expanduser(),

@@ -20,7 +20,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from deployment.batch.arrivals import SETTLED_S, hours_with_arrivals
+from deployment.batch.arrivals import hours_with_arrivals
+from deployment.batch.arrivals.folder import SETTLED_S
+from deployment.batch.settings import is_uri
 from deployment.settings import Settings, SettingsError
 from evaluation.gates import load_verdict
 from speech.corpus.manifest import Utterance, hours_of
@@ -297,6 +299,8 @@ def run(settings: Settings, console: Console) -> None:
 def _demonstrate(settings: Settings, console: Console) -> None:
     if not settings.promotion.approvers:
         raise SettingsError("nobody may approve: name someone in `approvers` of [promotion] in soundstage.toml")
+    if is_uri(settings.inference.place(settings.local)):
+        raise SettingsError("the demo uploads into a folder: leave `uploads` of [inference] in soundstage.toml out")
     languages, grid = settings.languages, Grid(settings)
     partitions = [
         (quarter, language)

@@ -3,9 +3,11 @@
 import os
 import re
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from deployment.aws import s3_place
 from speech.settings import Section, Share
 from speech.vad import VadSettings
 
@@ -18,8 +20,13 @@ class InferenceSettings(Section):
 
     uploads: str | None = Field(
         None,
-        description="Folder that recordings arrive in; the first folder of a name may say the language: "
-        "uploads/en/call.mp3. None: `uploads` in this machine's folder.",
+        description="Folder that recordings arrive in, or s3://bucket/prefix; the first folder of a name may say the "
+        "language: uploads/en/call.mp3. None: `uploads` in this machine's folder.",
+    )
+    queue: str | None = Field(
+        None,
+        description="Address of an SQS queue that gets the bucket's events, `s3:ObjectCreated:*`, also by way of SNS "
+        "or EventBridge; None: the bucket is listed.",
     )
     first_hour: str | None = Field(
         None, description="First hour, UTC, as YYYY-MM-DD-HH; None: the first of `first_quarter`."
@@ -36,6 +43,13 @@ class InferenceSettings(Section):
     workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, description="Recordings worked on at once.")
     vad: VadSettings = Field(default_factory=VadSettings)
 
+    @field_validator("uploads")
+    @classmethod
+    def _is_a_folder_or_in_s3(cls, uploads: str | None) -> str | None:
+        if uploads is not None and is_uri(uploads):
+            s3_place(uploads)
+        return uploads
+
     @field_validator("first_hour")
     @classmethod
     def _is_an_hour(cls, hour: str | None) -> str | None:
@@ -43,6 +57,21 @@ class InferenceSettings(Section):
             raise ValueError(f"must be an hour such as 2026-11-01-00; got '{hour}'")
         return hour
 
+    @model_validator(mode="after")
+    def _queue_of_a_bucket(self) -> Self:
+        if self.queue is not None and not is_uri(self.uploads or ""):
+            raise ValueError(f"`queue` tells of a bucket: set `uploads` to s3://bucket/prefix; got '{self.uploads}'")
+        return self
+
+    def place(self, local: Path) -> str:
+        """Where recordings arrive, as `arrivals.receive` wants it; `local` is this machine's folder."""
+        return self.uploads or str(local / "uploads")
+
     def folder(self, local: Path) -> Path:
-        """Where recordings arrive; `local` is this machine's folder."""
-        return Path(self.uploads).expanduser() if self.uploads else local / "uploads"
+        """The folder that recordings arrive in, where they do not arrive in a bucket."""
+        return Path(self.place(local)).expanduser()
+
+
+def is_uri(place: str) -> bool:
+    """Whether a place is written with a scheme, and so is no folder; `s3:/x` is a slip, and no folder either."""
+    return "://" in place or place.startswith("s3:/")

@@ -75,6 +75,9 @@ de = "stt_de_fastconformer"
         ("[[sources]]\nkind = 'kaldi'", "needs a path"),
         ("[gates]\nwer = 'low'", "gates.wer"),
         ("home = 's3:/recordings'", "home: must be a folder or s3://bucket/prefix"),
+        ("[inference]\nuploads = 's3:/bucket/in'", "inference.uploads: must be s3://bucket/..., got 's3:/bucket/in'"),
+        ("[inference]\nuploads = 'gs://bucket/in'", "inference.uploads: must be s3://bucket/..., got 'gs://bucket/in'"),
+        ("[inference]\nqueue = 'https://sqs/1/q'", "inference: `queue` tells of a bucket: set `uploads`"),
         ("[inference]\nlanguage = 'fr'", "inference: fr: not among `languages`, en, de"),
         ("[training.base]\nfr = 'stt_fr'", "training: fr: not among `languages`, en, de"),
         ("[gates", "is not valid TOML"),
@@ -237,6 +240,11 @@ def test_a_tilde_is_the_folder_of_the_user(file: Path, monkeypatch: pytest.Monke
     settings = Settings.load()
     places = (settings.home, str(settings.cache), settings.inference.uploads, settings.sources[0].path)
     assert places == tuple(str(tmp_path / "me" / name) for name in ("store", "copies", "in", "a.json"))
+
+
+def test_a_bucket_of_uploads_stays_as_it_is_written(file: Path) -> None:
+    file.write_text("[inference]\nuploads = 's3://calls/in/'")
+    assert Settings.load().inference.uploads == "s3://calls/in/"
 
 
 def test_an_empty_home_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What arrived: received from the folder of uploads, filed by hour, and the schedules that have both done."""
+"""What arrived: received from where uploads come in, filed by hour, and the schedules that have both done."""
 
 import hashlib
 from collections.abc import Iterator
@@ -35,14 +35,14 @@ def incoming_audio(context: dg.AssetExecutionContext, workspace: dg.ResourcePara
 @dg.op(pool=CPU_POOL)
 @retried_when_unreachable
 def receive_what_came(context: dg.OpExecutionContext, workspace: dg.ResourceParam[Workspace]) -> None:
-    """Receive what has come into the folder of uploads since the last look."""
+    """Receive what has come in since the last look."""
     settings = workspace.settings
-    folder = settings.inference.folder(settings.local)
-    received = receive(folder, workspace.objects, settings.languages)
-    context.log.info(f"{len(received)} recordings received from {folder}")
+    place = settings.inference.place(settings.local)
+    received = receive(place, workspace.objects, settings.languages, refused=context.log.warning)
+    context.log.info(f"{len(received)} recordings received from {place}")
 
 
-@dg.job(description="Take what has come into the folder of uploads into the data store, under the present hour.")
+@dg.job(description="Take what has come in into the data store, under the present hour.")
 def receive_uploads() -> None:
     """Uploads become arrivals of an hour."""
     receive_what_came()

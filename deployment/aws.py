@@ -7,26 +7,33 @@ role. Clients give up soon, since those who ask do so from sensors, and ask agai
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
 from speech.store.objects import StoreError, StoreUnavailable
 
-CONNECT_S, READ_S = 3.0, 20.0
-ATTEMPTS = 3
+CONNECT_S, READ_S = 3.0, 10.0
+ATTEMPTS = 2
 PASSING = ("SlowDown", "RequestTimeout", "RequestLimitExceeded")  # codes of refusals that pass; each has "Throttl", too
 
 
 def client(service: str) -> Any:
-    """A client of a service, such as `sqs`.
+    """This process's client of a service, such as `sqs`; making one takes a while, and connections survive no fork.
 
     Raises:
         StoreError: nobody said in which region.
     """
+    elsewhere = os.environ.get(f"AWS_ENDPOINT_URL_{service.upper()}") or os.environ.get("AWS_ENDPOINT_URL")
+    with asking(service.upper()):
+        return _made(service, elsewhere, os.getpid())
+
+
+@cache
+def _made(service: str, elsewhere: str | None, _: int) -> Any:
     import boto3
     from botocore.config import Config
 
-    elsewhere = os.environ.get(f"AWS_ENDPOINT_URL_{service.upper()}") or os.environ.get("AWS_ENDPOINT_URL")
     config = Config(
         connect_timeout=CONNECT_S,
         read_timeout=READ_S,
@@ -34,8 +41,7 @@ def client(service: str) -> Any:
         # services other than Amazon's rarely answer at bucket.host
         s3={"addressing_style": "path"} if elsewhere and ".amazonaws.com" not in elsewhere else {},
     )
-    with asking(service.upper()):
-        return boto3.session.Session().client(service, config=config)
+    return boto3.session.Session().client(service, config=config)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import os
 import random
 import signal
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,34 @@ def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Objects:
         return open_objects(tmp_path / "home")
     request.getfixturevalue("s3")
     return open_objects(f"s3://{BUCKET}/{random.getrandbits(64)}", tmp_path / "cache")
+
+
+@pytest.fixture(scope="session")
+def moto_server() -> Iterator[str]:
+    """Answers as AWS does, over HTTP; returns its address."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def aws(moto_server: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """Makes clients of a server that answers as AWS does; the usual variables say where it is."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": moto_server,
+        "AWS_ACCESS_KEY_ID": "soundstage",
+        "AWS_SECRET_ACCESS_KEY": "soundstage",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    from deployment.aws import client
+
+    return client
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -2,15 +2,13 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from deployment.aws import client
 from deployment.promotion.decisions import Promotions
 from deployment.promotion.ledger import Decision
 from deployment.promotion.rules import Rules
@@ -194,32 +192,6 @@ def verdict_of() -> Callable[..., Verdict]:
 @pytest.fixture
 def changed_verdict() -> Callable[..., Verdict]:
     return replace
-
-
-@pytest.fixture(scope="session")
-def moto_server() -> Iterator[str]:
-    """Answers as AWS does, over HTTP; returns its address."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def aws(moto_server: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
-    """Makes clients of a server that answers as AWS does; the usual variables say where it is."""
-    for name, value in {
-        "AWS_ENDPOINT_URL": moto_server,
-        "AWS_ACCESS_KEY_ID": "soundstage",
-        "AWS_SECRET_ACCESS_KEY": "soundstage",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
-        monkeypatch.setenv(name, value)
-    return client
 
 
 @pytest.fixture

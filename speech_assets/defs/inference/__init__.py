@@ -12,7 +12,12 @@ import dagster as dg
 
 from deployment.batch import branch
 from speech_assets.chain import INFERENCE
-from speech_assets.defs.inference.arrivals import incoming_audio, receive_uploads, transcribe_what_came
+from speech_assets.defs.inference.arrivals import (
+    announced_uploads,
+    incoming_audio,
+    receive_uploads,
+    transcribe_what_came,
+)
 from speech_assets.defs.inference.people import review_tasks
 from speech_assets.defs.inference.recognition import recognized_segments
 from speech_assets.defs.inference.sound import normalized_recordings, speech_segments
@@ -22,6 +27,8 @@ from speech_assets.defs.resources import version_of
 
 TRANSCRIBE = "transcribe_hour"  # the job
 RETRIES = dg.RetryPolicy(max_retries=2, delay=60, backoff=dg.Backoff.EXPONENTIAL)
+LONGEST_S = 7_200  # of an hour's run
+LOOK_EVERY_S = 30
 
 
 def definitions(grid: Grid) -> dg.Definitions:
@@ -55,6 +62,7 @@ def definitions(grid: Grid) -> dg.Definitions:
         partitions_def=grid.hours,
         description="What arrived within an hour, from its bytes to transcripts.",
         op_retry_policy=RETRIES,
+        tags={"dagster/max_runtime": str(LONGEST_S)},
     )
     off = dg.DefaultScheduleStatus.STOPPED
     return dg.Definitions(
@@ -78,5 +86,15 @@ def definitions(grid: Grid) -> dg.Definitions:
                 description="Transcribes each hour that has ended and whose recordings are not transcribed yet, late "
                 "ones too, once switched on.",
             )(transcribe_what_came),
+        ],
+        sensors=[
+            dg.sensor(
+                name="announced_uploads",
+                job=receive_uploads,
+                minimum_interval_seconds=LOOK_EVERY_S,
+                default_status=dg.DefaultSensorStatus.RUNNING if settings.queue else dg.DefaultSensorStatus.STOPPED,
+                description="Takes events of the bucket of uploads from its queue, and has what they tell of fetched; "
+                "off while `[inference] queue` names none.",
+            )(announced_uploads),
         ],
     )

@@ -1,11 +1,16 @@
 """What arrived: received from where uploads come in, filed by hour, and the schedules that have both done."""
 
 import hashlib
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 
 import dagster as dg
+from pydantic import Field
 
 from deployment.batch.arrivals import arrivals_of, hour_of, hours_with_arrivals, receive
+from deployment.batch.arrivals.inbox import receive_announced, waiting
+from deployment.batch.arrivals.queue import take_events
 from deployment.batch.hour import ARRIVALS
 from speech.plain import to_lines
 from speech_assets.defs.metadata import place_of
@@ -13,6 +18,8 @@ from speech_assets.defs.partitions import CPU_POOL
 from speech_assets.defs.resources import Workspace
 from speech_assets.defs.retries import retried_when_unreachable
 from speech_assets.partition_keys import PARTITION_TAG
+
+AFTER_FAILURE_S = 300.0  # until what a run failed to fetch is asked for again
 
 
 @retried_when_unreachable
@@ -32,13 +39,25 @@ def incoming_audio(context: dg.AssetExecutionContext, workspace: dg.ResourcePara
     )
 
 
+class Looking(dg.Config):
+    """Where a look for uploads goes."""
+
+    listing: bool = Field(
+        True, description="Whether the folder or bucket is looked through; else only what a queue has told of is taken."
+    )
+
+
 @dg.op(pool=CPU_POOL)
 @retried_when_unreachable
-def receive_what_came(context: dg.OpExecutionContext, workspace: dg.ResourceParam[Workspace]) -> None:
+def receive_what_came(context: dg.OpExecutionContext, config: Looking, workspace: dg.ResourceParam[Workspace]) -> None:
     """Receive what has come in since the last look."""
-    settings = workspace.settings
-    place = settings.inference.place(settings.local)
-    received = receive(place, workspace.objects, settings.languages, refused=context.log.warning)
+    settings, objects, told = workspace.settings, workspace.objects, context.log.warning
+    place, languages = settings.inference.place(settings.local), settings.languages
+    received = []
+    if settings.inference.queue is not None:
+        received += receive_announced(place, objects, languages, datetime.now(UTC), told)
+    if config.listing:
+        received += receive(place, objects, languages, refused=told)
     context.log.info(f"{len(received)} recordings received from {place}")
 
 
@@ -46,6 +65,41 @@ def receive_what_came(context: dg.OpExecutionContext, workspace: dg.ResourcePara
 def receive_uploads() -> None:
     """Uploads become arrivals of an hour."""
     receive_what_came()
+
+
+def announced_uploads(
+    context: dg.SensorEvaluationContext, workspace: dg.ResourceParam[Workspace]
+) -> dg.SkipReason | dg.RunRequest:
+    """What the queue tells of stands in the inbox; a run that fetches it, where none is under way.
+
+    The key names what waits, and the run that failed before: what is new asks for another run, what failed is tried
+    again a few minutes later, and what is refused for good is not asked for again and again.
+    """
+    settings = workspace.settings.inference
+    if settings.queue is None or settings.uploads is None:
+        return dg.SkipReason("`queue` of [inference] in soundstage.toml names no queue")
+    taken = take_events(settings.queue, settings.uploads, workspace.objects)
+    others = [f"{count} {what}" for what, count in sorted(taken.others.items())]
+    said = f"{taken.messages} messages: {', '.join([f'{taken.new} new', f'{taken.again} known', *others])}"
+    context.log.info(said)
+    for reason in taken.put_aside:
+        context.log.warning(f"put aside: {reason}")
+    waits = waiting(workspace.objects)
+    if not waits:
+        return dg.SkipReason(f"{said}; nothing waits to be fetched")
+    last = next(iter(context.instance.get_run_records(dg.RunsFilter(job_name=receive_uploads.name), limit=1)), None)
+    failed = last is not None and last.dagster_run.is_failure_or_canceled
+    if last is not None and not last.dagster_run.is_finished:
+        return dg.SkipReason(f"{said}; a run is fetching what waits")
+    if last is not None and failed and time.time() - (last.end_time or 0.0) < AFTER_FAILURE_S:
+        return dg.SkipReason(f"{said}; run {last.dagster_run.run_id[:8]} failed to fetch what waits, later once more")
+    key = f"{digest_of(waits)}/{last.dagster_run.run_id if last is not None and failed else 'first'}"
+    return dg.RunRequest(run_key=key, run_config={"ops": {"receive_what_came": {"config": {"listing": False}}}})
+
+
+def digest_of(names: Iterable[str]) -> str:
+    """A digest of a set of names, as run keys hold it."""
+    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:16]
 
 
 def transcribe_what_came(
@@ -57,20 +111,22 @@ def transcribe_what_came(
     again at the next tick, and never twice from the same state.
     """
     requests = []
-    for hour, recordings in _untranscribed(workspace, before=hour_of(context.scheduled_execution_time)):
-        before = next(iter(context.instance.get_runs(dg.RunsFilter(tags={PARTITION_TAG: hour}), limit=1)), None)
-        if before is None or before.is_finished:
-            key = f"{hour}/{recordings}/{before.run_id if before else 'first'}"
-            requests.append(dg.RunRequest(run_key=key, partition_key=hour))
-    return requests or dg.SkipReason("nothing that has arrived in an hour that has ended waits to be transcribed")
-
-
-def _untranscribed(workspace: Workspace, before: str) -> Iterator[tuple[str, str]]:
-    """Hours that have ended and hold recordings that have not gone through, with a digest of their list."""
     first = workspace.grid.hours.get_first_partition_key() or ""
-    for hour in hours_with_arrivals(workspace.objects):
-        if not first <= hour < before:
-            continue
+    before = hour_of(context.scheduled_execution_time)
+    arrived = hours_with_arrivals(workspace.objects)
+    for hour, recordings in _untranscribed(workspace, [hour for hour in arrived if first <= hour < before]):
+        run = next(iter(context.instance.get_runs(dg.RunsFilter(tags={PARTITION_TAG: hour}), limit=1)), None)
+        if run is None or run.is_finished:
+            key = f"{hour}/{recordings}/{run.run_id if run else 'first'}"
+            requests.append(dg.RunRequest(run_key=key, partition_key=hour))
+    why = "nothing that has arrived in an hour that has ended waits to be transcribed"
+    if early := [hour for hour in arrived if hour < first]:
+        why += f"; what arrived in {', '.join(early[:3])} is of no partition: set `first_hour` to {early[0]}"
+    return requests or dg.SkipReason(why)
+
+
+def _untranscribed(workspace: Workspace, hours: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Those of the hours that hold recordings that have not gone through, with a digest of their set."""
+    for hour in hours:
         if not workspace.hour(hour).is_transcribed:
-            arrivals = to_lines(arrivals_of(workspace.objects, hour))
-            yield hour, hashlib.sha256(arrivals).hexdigest()[:16]
+            yield hour, digest_of(arrival.id for arrival in arrivals_of(workspace.objects, hour))

@@ -3,6 +3,7 @@
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, field_validator
 
@@ -10,6 +11,9 @@ from speech.settings import Section, Share
 from speech.vad import VadSettings
 
 HOUR_FORMAT = "%Y-%m-%d-%H"
+UNHEARD = frozenset(  # what no transcript of a recording depends on, but where it comes from and goes to
+    ("uploads", "first_hour", "language", "publish_confidence", "alert_confidence", "workers")
+)
 HOUR_KEY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}-[0-9]{2}")
 
 
@@ -42,6 +46,10 @@ class InferenceSettings(Section):
         if hour is not None and not HOUR_KEY.fullmatch(hour):
             raise ValueError(f"must be an hour such as 2026-11-01-00; got '{hour}'")
         return hour
+
+    def heard_with(self) -> dict[str, Any]:
+        """What a transcript depends on, as JSON values: it keeps them, to be made again by."""
+        return self.model_dump(mode="json", exclude=set(UNHEARD))
 
     def folder(self, local: Path) -> Path:
         """Where recordings arrive; `local` is this machine's folder."""

@@ -119,6 +119,9 @@ class Transcript:
         field(default_factory=dict, hash=False)
     )
     code_version: Annotated[str | None, Field(description="Version of Soundstage that wrote it.")] = None
+    settings: Annotated[
+        Mapping[str, Any], Field(description="Settings of its stages, by which it can be made again; empty: not kept.")
+    ] = field(default_factory=dict, hash=False)
     degraded: Annotated[
         tuple[str, ...], Field(description="Stages that were left out or did less than asked, such as under load.")
     ] = ()

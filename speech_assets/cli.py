@@ -32,6 +32,7 @@ app = typer.Typer(
 Home = Annotated[
     str | None, typer.Option(help="Data store, a folder or s3://bucket/prefix (default: from the settings).")
 ]
+Hour = Annotated[str | None, typer.Option(metavar="KEY", help="Hour of its arrival, such as 2026-11-26-09.")]
 Form = Literal["text", "json", "srt", "vtt", "ctm"]
 Names = Annotated[list[str] | None, typer.Option(metavar="TAG,...", help="Languages (default: all of the settings).")]
 
@@ -41,8 +42,8 @@ def _told(problem: object) -> None:
 
 
 @contextmanager
-def _refusing(*refusals: type[Exception]) -> Iterator[None]:
-    """Make what a command may refuse one sentence on stderr and exit code 1."""
+def _refusing(*refusals: type[Exception], code: int = 1) -> Iterator[None]:
+    """Make what a command may refuse one sentence on stderr and an exit code."""
     from deployment.settings import SettingsError
 
     known: tuple[type[Exception], ...] = (SettingsError, *refusals)
@@ -50,7 +51,7 @@ def _refusing(*refusals: type[Exception]) -> Iterator[None]:
         yield
     except known as refused:
         _told(refused)
-        raise typer.Exit(1) from refused
+        raise typer.Exit(code) from refused
 
 
 def _settings(home: str | None = None, *, trains: bool = False) -> "Settings":
@@ -276,6 +277,64 @@ def transcribe(
             failed = True
     if failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def versions(
+    recording: Annotated[str, typer.Argument(help="An upload's name, a recording's digest, or a transcript's id.")],
+    hour: Hour = None,
+    form: Annotated[
+        Form | None,
+        typer.Option("--format", help="Write the version that an id names, else the one in force (default: a list)."),
+    ] = None,
+    home: Home = None,
+) -> None:
+    """Every version of a recording's transcript, which is in force, and what each changed."""
+    from deployment.batch import lookup
+    from deployment.batch.versions import described
+    from deployment.transcribe import written
+    from speech.store.objects import StoreError
+
+    with _refusing(lookup.Unknown, StoreError, OSError):
+        objects = _settings(home).objects
+        if form is None:
+            typer.echo(described(lookup.versions_of(recording, objects, hour)))
+            return
+        transcript = lookup.version_called(recording, objects, hour).transcript
+    sys.stdout.write(written(transcript, form, str(transcript.id)))
+
+
+@app.command()
+def verify(
+    transcripts: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="TRANSCRIPT...",
+            help="A JSON file (or JSON lines), an upload's name, a recording's digest, or a transcript's id.",
+        ),
+    ] = None,
+    hour: Hour = None,
+    home: Home = None,
+) -> None:
+    """Make transcripts again from their audio, models and settings; without a name, those of the hour.
+
+    Exit code 0: all are equal; 1: one differs; 2: of one it cannot be told, such as when its audio is gone.
+    """
+    from deployment.batch.lookup import Unknown, transcripts_called
+    from deployment.batch.verify import verify
+    from speech.store.objects import StoreError
+    from speech.transcript import TranscriptError
+
+    if not transcripts and hour is None:
+        raise typer.BadParameter("name a transcript, or an hour with --hour")
+    outcomes: set[str] = set()
+    with _refusing(Unknown, StoreError, TranscriptError, OSError, code=2):
+        objects = _settings(home).objects
+        for transcript in transcripts_called(transcripts or (), objects, hour):
+            finding = verify(transcript, objects)
+            outcomes.add(finding.outcome)
+            typer.echo(f"{transcript.id or transcript.source_digest}: {finding}")
+    raise typer.Exit(1 if "differs" in outcomes else 2 if "unknown" in outcomes else 0)
 
 
 @app.command()

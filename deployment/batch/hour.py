@@ -7,6 +7,7 @@ from typing import TypeVar
 from deployment.batch.arrivals import Arrival, arrivals_of
 from deployment.batch.branch import ReviewTask
 from deployment.batch.stages.items import Chosen, DeadLetter, Heard, NormalizedRecording, Speech
+from deployment.batch.versions import Change, InForce
 from speech.plain import from_lines, to_lines
 from speech.store.objects import Missing
 from speech.store.outputs import DataStore, Published, write_atomically
@@ -15,6 +16,7 @@ from speech.transcript import Transcript
 ARRIVALS, RECORDINGS, DEAD_LETTERS = "arrivals.jsonl", "recordings.jsonl", "dead_letters.jsonl"
 SPEECH, CHOSEN, HEARD = "speech.jsonl", "models.jsonl", "heard.jsonl"
 TRANSCRIPTS, TASKS = "transcripts.jsonl", "tasks.jsonl"
+CHANGES, IN_FORCE = "changes.jsonl", "in_force.jsonl"
 RecordT = TypeVar("RecordT")
 
 
@@ -77,6 +79,14 @@ class Hour:
     def transcripts(self) -> list[Transcript]:
         """Of each recording."""
         return self._records("transcripts", TRANSCRIPTS, Transcript)
+
+    def changes(self) -> list[Change]:
+        """What they say otherwise than the versions before them."""
+        return self._records("transcripts", CHANGES, Change)
+
+    def in_force(self) -> list[InForce]:
+        """Which version of each transcript counts."""
+        return self._records("published_transcripts", IN_FORCE, InForce)
 
     def published(self) -> list[Transcript]:
         """Those that were sure enough."""

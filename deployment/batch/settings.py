@@ -3,7 +3,7 @@
 import os
 import re
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -12,6 +12,9 @@ from speech.settings import Section, Share
 from speech.vad import VadSettings
 
 HOUR_FORMAT = "%Y-%m-%d-%H"
+UNHEARD = frozenset(  # what no transcript of a recording depends on, but where it comes from and goes to
+    ("uploads", "first_hour", "language", "publish_confidence", "alert_confidence", "workers")
+)
 HOUR_KEY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}-[0-9]{2}")
 
 
@@ -66,6 +69,10 @@ class InferenceSettings(Section):
     def place(self, local: Path) -> str:
         """Where recordings arrive, as `arrivals.receive` wants it; `local` is this machine's folder."""
         return self.uploads or str(local / "uploads")
+
+    def heard_with(self) -> dict[str, Any]:
+        """What a transcript depends on, as JSON values: it keeps them, to be made again by."""
+        return self.model_dump(mode="json", exclude=set(UNHEARD))
 
     def folder(self, local: Path) -> Path:
         """The folder that recordings arrive in, where they do not arrive in a bucket."""

@@ -2,11 +2,20 @@
 
 import importlib.metadata
 from collections.abc import Iterable
+from dataclasses import replace
 
+from deployment.batch.settings import InferenceSettings
 from deployment.batch.stages.items import Chosen, Heard, NormalizedRecording
 from deployment.batch.stages.recognition import CONFIDENCE_DIGITS, order_of
 from deployment.serving.transcription import segments_from_words
 from speech.transcript import Segment, Transcript
+
+
+def transcript_from(
+    recording: NormalizedRecording, heard: Iterable[Heard], by: Chosen, settings: InferenceSettings
+) -> Transcript:
+    """The transcript that is kept of a recording: every stage after recognition, and the settings of all of them."""
+    return replace(merged(recording, heard, by), settings=settings.heard_with())
 
 
 def merged(recording: NormalizedRecording, heard: Iterable[Heard], by: Chosen) -> Transcript:

@@ -8,7 +8,7 @@ from speech.recognition.offline import Recognizer
 from speech.store.objects import Objects
 from speech.vad import SpeechDetector
 
-BATCH = 16  # stretches that are recognised together
+BATCH = 16  # stretches that are handed to a worker together
 
 
 class Models:
@@ -26,5 +26,6 @@ class Models:
     def recognizer(self, language: str) -> Recognizer:
         """Of the champion of a language, which has to be there."""
         if language not in self._recognizers:
-            self._recognizers[language] = Recognizer(self.bundles[language], max_batch=BATCH)
+            # One stretch a run of the network: sums are then in the same order whatever else is in the hour.
+            self._recognizers[language] = Recognizer(self.bundles[language], max_batch=1)
         return self._recognizers[language]

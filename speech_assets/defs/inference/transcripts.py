@@ -1,11 +1,15 @@
 """Transcripts, and those of them that are sure enough to be used as they are."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import dagster as dg
 
 from deployment.batch.branch import FORMS, is_published, written
-from deployment.batch.hour import ARRIVALS, TRANSCRIPTS
+from deployment.batch.hour import ARRIVALS, CHANGES, IN_FORCE, TRANSCRIPTS
 from deployment.batch.stages.items import Heard
-from deployment.batch.stages.merging import merged
+from deployment.batch.stages.merging import transcript_from
+from deployment.batch.versions import Change, InForce, Versions, change_of, recording_of, shown
 from speech.plain import to_lines
 from speech.store.outputs import write_atomically
 from speech_assets.defs.alerts import Alert, send
@@ -16,15 +20,19 @@ from speech_assets.defs.retries import retried_when_unreachable
 
 @retried_when_unreachable
 def transcripts(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
-    """A transcript of each recording, with the models that wrote it."""
+    """A transcript of each recording, with the models that wrote it: a new version where they say something else."""
     hour, settings = workspace.hour(context.partition_key), workspace.settings.inference
     recordings = hour.recordings()
     heard: dict[str, list[Heard]] = {row.id: [] for row in recordings}
     for piece in hour.heard():
         heard[piece.id].append(piece)
     by = {choice.id: choice for choice in hour.chosen()}
-    made = [merged(row, heard[row.id], by[row.id]) for row in recordings]
-    published = hour.publish("transcripts", {TRANSCRIPTS: to_lines(made)})
+    kept = Versions(workspace.objects).kept_each(
+        (transcript_from(row, heard[row.id], by[row.id], settings) for row in recordings), hour.key
+    )
+    made = [shown(versions).transcript for versions in kept]
+    changes = [change for versions in kept if (change := change_of(versions)) is not None]
+    published = hour.publish("transcripts", {TRANSCRIPTS: to_lines(made), CHANGES: to_lines(changes)})
     arrivals = hour.arrivals()
     counts = {
         "arrived": len(arrivals),
@@ -48,6 +56,7 @@ def transcripts(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[W
                     for row, said in zip(recordings, made, strict=True)
                 ],
             ),
+            **_changed(changes),
             "manifest": place_of(published, TRANSCRIPTS),
         },
         data_version=dg.DataVersion(published.digest),
@@ -72,12 +81,22 @@ def transcripts(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[W
 def published_transcripts(
     context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
 ) -> dg.MaterializeResult:
-    """The transcripts that are sure enough to be used, in every form."""
+    """The transcripts that are sure enough to be used, in every form; and of each recording which version counts."""
     hour, threshold = workspace.hour(context.partition_key), workspace.settings.inference.publish_confidence
-    sure = [transcript for transcript in hour.transcripts() if is_published(transcript, threshold)]
+    written_here = hour.transcripts()
+    sure = [transcript for transcript in written_here if is_published(transcript, threshold)]
+    recordings = [recording_of(transcript) for transcript in written_here]
+    every = dict(zip(recordings, Versions(workspace.objects).of_each(recordings), strict=True))
+    public = {recording_of(transcript) for transcript in sure}
+    counting = [
+        InForce.of(every[arrival.recording], arrival.name, arrival.recording in public)
+        for arrival in hour.arrivals()
+        if arrival.recording in every
+    ]
     with workspace.store.replace("published_transcripts", hour.key) as staging:
         write_atomically(staging.path / ARRIVALS, hour.output("incoming_audio").read(ARRIVALS))
         write_atomically(staging.path / TRANSCRIPTS, to_lines(sure))
+        write_atomically(staging.path / IN_FORCE, to_lines(counting))
         for transcript in sure:
             for form in FORMS:
                 text = written(transcript, form, str(transcript.id))
@@ -88,10 +107,44 @@ def published_transcripts(
             "transcripts": len(sure),
             "without_speech": sum(not transcript.words for transcript in sure),
             "forms": ", ".join(FORMS),
+            "corrected_by_people": sum(row.by is not None for row in counting),
+            "waiting_beside_them": sum(row.waits is not None for row in counting),
             "manifest": place_of(published, TRANSCRIPTS),
         },
         data_version=dg.DataVersion(published.digest),
     )
+
+
+def _changed(changes: Sequence[Change]) -> dict[str, Any]:
+    """What later versions say otherwise, as numbers that plot and a table."""
+    words = sum(change.words_before for change in changes)
+    edits = sum(change.words_added + change.words_removed + change.words_replaced for change in changes)
+    surer = [change.confidence_after - change.confidence_before for change in changes]
+    return {
+        "later_versions": len(changes),
+        "words_added": sum(change.words_added for change in changes),
+        "words_removed": sum(change.words_removed for change in changes),
+        "words_replaced": sum(change.words_replaced for change in changes),
+        **({"wer_between_versions": round(edits / words, 4)} if words else {}),
+        **({"confidence_gained": round(sum(surer) / len(surer), 4)} if surer else {}),
+        "changes": markdown_table(
+            ("before", "after", "words added", "removed", "replaced", "WER", "confidence", "in force", "first changes"),
+            [
+                (
+                    change.before,
+                    change.after,
+                    change.words_added,
+                    change.words_removed,
+                    change.words_replaced,
+                    "" if change.wer is None else f"{change.wer:.2%}",
+                    f"{change.confidence_before:.3f} > {change.confidence_after:.3f}",
+                    "what people wrote" if change.waits else change.after,
+                    ", ".join(change.edits),
+                )
+                for change in changes
+            ],
+        ),
+    }
 
 
 def _tell(context: dg.AssetExecutionContext, workspace: Workspace, reason: str) -> None:

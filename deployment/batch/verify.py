@@ -1,0 +1,198 @@
+"""Whether a transcript can be made again: from its audio, its bundles and its settings, by the stages of an hour.
+
+Equal means equal in every field but the number of the version. What cannot be told is never called equal or different:
+audio or a bundle that is gone, words that people wrote, settings that this version of Soundstage does not know, and
+whatever differs where the transcript was written by other code.
+
+Not covered: another machine. Decoders and networks sum in another order there, which rounding hides mostly and not
+always; compare on the kind of machine that wrote it.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from deployment.batch.arrivals import Arrival
+from deployment.batch.settings import InferenceSettings
+from deployment.batch.stages.items import Chosen, DeadLetter
+from deployment.batch.stages.merging import transcript_from
+from deployment.batch.stages.models import Models
+from deployment.batch.stages.normalization import normalized
+from deployment.batch.stages.recognition import batches, pieces_of, recognized
+from deployment.batch.stages.speech import speech_in
+from deployment.batch.versions import NUMBERED, Versions, corrected, recording_of
+from deployment.registry.shelf import Shelf
+from speech.bundle import BundleError
+from speech.store.objects import Missing, Objects
+from speech.store.outputs import DIGEST, digest_file
+from speech.transcript import Transcript, Word
+
+SHOWN = 120  # characters of a value in a sentence
+WRITTEN_ELSEWHERE = (
+    "it was not made by an hour of uploads, which alone keeps the audio and the settings: transcribe the recording "
+    "again and compare"
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What became of making a transcript again."""
+
+    outcome: Literal["equal", "differs", "unknown"]
+    why: str = ""  # it cannot be told
+    differences: tuple[str, ...] = ()  # a sentence each
+
+    def __str__(self) -> str:
+        """What a person reads: the outcome, and a line for each reason."""
+        said = "it cannot be told" if self.outcome == "unknown" else self.outcome
+        return "\n  ".join((said, *filter(None, (self.why,)), *self.differences))
+
+
+class Untellable(Exception):
+    """A transcript that cannot be made again; the message says why, and what could be done."""
+
+
+def verify(transcript: Transcript, objects: Objects) -> Finding:
+    """Make a transcript again and compare.
+
+    Raises:
+        StoreError, OSError: the data store refuses, or does not answer.
+    """
+    try:
+        again = made_again(transcript, objects)
+    except Untellable as untellable:
+        return Finding("unknown", str(untellable))
+    found = tuple(differences(transcript, again))
+    if not found:
+        return Finding("equal")
+    if transcript.code_version != again.code_version:
+        wrote, here = transcript.code_version or "an unknown version", again.code_version
+        return Finding("unknown", f"it was written by Soundstage {wrote}, and this is {here}: verify it there", found)
+    return Finding("differs", differences=found)
+
+
+def made_again(transcript: Transcript, objects: Objects) -> Transcript:
+    """The transcript that the same audio, bundle and settings give here and now.
+
+    Raises:
+        Untellable: one of them is not there.
+        StoreError, OSError: the data store refuses, or does not answer.
+    """
+    if transcript.source_key is None or not transcript.settings:
+        raise Untellable(WRITTEN_ELSEWHERE)
+    if not DIGEST.fullmatch(transcript.source_digest):
+        raise Untellable(f"'{transcript.source_digest[:SHOWN]}' is not the digest of a recording")
+    versions = Versions(objects).of(recording_of(transcript))
+    kept = next((version for version in versions if version.transcript.id == transcript.id), None)
+    if kept is not None and kept.by is not None:
+        began = corrected(versions)
+        them = f": verify {began.transcript.id}, which they began from" if began else ""
+        raise Untellable(f"people wrote it ({kept.by}){them}")
+    try:
+        settings = InferenceSettings.model_validate_json(json.dumps(dict(transcript.settings)))
+    except ValidationError as error:
+        field = ".".join(map(str, error.errors()[0]["loc"]))
+        raise Untellable(
+            f"its setting '{field}' is none of this version: verify it with the one that wrote it"
+        ) from None
+    arrival = Arrival(
+        id=recording_of(transcript),
+        name=transcript.id or transcript.source_digest,
+        digest=transcript.source_digest,
+        size=0,
+        received_at=datetime.now(UTC),
+        language=None,
+        same_as=None,
+    )
+    _verify_audio(arrival, objects)
+    digest = transcript.model_digests.get("recognition", "")
+    try:
+        bundle = Shelf(objects).load(digest)
+    except BundleError as gone:
+        raise Untellable(f"its model cannot be used: {gone}") from None
+    by = Chosen(
+        id=arrival.recording,
+        language=transcript.language,
+        bundle=digest,
+        model=bundle.name,
+        instead="language" in transcript.degraded,
+    )
+    models = Models(objects, {by.language: bundle})
+    with tempfile.TemporaryDirectory(prefix="soundstage-verify-") as name:
+        folder = Path(name)
+        recording = normalized(arrival, models, folder)
+        if isinstance(recording, DeadLetter):
+            raise Untellable(f"its audio, {arrival.key}, cannot be used any more: {recording.reason}")
+        sounds = tuple(replace(sound, audio=str(folder / sound.audio)) for sound in recording.sounds)
+        recording = replace(recording, sounds=sounds)
+        speech = [speech_in(sound, models, settings.vad) for sound in sounds]
+        pieces = pieces_of([recording], speech, {by.id: by.language})
+        heard = [piece for batch in batches(pieces) for piece in recognized(batch, models)]
+    return transcript_from(recording, heard, by, settings)
+
+
+def _verify_audio(arrival: Arrival, objects: Objects) -> None:
+    """That the audio is kept, and not just in this machine's cache, with the bytes that were heard."""
+    try:
+        with objects.open(arrival.key) as audio:
+            digests = {hashlib.file_digest(audio, "sha256").hexdigest(), digest_file(objects.local(arrival.key))}  # type: ignore[arg-type]
+    except Missing:
+        raise Untellable(f"its audio, {arrival.key}, is not in the data store any more") from None
+    if digests != {arrival.digest}:
+        raise Untellable(f"the bytes of its audio, {arrival.key}, are not those that were heard: restore them")
+
+
+def differences(kept: Transcript, again: Transcript) -> Iterator[str]:
+    """What differs between a transcript and the one made again, a sentence each; the version's number is left out."""
+    then, now = kept.to_json(), again.to_json()
+    for name, value in then.items():
+        if name not in (*NUMBERED, "code_version", "segments", "text") and value != now[name]:
+            yield f"{name}: {_shown(value)} is kept, {_shown(now[name])} comes out"
+    yield from _words(kept.words, again.words)
+    if kept.words == again.words and kept.segments != again.segments:
+        yield from _segments(then["segments"], now["segments"])
+
+
+def _words(kept: tuple[Word, ...], again: tuple[Word, ...]) -> Iterator[str]:
+    texts = [[word.text for word in words] for words in (kept, again)]
+    if texts[0] != texts[1]:
+        place = next(n for n, pair in enumerate(zip_longest(*texts)) if pair[0] != pair[1])
+        was, is_now = (f"'{words[place].text}'" if place < len(words) else "nothing" for words in (kept, again))
+        at_s = (kept if place < len(kept) else again)[place].start_s
+        yield (
+            f"words: {len(kept)} are kept, {len(again)} come out; the first other one is word {place + 1}, at "
+            f"{at_s:.2f} s: {was} is kept, {is_now} comes out"
+        )
+        return
+    pairs = list(zip(kept, again, strict=True))
+    for name in ("start_s", "end_s", "confidence", "speaker", "channel", "written"):
+        others = [(a, getattr(a, name), getattr(b, name)) for a, b in pairs if getattr(a, name) != getattr(b, name)]
+        if others:
+            word, was, comes = others[0]
+            changes = [abs(a - b) for _, a, b in others if isinstance(a, float) and isinstance(b, float)]
+            most = f", by at most {max(changes):.4f}" if changes else ""
+            first = f"first of '{word.text}' at {word.start_s:.2f} s: {was} is kept, {comes} comes out"
+            yield f"{name}: of {len(others)} words{most}, {first}"
+
+
+def _segments(kept: list[dict[str, Any]], again: list[dict[str, Any]]) -> Iterator[str]:
+    """Where the words are the same, and what is said of them is not."""
+    if len(kept) != len(again):
+        yield f"segments: {len(kept)} are kept, {len(again)} come out"
+        return
+    was, comes = next(pair for pair in zip(kept, again, strict=True) if pair[0] != pair[1])
+    names = [name for name in was if was[name] != comes[name]]
+    yield f"segments: first the one at {was['start_s']:.2f} s, in its {', '.join(names)}"
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

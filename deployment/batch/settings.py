@@ -40,8 +40,8 @@ class InferenceSettings(Section):
     )
     double_share: Share = Field(
         0.1,
-        description="Share of the tasks that two people answer, neither knowing of the other; where they differ a third "
-        "is asked. How much they differ is what people's own answers are worth.",
+        description="Share of the tasks that two people answer, neither knowing of the other; where they differ a "
+        "third is asked. How much they differ is what people's own answers are worth.",
     )
     reviewers: tuple[str, ...] = Field(
         (), description="Names that may answer review tasks. Empty: nobody can, until the team names someone."

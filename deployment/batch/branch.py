@@ -4,6 +4,9 @@ A recording without speech has nothing to be unsure of, and is published as it i
 surer than the threshold are published; each segment of the rest that is not surer is asked about. Speech in which no
 word was recognised counts as unsure: confidence is told by the words that are there, and a model that is lost writes
 none.
+
+Confidence may be wrong, and who hears the unsure alone never learns of it. So a small share of the recordings, drawn by
+a hash that each has for ever, is heard whole by people, however sure its transcript is: the control sample.
 """
 
 import hashlib
@@ -13,9 +16,10 @@ from typing import Literal
 from deployment import transcribe
 from speech.transcript import Segment, Transcript, Word
 
-EDITION = "1"  # counted up when transcripts go other ways
+EDITION = "2"  # counted up when transcripts go other ways
 FORMS = ("json", "srt", "vtt", "ctm", "rttm", "txt")
 CLIP_PADDING_S = 0.5  # heard before and after a segment, so that its first and last word are whole
+LEARNT_PADDING_S = 0.25  # likewise for training, where no word of a neighbour may be in it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +33,17 @@ class ReviewTask:
     id: str
     transcript: str
     source_digest: str
+    channel: int | None  # that it was heard on, counted from 0; None: all, mixed
+    speaker: str | None
     language: str
     start_s: float  # of the segment in its recording
     end_s: float
+    learnt_start_s: float  # of what may be learnt of it: with some of the pause around, and of no neighbour
+    learnt_end_s: float
     text: str
     words: tuple[Word, ...]
     confidence: float
-    why: Literal["low-confidence"]
+    why: Literal["low-confidence", "control"]
     clip: str  # its audio: beside the tasks, or by its key in the data store
     clip_start_s: float  # of the clip in the recording
 
@@ -60,25 +68,66 @@ def asked_about(transcript: Transcript, threshold: float) -> list[Segment]:
     return unsure or [min(transcript.segments, key=lambda segment: segment.score)]
 
 
-def task_of(transcript: Transcript, segment: Segment) -> ReviewTask:
+def chance(identity: str, purpose: str) -> float:
+    """A number from 0 to 1 that an identity has for ever, evenly spread: what is drawn by it is drawn in each run."""
+    return int.from_bytes(hashlib.sha256(f"{purpose}\0{identity}".encode()).digest()[:8]) / 2**64
+
+
+def tasks_of(transcript: Transcript, published: bool, threshold: float, control_share: float) -> list[ReviewTask]:
+    """What people are asked about a transcript: what is unsure of an unpublished one, and all of a control sample's."""
+    unsure = [] if published else asked_about(transcript, threshold)
+    control = chance(transcript.source_digest, "control") < control_share
+    tasks = [
+        task_of(transcript, segment, "low-confidence" if segment in unsure else "control")
+        for segment in transcript.segments
+        if control or segment in unsure
+    ]
+    return list({task.id: task for task in tasks}.values())
+
+
+def task_of(
+    transcript: Transcript, segment: Segment, why: Literal["low-confidence", "control"] = "low-confidence"
+) -> ReviewTask:
     """The question about a segment."""
-    bundle = transcript.model_digests["recognition"]
+    bundle, channel = transcript.model_digests["recognition"], _channel_of(segment)
     identity = f"{transcript.source_digest}\0{segment.start_s:.3f}\0{segment.end_s:.3f}\0{bundle}"
+    if channel is not None:
+        identity += f"\0{channel}"
     name = hashlib.sha256(identity.encode()).hexdigest()[:32]
+    learnt_start_s, learnt_end_s = _learnt(transcript, segment)
     return ReviewTask(
         id=name,
         transcript=transcript.id or "",
         source_digest=transcript.source_digest,
-        language=transcript.language,
+        channel=channel,
+        speaker=segment.speaker,
+        language=segment.language or transcript.language,
         start_s=segment.start_s,
         end_s=segment.end_s,
+        learnt_start_s=learnt_start_s,
+        learnt_end_s=learnt_end_s,
         text=segment.text,
         words=segment.words,
         confidence=round(segment.score, 4),
-        why="low-confidence",
+        why=why,
         clip=f"clips/{name}.flac",
         clip_start_s=round(max(0.0, segment.start_s - CLIP_PADDING_S), 3),
     )
+
+
+def _channel_of(segment: Segment) -> int | None:
+    """The channel of a segment, which its words know."""
+    return segment.words[0].channel if segment.words else None
+
+
+def _learnt(transcript: Transcript, segment: Segment) -> tuple[float, float]:
+    """A segment with the pause around it, as far as half the way to its neighbours, whatever channel they are on."""
+    others = [(other.start_s, other.end_s) for other in transcript.segments if other is not segment]
+    before = max((end_s for _, end_s in others if end_s <= segment.start_s), default=0.0)
+    after = min((start_s for start_s, _ in others if start_s >= segment.end_s), default=transcript.duration_s)
+    start_s = max(segment.start_s - LEARNT_PADDING_S, (before + segment.start_s) / 2)
+    end_s = min(segment.end_s + LEARNT_PADDING_S, (after + segment.end_s) / 2)
+    return round(start_s, 3), round(max(end_s, segment.end_s), 3)
 
 
 def written(transcript: Transcript, form: str, name: str) -> str:

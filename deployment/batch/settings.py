@@ -43,6 +43,22 @@ class InferenceSettings(Section):
         0.8, description="Transcripts whose mean confidence is above it are published, the others go to people."
     )
     alert_confidence: Share = Field(0.7, description="An hour whose mean confidence is below it is told to people.")
+    control_share: Share = Field(
+        0.02,
+        description="Share of the recordings that people hear whole however sure their transcript is, drawn by a hash "
+        "of the recording: what confidence does not show.",
+    )
+    double_share: Share = Field(
+        0.1,
+        description="Share of the tasks that two people answer, neither knowing of the other; where they differ a "
+        "third is asked. How much they differ is what people's own answers are worth.",
+    )
+    reviewers: tuple[str, ...] = Field(
+        (), description="Names that may answer review tasks. Empty: nobody can, until the team names someone."
+    )
+    claim_s: float = Field(
+        600.0, gt=0, description="A task that somebody has before them is given to nobody else for so long (s)."
+    )
     workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, description="Recordings worked on at once.")
     vad: VadSettings = Field(default_factory=VadSettings)
 

@@ -30,7 +30,7 @@ NO_VERSION: dict[str, Any] = {  # settings that are a machine's own, or secret, 
     **dict.fromkeys(("pages", "pools", "retraining", "alerts", "serving"), True),
     "registry": {"tracking_uri": True, "ui_url": True},
     "promotion": {"ledger_key": True},
-    "inference": {"workers": True},
+    "inference": dict.fromkeys(("workers", "double_share", "reviewers", "claim_s"), True),
     "training": dict.fromkeys(("threads", "max_runtime_s", "pool", "price_per_device_hour"), True),
 }
 RECIPES = ("base_recipe", "finetune_recipe")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from deployment.batch.arrivals import Arrival, original
-from deployment.batch.branch import FORMS, asked_about, is_published, task_of, written
+from deployment.batch.branch import FORMS, asked_about, is_published, task_of, tasks_of, written
 from deployment.batch.stages.items import Chosen, DeadLetter, Heard, NormalizedRecording, Piece
 from deployment.batch.stages.merging import merged
 from deployment.batch.stages.models import BATCH, Models
@@ -173,3 +173,47 @@ def test_a_task_of_another_bundle_is_another_task(store: Objects, tmp_path: Path
     transcript = transcript_of(store, tmp_path, 0.2)
     other = replace(transcript, model_digests={"recognition": "c" * 64})
     assert task_of(transcript, transcript.segments[0]).id != task_of(other, other.segments[0]).id
+
+
+def test_a_control_sample_is_heard_whole_however_sure_it_is(store: Objects, tmp_path: Path) -> None:
+    """Who is asked about unsure segments alone never learns of a model that is sure of what is wrong."""
+    sure = transcript_of(store, tmp_path, 0.95, 0.99)
+    assert [task.why for task in tasks_of(sure, True, 0.8, 1.0)] == ["control"] * 2
+    assert tasks_of(sure, True, 0.8, 0.0) == []
+    mixed = transcript_of(store, tmp_path, 0.95, 0.2)
+    assert [task.why for task in tasks_of(mixed, False, 0.8, 1.0)] == ["control", "low-confidence"]
+    assert [task.why for task in tasks_of(mixed, False, 0.8, 0.0)] == ["low-confidence"]
+
+
+def test_the_control_sample_is_the_share_that_was_asked_for_and_the_same_each_time(
+    store: Objects, tmp_path: Path
+) -> None:
+    sure = transcript_of(store, tmp_path, 0.95)
+    recordings = [
+        replace(sure, source_digest=hashlib.sha256(bytes([n % 256, n // 256])).hexdigest()) for n in range(4000)
+    ]
+    drawn = [bool(tasks_of(recording, True, 0.8, 0.05)) for recording in recordings]
+    assert drawn == [bool(tasks_of(recording, True, 0.8, 0.05)) for recording in recordings]
+    deviation = (4000 * 0.05 * 0.95) ** 0.5
+    assert abs(sum(drawn) - 200) < 4 * deviation
+    wider = [bool(tasks_of(recording, True, 0.8, 0.1)) for recording in recordings]
+    assert all(later for before, later in zip(drawn, wider, strict=True) if before), "a larger share holds the smaller"
+
+
+def test_segments_of_two_channels_are_two_tasks(store: Objects, tmp_path: Path) -> None:
+    transcript = transcript_of(store, tmp_path, 0.2)
+    (segment,) = transcript.segments
+    other = replace(segment, words=tuple(replace(word, channel=1) for word in segment.words))
+    tasks = tasks_of(replace(transcript, segments=(segment, other)), False, 0.8, 0.0)
+    assert [task.channel for task in tasks] == [None, 1]
+    assert len({task.id for task in tasks}) == 2
+
+
+def test_what_is_learnt_of_a_segment_holds_the_pause_and_no_neighbour(store: Objects, tmp_path: Path) -> None:
+    transcript = transcript_of(store, tmp_path, 0.2, 0.2)
+    first, second = (task_of(transcript, segment) for segment in transcript.segments)
+    assert (first.learnt_start_s, first.learnt_end_s) == (0.0, 0.55)
+    assert second.learnt_start_s == 1.75
+    near = replace(transcript.segments[1], start_s=0.4, end_s=0.7)
+    close = replace(transcript, segments=(transcript.segments[0], near))
+    assert task_of(close, close.segments[0]).learnt_end_s == task_of(close, near).learnt_start_s == 0.35

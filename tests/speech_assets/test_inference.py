@@ -213,6 +213,20 @@ def forkserver() -> int:
     return int(started._forkserver._forkserver_pid)  # type: ignore[attr-defined]
 
 
+def test_a_sure_recording_of_the_control_sample_is_published_and_asked_about(house: House) -> None:
+    house.upload(en__sure_wav=said("one", "two", "three"))
+    house.receive()
+    everything = house.changed(control_share=1.0)
+    result = everything.transcribe()
+    assert result.success
+    assert all(checks(result).values())
+    (public,) = house.hour.published()
+    first = house.hour.tasks()
+    assert {(task.transcript, task.why) for task in first} == {(public.id, "control")}
+    assert everything.transcribe().success
+    assert house.hour.tasks() == first, "no second question about what was asked"
+
+
 def test_an_hour_in_which_nothing_arrived_is_whole(house: House) -> None:
     result = house.transcribe("2026-11-26-08")
     assert result.success

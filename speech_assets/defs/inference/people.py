@@ -1,10 +1,12 @@
 """What people are asked."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import dagster as dg
+import numpy as np
 
-from deployment.batch.branch import CLIP_PADDING_S, ReviewTask, asked_about, task_of
+from deployment.batch.branch import CLIP_PADDING_S, ReviewTask, tasks_of
 from deployment.batch.hour import TASKS
 from deployment.batch.stages.items import NormalizedRecording
 from deployment.batch.stages.recognition import samples_of
@@ -19,27 +21,31 @@ from speech_assets.defs.retries import retried_when_unreachable
 
 @retried_when_unreachable
 def review_tasks(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
-    """What people are asked about: the unsure segments of each transcript that is not published, with their audio."""
-    hour, threshold = workspace.hour(context.partition_key), workspace.settings.inference.publish_confidence
+    """What people are asked about, with its audio: the unsure segments of each transcript that is not published, and
+    every segment of a control sample."""
+    hour, settings = workspace.hour(context.partition_key), workspace.settings.inference
     recordings = {row.recording.digest: row for row in hour.recordings()}
     written = hour.transcripts()
     public = {transcript.id for transcript in hour.published()}
     with workspace.store.replace("review_tasks", hour.key) as staging:
         tasks = [
-            _clipped(task_of(transcript, segment), recordings[transcript.source_digest], workspace, staging.path)
+            _clipped(task, recordings[transcript.source_digest], workspace, staging.path)
             for transcript in written
-            if transcript.id not in public
-            for segment in asked_about(transcript, threshold)
+            for task in tasks_of(
+                transcript, transcript.id in public, settings.publish_confidence, settings.control_share
+            )
         ]
         write_atomically(staging.path / TASKS, to_lines(tasks))
     published = staging.published
-    asked = {task.transcript for task in tasks}
+    unsure = {task.transcript for task in tasks if task.why == "low-confidence"}
     return dg.MaterializeResult(
         metadata={
             "tasks": len(tasks),
-            "transcripts": len(asked),
+            "transcripts": len(unsure),
+            "control_sample": sum(task.why == "control" for task in tasks),
             "segments": markdown_table(
-                ("segment", "confidence", "heard"), [(task.id[:12], task.confidence, task.text) for task in tasks]
+                ("segment", "why", "confidence", "heard"),
+                [(task.id[:12], task.why, task.confidence, task.text) for task in tasks],
             ),
             "manifest": place_of(published, TASKS),
         },
@@ -47,8 +53,8 @@ def review_tasks(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[
         check_results=[
             dg.AssetCheckResult(
                 check_name="each_transcript_went_one_way",
-                passed=len(public) + len(asked) == len(written),
-                metadata={"transcripts": len(written), "published": len(public), "asked_about": len(asked)},
+                passed=len(public) + len(unsure) == len(written),
+                metadata={"transcripts": len(written), "published": len(public), "asked_about": len(unsure)},
             )
         ],
     )
@@ -58,7 +64,16 @@ def _clipped(task: ReviewTask, recording: NormalizedRecording, workspace: Worksp
     """The task with its clip written into `folder`."""
     place = folder / task.clip
     place.parent.mkdir(exist_ok=True)
-    end_s = task.end_s + CLIP_PADDING_S
-    samples = samples_of(recording.sounds[0].audio, Stretch(task.clip_start_s, end_s), workspace.objects)
-    write_flac_chunks([samples], place)
+    stretch = Stretch(task.clip_start_s, task.end_s + CLIP_PADDING_S)
+    own = [sound for sound in recording.sounds if sound.channel == task.channel] or recording.sounds
+    sounds = [samples_of(sound.audio, stretch, workspace.objects) for sound in own]
+    write_flac_chunks([_mixed(sounds)], place)
     return task
+
+
+def _mixed(sounds: Sequence[np.ndarray]) -> np.ndarray:
+    """Sounds of one stretch, which may end within it, as one."""
+    mixed = np.zeros(max(map(len, sounds)), np.float32)
+    for sound in sounds:
+        mixed[: len(sound)] += sound / len(sounds)
+    return mixed

@@ -33,6 +33,11 @@ class InferenceSettings(Section):
         0.8, description="Transcripts whose mean confidence is above it are published, the others go to people."
     )
     alert_confidence: Share = Field(0.7, description="An hour whose mean confidence is below it is told to people.")
+    written_forms: bool = Field(
+        True,
+        description="Numbers, amounts, dates and addresses as people write them, beside the words; in languages whose "
+        "forms are known (de, en, es, fr, it, ru, tr), and where the model does not write so itself.",
+    )
     workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, description="Recordings worked on at once.")
     vad: VadSettings = Field(default_factory=VadSettings)
 

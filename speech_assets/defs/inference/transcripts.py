@@ -6,6 +6,7 @@ from deployment.batch.branch import FORMS, is_published, written
 from deployment.batch.hour import ARRIVALS, TRANSCRIPTS
 from deployment.batch.stages.items import Heard
 from deployment.batch.stages.merging import merged
+from deployment.batch.stages.understanding import understood
 from speech.plain import to_lines
 from speech.store.outputs import write_atomically
 from speech_assets.defs.alerts import Alert, send
@@ -24,6 +25,7 @@ def transcripts(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[W
         heard[piece.id].append(piece)
     by = {choice.id: choice for choice in hour.chosen()}
     made = [merged(row, heard[row.id], by[row.id]) for row in recordings]
+    made = [understood(said, settings, writes=by[row.id].writes) for row, said in zip(recordings, made, strict=True)]
     published = hour.publish("transcripts", {TRANSCRIPTS: to_lines(made)})
     arrivals = hour.arrivals()
     counts = {

@@ -13,7 +13,8 @@ from speech.vad import VadSettings
 
 HOUR_FORMAT = "%Y-%m-%d-%H"
 UNHEARD = frozenset(  # what no transcript of a recording depends on, but where it comes from and goes to
-    ("uploads", "first_hour", "language", "publish_confidence", "alert_confidence", "workers")
+    "uploads queue first_hour language publish_confidence alert_confidence workers "
+    "control_share double_share reviewers claim_s".split()
 )
 HOUR_KEY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}-[0-9]{2}")
 
@@ -58,6 +59,11 @@ class InferenceSettings(Section):
     )
     claim_s: float = Field(
         600.0, gt=0, description="A task that somebody has before them is given to nobody else for so long (s)."
+    )
+    written_forms: bool = Field(
+        True,
+        description="Numbers, amounts, dates and addresses as people write them, beside the words; in languages whose "
+        "forms are known (de, en, es, fr, it, ru, tr), and where the model does not write so itself.",
     )
     workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, description="Recordings worked on at once.")
     vad: VadSettings = Field(default_factory=VadSettings)

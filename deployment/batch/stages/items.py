@@ -80,3 +80,4 @@ class Chosen:
     bundle: str  # digest
     model: str  # what people call it
     instead: bool  # the recording is of another language, which has no champion
+    writes: bool = False  # what it gives is as people write it, and not as they speak

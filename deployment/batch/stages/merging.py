@@ -7,6 +7,7 @@ from dataclasses import replace
 from deployment.batch.settings import InferenceSettings
 from deployment.batch.stages.items import Chosen, Heard, NormalizedRecording
 from deployment.batch.stages.recognition import CONFIDENCE_DIGITS, order_of
+from deployment.batch.stages.understanding import understood
 from deployment.serving.transcription import segments_from_words
 from speech.transcript import Segment, Transcript
 
@@ -15,7 +16,8 @@ def transcript_from(
     recording: NormalizedRecording, heard: Iterable[Heard], by: Chosen, settings: InferenceSettings
 ) -> Transcript:
     """The transcript that is kept of a recording: every stage after recognition, and the settings of all of them."""
-    return replace(merged(recording, heard, by), settings=settings.heard_with())
+    said = understood(merged(recording, heard, by), settings, writes=by.writes)
+    return replace(said, settings=settings.heard_with())
 
 
 def merged(recording: NormalizedRecording, heard: Iterable[Heard], by: Chosen) -> Transcript:

@@ -43,6 +43,7 @@ def definitions(grid: Grid) -> dg.Definitions:
         asset(kinds={"onnx"}, deps=["normalized_recordings"], code_version=version_of(settings.vad))(speech_segments),
         asset(kinds={"onnx"}, deps=["speech_segments", "normalized_recordings"])(recognized_segments),
         asset(
+            code_version=version_of(str(settings.written_forms)),
             deps=["recognized_segments", "normalized_recordings", "incoming_audio"],
             check_specs=[
                 check("every_recording_accounted_for", asset="transcripts", blocking=True),

@@ -91,7 +91,14 @@ def _chosen(
         bundles[language] = bundle
         instead = language != spoken
         chosen.append(
-            Chosen(id=recording.id, language=language, bundle=bundle.digest, model=bundle.name, instead=instead)
+            Chosen(
+                id=recording.id,
+                language=language,
+                bundle=bundle.digest,
+                model=bundle.name,
+                instead=instead,
+                writes=bundle.text == "written",
+            )
         )
     return chosen, bundles
 

@@ -1,0 +1,44 @@
+"""What a transcript says beside its words, and what is left alone."""
+
+from dataclasses import replace
+
+from deployment.batch.settings import InferenceSettings
+from deployment.batch.stages.understanding import understood
+from speech.transcript import Segment, Transcript, Word
+
+
+def transcript_of(*said: str, language: str = "en") -> Transcript:
+    """A segment a sentence, one a second, each word 0.1 s."""
+    segments = []
+    for second, sentence in enumerate(said):
+        words = [Word(text, second + n / 10, second + n / 10 + 0.1, 0.9) for n, text in enumerate(sentence.split())]
+        segments.append(Segment(tuple(words), float(second), second + len(words) / 10))
+    return Transcript(
+        language=language,
+        segments=tuple(segments),
+        confidence=0.9,
+        source_digest="d" * 64,
+        duration_s=float(len(said)),
+        model_digests={"recognition": "b" * 64},
+    )
+
+
+def test_written_forms_stand_beside_the_words() -> None:
+    said = transcript_of("pay forty two dollars", "")
+    made = understood(said, InferenceSettings())
+    assert [segment.written for segment in made.segments] == ["pay $42", ""]
+    assert made.text == said.text
+    assert [(w.text, w.start_s, w.end_s) for w in made.words] == [(w.text, w.start_s, w.end_s) for w in said.words]
+
+
+def test_a_segment_is_written_in_its_own_language() -> None:
+    said = transcript_of("acht euro neunundneunzig")
+    other = replace(said, segments=(replace(said.segments[0], language="de"),))
+    assert understood(other, InferenceSettings()).segments[0].written == "8,99 Euro"
+    assert understood(said, InferenceSettings()).segments[0].written == "acht euro neunundneunzig"
+
+
+def test_what_a_model_wrote_itself_and_what_nobody_asked_for_is_left_alone() -> None:
+    said = transcript_of("Pay forty two dollars, please.")
+    assert understood(said, InferenceSettings(), writes=True) == said
+    assert understood(said, InferenceSettings(written_forms=False)) == said

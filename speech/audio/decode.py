@@ -11,9 +11,10 @@ The way of a recording: its bytes (`speech.audio.source`), blocks of frames (`sp
 when a recording counts as truncated), mono at 16 kHz (`speech.audio.mixdown`).
 """
 
+import contextlib
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import numpy as np
 import soundfile
 
 from speech.audio.decoders import AudioInfo, header
-from speech.audio.mixdown import SAMPLE_RATE, cut_anew, resampled
+from speech.audio.mixdown import SAMPLE_RATE, cut_anew, resampled, resampled_with_channels
 from speech.audio.source import AudioError as AudioError  # what decoding raises is imported from here
 from speech.audio.source import AudioLimits, AudioSource, opened
 
@@ -83,6 +84,22 @@ def decode_chunks(
         yield from cut_anew(resampled(recording, limits, channel), size)
 
 
+def decode_channels(
+    source: AudioSource, limits: AudioLimits = DEFAULT_LIMITS, name: str | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Decode a recording once for all its channels, piece by piece in bounded memory.
+
+    Yields what `decode` gives, float32 [n], and beside it each channel, float32 [m, channels]. Pieces of the two may end
+    at other samples; joined they are as long. Where a recording changes its channels on the way, so do the pieces.
+    Refusals come as `decode_chunks` raises them.
+
+    Raises:
+        AudioError: the recording is refused.
+    """
+    with opened(source, limits, name) as recording:
+        yield from resampled_with_channels(recording, limits)
+
+
 def probe(source: AudioSource, name: str | None = None) -> AudioInfo:
     """Read what the header claims without decoding; no limit is applied, since nothing of it is certain yet.
 
@@ -94,27 +111,34 @@ def probe(source: AudioSource, name: str | None = None) -> AudioInfo:
 
 
 def write_flac_chunks(chunks: Iterable[np.ndarray], path: str | os.PathLike[str]) -> float:
-    """Write 16 kHz mono float chunks as one PCM16 FLAC, atomically and in bounded memory; returns its seconds.
+    """Write 16 kHz mono float chunks as `flac_writer` does; returns their seconds."""
+    frames = 0
+    with flac_writer(path) as write:
+        for chunk in chunks:
+            write(chunk)
+            frames += len(chunk)
+    return frames / SAMPLE_RATE
+
+
+@contextlib.contextmanager
+def flac_writer(path: str | os.PathLike[str]) -> Iterator[Callable[[np.ndarray], None]]:
+    """What 16 kHz mono float chunks are given to, to become one PCM16 FLAC, atomically and in bounded memory.
 
     Values outside [-1, 1] are clipped, and no dither is added: the bytes depend on the samples only, not on how they
-    were cut. If `chunks` raises, `path` is left as it was, and a reader sees the whole file or none.
+    were cut. If anything is raised within, `path` is left as it was, and a reader sees the whole file or none.
     """
     target = Path(path)
     part = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
-    frames = 0
     try:
         with (
             open(part, "xb+") as file,
             soundfile.SoundFile(file, "w", SAMPLE_RATE, channels=1, format="FLAC", subtype="PCM_16") as sound,
         ):
-            for chunk in chunks:
-                sound.write(_pcm16(chunk))
-                frames += len(chunk)
+            yield lambda chunk: sound.write(_pcm16(chunk))
         os.replace(part, target)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    return frames / SAMPLE_RATE
 
 
 def _pcm16(samples: np.ndarray) -> np.ndarray:

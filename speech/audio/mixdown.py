@@ -1,6 +1,6 @@
 """From blocks of frames to 16 kHz mono.
 
-One channel is taken where it is asked for. Otherwise several channels become their mean. Channels in opposite phase
+One channel is taken where it is asked for, and each of them where all are. Otherwise several channels become their mean. Channels in opposite phase
 would erase each other, so every half second whose mean holds less than a tenth of the energy that unrelated channels of
 that loudness would give takes its loudest channel instead, cross-faded over 10 ms. Partial cancellation at some
 frequencies is not noticed.
@@ -13,7 +13,7 @@ import numpy as np
 import soxr
 
 from speech.audio.decoders import Block, blocks
-from speech.audio.source import AudioLimits, OpenAudio
+from speech.audio.source import AudioError, AudioLimits, OpenAudio
 
 SAMPLE_RATE = 16_000  # Hz; what every model of the platform listens to
 RESAMPLER_QUALITY = "HQ"  # soxr: 20 bit precision, passband to 0.91 of the lower Nyquist frequency
@@ -36,7 +36,25 @@ def resampled(recording: OpenAudio, limits: AudioLimits, channel: int | None = N
             delivered += len(piece)
             yield piece
     if not delivered:
-        raise recording.refuse("empty", "holds less than one sample at 16 kHz; deliver it again")
+        raise _nothing_in(recording)
+
+
+def resampled_with_channels(recording: OpenAudio, limits: AudioLimits) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pieces of the mono that `resampled` gives, [n], each with those of the channels, [m, channels]; all at 16 kHz."""
+    delivered = 0
+    accepted = _accepted(recording, limits, None)
+    for (rate, channels), stretch in itertools.groupby(accepted, key=lambda found: (found[1], found[0].shape[1])):
+        apart = _Resampler(rate, channels)
+        line = _Line(recording, rate, channels)
+        for block in cut_anew((block for block, _ in stretch), line.size):
+            mono = line.through(block)
+            delivered += len(mono)
+            yield mono, apart.through(line.plausible(block))
+        mono = line.through(line.nothing, last=True)
+        delivered += len(mono)
+        yield mono, apart.through(line.nothing, last=True)
+    if not delivered:
+        raise _nothing_in(recording)
 
 
 def cut_anew(pieces: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
@@ -53,6 +71,10 @@ def cut_anew(pieces: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
                 held, count = [joined[size:]], count - size
     if count:
         yield np.concatenate(held)
+
+
+def _nothing_in(recording: OpenAudio) -> AudioError:
+    return recording.refuse("empty", "holds less than one sample at 16 kHz; deliver it again")
 
 
 def _accepted(recording: OpenAudio, limits: AudioLimits, channel: int | None) -> Iterator[Block]:
@@ -76,6 +98,18 @@ def _accepted(recording: OpenAudio, limits: AudioLimits, channel: int | None) ->
         yield block if channel is None else block[:, channel : channel + 1], rate
 
 
+class _Resampler:
+    """One stretch of constant rate to 16 kHz, any number of channels side by side."""
+
+    def __init__(self, rate: int, channels: int) -> None:
+        self.unchanged = rate == SAMPLE_RATE
+        self._stream = None if self.unchanged else soxr.ResampleStream(rate, SAMPLE_RATE, channels, "float32", RESAMPLER_QUALITY)
+
+    def through(self, samples: np.ndarray, last: bool = False) -> np.ndarray:
+        """Samples [n] or [n, channels] as far as they can be given by now, in the same form."""
+        return samples if self._stream is None else self._stream.resample_chunk(samples, last=last)
+
+
 class _Line:
     """Mixdown and resampler of one stretch of constant rate and channel count.
 
@@ -85,34 +119,33 @@ class _Line:
 
     def __init__(self, recording: OpenAudio, rate: int, channels: int) -> None:
         self.channels = channels
+        self.size = max(1, round(rate * _MIX_BLOCK_S))
+        self.nothing = np.zeros((0, channels), np.float32)
         self._recording = recording
-        self._size = max(1, round(rate * _MIX_BLOCK_S))
         self._fade = np.linspace(0, 1, max(1, round(rate * _MIX_FADE_S)), dtype=np.float32)
         self._channel: int | None = None  # None: the mean of all
-        self._resampler = (
-            None
-            if rate == SAMPLE_RATE
-            else soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality=RESAMPLER_QUALITY)
-        )
+        self._resampler = _Resampler(rate, 1)
 
     def heard(self, stretch: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Mono pieces at 16 kHz of the stretch, whose blocks are float32 [frames, channels]."""
-        unchanged = self.channels == 1 and self._resampler is None
-        for block in stretch if unchanged else cut_anew(stretch, self._size):
-            yield self._through(block, last=False)
-        yield self._through(np.zeros((0, self.channels), np.float32), last=True)
+        unchanged = self.channels == 1 and self._resampler.unchanged
+        for block in stretch if unchanged else cut_anew(stretch, self.size):
+            yield self.through(block)
+        yield self.through(self.nothing, last=True)
 
-    def _through(self, block: np.ndarray, last: bool) -> np.ndarray:
-        mono = self._mix(block)
-        if len(mono) and not max(mono.max(), -mono.min()) <= _LOUDEST_PLAUSIBLE:  # also false for NaN
+    def through(self, block: np.ndarray, last: bool = False) -> np.ndarray:
+        """Mono at 16 kHz of a block, which has `size` frames unless it is the last one."""
+        return self._resampler.through(self.plausible(self._mix(block)), last)
+
+    def plausible(self, samples: np.ndarray) -> np.ndarray:
+        """The samples, if they can be sound."""
+        if samples.size and not max(samples.max(), -samples.min()) <= _LOUDEST_PLAUSIBLE:  # also false for NaN
             raise self._recording.refuse(
                 "unreadable",
                 f"holds samples that are not numbers or lie far outside [-1, 1] (above {_LOUDEST_PLAUSIBLE:g}); "
                 "it is damaged or wrongly scaled: export it again",
             )
-        if self._resampler is None:
-            return mono
-        return self._resampler.resample_chunk(mono, last=last)
+        return samples
 
     def _mix(self, block: np.ndarray) -> np.ndarray:
         if self.channels == 1 or not len(block):

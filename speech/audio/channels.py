@@ -1,0 +1,221 @@
+"""Whether the channels of a recording hold different speakers, and where one of them holds only what leaked into it.
+
+A call is delivered with a speaker per channel, an interview as stereo of one scene, and no header tells them apart. What
+does is who leads. Where channels have speakers of their own, whoever speaks is far louder on one channel (an echo or a
+crosstalk is 10 dB and more below its talker: ITU-T G.122 asks for more), and each channel leads at some time; where a
+scene is recorded in stereo, the same voice is on both at about the same level. So sound that is on several channels
+within 9 dB is *shared*, sound that is on one alone *leads*, and the channels are apart where more of it leads than is
+shared. A channel that never leads is dead: it holds nothing, or nothing but the echo of others.
+
+What leaks is told by its coherence with the channel that it leaked from (Carter 1987, "Coherence and time delay
+estimation"): the share of a channel's energy that a linear filter could make of the other channel, after the delay of
+the path was found by generalised cross-correlation with phase transform (Knapp and Carter 1976). A person who speaks
+meanwhile shares no waveform with the other channel, however softly, and is not taken for an echo.
+
+Not covered: an echo that a codec has changed beyond linear filters, or that comes later than 0.6 s; two people on one
+channel, who are for a diarisation to tell apart. `benchmarks/channels.py` measures how often the rule errs.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from speech.audio.mixdown import SAMPLE_RATE
+
+WINDOW = 512  # samples of one decision, 32 ms: as speech detection counts them
+LEAD = 8.0  # in power, 9 dB
+LIVE_S = 0.3  # a channel that leads for less in all is dead; the shortest "yes" takes as long
+
+_NOISE_PERCENTILE = 10.0  # of a channel's windows are taken for its noise, whose mean is about twice as strong
+_PADDING = 1e-9  # -90 dBFS: no sound of a channel, but what a line without sound is filled with
+_QUIETEST = 1e-7  # -70 dBFS: below it nobody speaks
+_SMOOTHED = 5  # windows, 0.16 s: a syllable
+_ECHO_WINDOWS = (16, 3)  # before and after a window, in which its sound may be loud elsewhere: 0.5 s and 0.1 s
+
+_ECHO_BELOW = 4.0  # in power: an echo is 6 dB under what it is of
+_COHERENT = 0.5  # share of its energy that an echo has from the other channel
+_COHERENCE_WINDOWS = 25  # 0.8 s over which coherence is told
+_BY_CHANCE = 0.1  # the share that unrelated sound shows over as many, half of which overlap
+_REACH_WINDOWS = 8  # from the middle of those to windows that they speak for
+_LOWEST_BIN = 13  # 200 Hz: below it channels share the hum of the mains
+_BLOCK_WINDOWS = 960  # worked on at once: 31 s
+_MARGIN_WINDOWS = 32  # heard on both sides of a block, 1 s
+_DELAYS_S = (-0.05, 0.6)  # of an echo: across a table, and around a network
+_DELAY_SAMPLES = SAMPLE_RATE  # over which a delay is told
+_FORGET = 0.5  # of what former blocks said of the delay: jitter buffers change it
+
+
+@dataclass(frozen=True)
+class Span:
+    """A part of a recording, in seconds from its start."""
+
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True)
+class Apart:
+    """A channel that is listened to alone."""
+
+    channel: int  # counted from 0
+    echoes: tuple[Span, ...]  # where it holds only what leaked from others; in order, apart from each other
+
+
+def channels_apart(paths: Sequence[Path]) -> tuple[Apart, ...]:
+    """The channels that are to be heard each alone; none where they are one scene and are to be mixed.
+
+    One alone is the only one of a recording that holds anything.
+
+    Args:
+        paths: the channels, in order, as 16 kHz mono files of one length.
+    """
+    power = levels(paths)
+    live = _live(power)
+    return tuple(Apart(channel, _echoes(channel, live, paths)) for channel in live)
+
+
+def every_channel(paths: Sequence[Path]) -> tuple[Apart, ...]:
+    """All channels, each alone, whatever they hold."""
+    everyone = list(range(len(paths)))
+    return tuple(Apart(channel, _echoes(channel, everyone, paths)) for channel in everyone)
+
+
+def levels(paths: Sequence[Path]) -> np.ndarray:
+    """The power of each window of each channel, float32 [windows, channels]; an hour of stereo takes 0.9 MB."""
+    return np.stack([np.concatenate(list(_powers(path))) for path in paths], axis=1)
+
+
+def _powers(path: Path) -> Iterator[np.ndarray]:
+    before = 0.0
+    for block in soundfile.blocks(path, WINDOW * _BLOCK_WINDOWS, dtype="float32"):
+        bright = np.diff(block, prepend=np.float32(before))  # less of hum and rumble, which come and go
+        before = block[-1]
+        yield np.square(np.pad(bright, (0, -len(bright) % WINDOW))).reshape(-1, WINDOW).mean(axis=1)
+
+
+def _live(power: np.ndarray) -> list[int]:
+    """The channels that lead, if more leads than is shared."""
+    loud = np.stack([_over_noise(channel) for channel in power.T], axis=1)
+    alone = (loud * LEAD > loud.max(axis=1, keepdims=True)) & (loud > 0)
+    count = alone.sum(axis=1)
+    if (count == 1).sum() <= (count > 1).sum():
+        return []
+    around = _loudest_around(loud)
+    live = []
+    for channel in range(power.shape[1]):
+        others = np.delete(around, channel, axis=1).max(axis=1)
+        leads = (loud[:, channel] > 0) & (loud[:, channel] > LEAD * others)
+        if leads.sum() * WINDOW >= LIVE_S * SAMPLE_RATE:
+            live.append(channel)
+    return live
+
+
+def _over_noise(power: np.ndarray) -> np.ndarray:
+    """The power that windows of a channel have beside its noise, smoothed; 0 where it is no more than that noise."""
+    heard = power[power > _PADDING]
+    if not len(heard):
+        return np.zeros_like(power)
+    noise = 2 * np.percentile(heard, _NOISE_PERCENTILE)
+    over = np.convolve(power, np.ones(_SMOOTHED) / _SMOOTHED, "same") - noise
+    return np.where(over > max(noise, _QUIETEST), over, 0.0)
+
+
+def _loudest_around(power: np.ndarray) -> np.ndarray:
+    """Of each channel, the most power that a window's sound can be an echo of."""
+    before, after = _ECHO_WINDOWS
+    padded = np.pad(power, ((before, after), (0, 0)))
+    return np.lib.stride_tricks.sliding_window_view(padded, before + after + 1, axis=0).max(axis=-1)
+
+
+def _echoes(channel: int, live: Sequence[int], paths: Sequence[Path]) -> tuple[Span, ...]:
+    """Where a channel holds only what leaked from the other live ones."""
+    marks = [_leaked(paths[other], paths[channel]) for other in live if other != channel]
+    if not marks:
+        return ()
+    edges = np.flatnonzero(np.diff(np.any(marks, axis=0), prepend=False, append=False)) * WINDOW / SAMPLE_RATE
+    return tuple(Span(float(start), float(end)) for start, end in zip(edges[::2], edges[1::2], strict=True))
+
+
+def _leaked(source: Path, target: Path) -> np.ndarray:
+    """The windows of `target` that hold what leaked from `source`, bool [windows]."""
+    correlation = np.zeros(_DELAY_SAMPLES + 1, np.complex128)
+    marks = []
+    for ours, theirs, windows in _both(target, source):
+        correlation = _FORGET * correlation + _phases(theirs, ours)
+        marks.append(_is_echo(_delayed(theirs, _delay(correlation)), ours)[_MARGIN_WINDOWS:][:windows])
+    return np.concatenate(marks)
+
+
+def _both(first: Path, second: Path) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """Blocks of both files, with a margin on each side, and how many windows lie between the margins."""
+    margin, block = _MARGIN_WINDOWS * WINDOW, _BLOCK_WINDOWS * WINDOW
+    with ExitStack() as stack:
+        files = [stack.enter_context(soundfile.SoundFile(path)) for path in (first, second)]
+        frames = files[0].frames
+        for start in range(0, frames, block):
+            heard = np.zeros((2, 2 * margin + block), np.float32)
+            begin = max(0, start - margin)
+            for row, file in zip(heard, files, strict=True):
+                file.seek(begin)
+                samples = file.read(start + block + margin - begin, dtype="float32")
+                row[begin - start + margin :][: len(samples)] = samples
+            yield heard[0], heard[1], -(-min(block, frames - start) // WINDOW)
+
+
+def _phases(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The cross-spectrum of both, only its phases, summed over the seconds in which the source leads."""
+    total = np.zeros(_DELAY_SAMPLES + 1, np.complex128)
+    for start in range(0, len(source) - _DELAY_SAMPLES + 1, _DELAY_SAMPLES // 2):
+        theirs, ours = (some[start : start + _DELAY_SAMPLES] for some in (source, target))
+        if np.square(theirs).mean() > max(_QUIETEST, _ECHO_BELOW * np.square(ours).mean()):
+            cross = np.fft.rfft(ours, 2 * _DELAY_SAMPLES) * np.fft.rfft(theirs, 2 * _DELAY_SAMPLES).conj()
+            total += cross / np.maximum(np.abs(cross), 1e-12)
+    return total
+
+
+def _delay(correlation: np.ndarray) -> int:
+    """By how many samples what leaks comes later."""
+    earliest, latest = (round(at * SAMPLE_RATE) for at in _DELAYS_S)
+    lags = np.arange(earliest, latest + 1)
+    return int(lags[np.argmax(np.abs(np.fft.irfft(correlation)[lags]))])
+
+
+def _delayed(samples: np.ndarray, by: int) -> np.ndarray:
+    moved = np.zeros_like(samples)
+    moved[max(0, by) : len(samples) + min(0, by)] = samples[max(0, -by) : len(samples) - max(0, by)]
+    return moved
+
+
+def _is_echo(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The windows of `target` that are coherent with the much louder `source`, bool [windows]; samples are aligned."""
+    ours, theirs = _spectra(target), _spectra(source)
+    cross = _averaged(ours * theirs.conj())
+    our_power, their_power = _averaged(np.square(np.abs(ours))), _averaged(np.square(np.abs(theirs)))
+    from_theirs = (np.square(np.abs(cross)) / np.maximum(their_power, 1e-12)).sum(axis=1)
+    at_once = np.square(np.abs(ours)).sum(axis=1)
+    all_ours = our_power.sum(axis=1)
+    over_noise = all_ours - np.percentile(at_once[at_once > 0], _NOISE_PERCENTILE) if at_once.any() else all_ours
+    coherent = (from_theirs - _BY_CHANCE * all_ours > _COHERENT * over_noise) & (
+        their_power.sum(axis=1) > _ECHO_BELOW * all_ours
+    )
+    reached = np.convolve(coherent, np.ones(2 * _REACH_WINDOWS + 1), "same") > 0.5
+    softer = np.square(np.abs(theirs)).sum(axis=1) > at_once
+    return reached & (coherent | softer)
+
+
+def _spectra(samples: np.ndarray) -> np.ndarray:
+    """Of twice the length of each window around its middle, complex64 [windows, bins]."""
+    padded = np.pad(samples, WINDOW // 2)
+    frames = np.lib.stride_tricks.sliding_window_view(padded, 2 * WINDOW)[::WINDOW]
+    return np.fft.rfft(frames * np.hanning(2 * WINDOW).astype(np.float32), axis=1)[:, _LOWEST_BIN:].astype(np.complex64)
+
+
+def _averaged(values: np.ndarray) -> np.ndarray:
+    """Running means over `_COHERENCE_WINDOWS` rows, as many rows as before."""
+    half = _COHERENCE_WINDOWS // 2
+    sums = np.cumsum(np.pad(values, ((half + 1, half), (0, 0))), axis=0, dtype=np.result_type(values, np.float64))
+    return (sums[_COHERENCE_WINDOWS:] - sums[:-_COHERENCE_WINDOWS]) / _COHERENCE_WINDOWS

@@ -102,7 +102,7 @@ def stages(workspace: Any, hour: str, workers: int) -> dict[str, float]:
     pieces = pieces_of(recordings, kept.speech(), {row.id: "en" for row in recordings})
     with tempfile.TemporaryDirectory() as folder, Pool(Models(workspace.objects, bundles), workers) as pool:
         work: tuple[tuple[str, Any, Sequence[Any]], ...] = (
-            ("normalized_recordings", partial(normalized, folder=Path(folder)), arrivals),
+            ("normalized_recordings", partial(normalized, folder=Path(folder), settings=settings), arrivals),
             ("speech_segments", partial(speech_in, settings=settings.vad), sounds),
             ("recognized_segments", recognized, batches(pieces)),
         )

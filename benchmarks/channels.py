@@ -1,4 +1,4 @@
-"""How often the rule of channels errs (`speech/audio/channels.py`), on made-up calls with crosstalk and on stereo scenes.
+"""How often the rule of channels errs (`speech/audio/channels.py`), on made-up calls with crosstalk and on scenes.
 
     python benchmarks/channels.py [--each 20]
 
@@ -62,7 +62,7 @@ def voices() -> list[list[np.ndarray]]:
 
     box, drawn = Voicebox(), sentences("en")
     said = [
-        [box.say(next(drawn).text, speaker_of(f"voice {number}", "en"), 16_000) for _ in range(6)]
+        [box.say(next(drawn).spoken, speaker_of(f"voice {number}", "en"), 16_000) for _ in range(6)]
         for number in range(VOICES)
     ]
     box.close()

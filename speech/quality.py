@@ -14,16 +14,19 @@ All measures are taken on 16 kHz mono audio, over frames of 20 ms, in memory tha
   Bounded to [-20, 100].
 * `bandwidth_hz`: the highest frequency at which the long-term spectrum (Welch, Hann, 32 ms) holds energy within 50 dB
   of its peak. Narrow-band telephone stays below 4,000 Hz, also after it was upsampled.
+* `loudness_lufs`: integrated loudness as EBU R 128 measures it (`speech/loudness.py`).
 
-Silence made of zeros, and no samples at all, measure rms and peak -120 dBFS, SNR 0, clipping 0, silence 1, bandwidth 0.
+Silence made of zeros, and no samples at all, measure rms and peak -120 dBFS, SNR 0, clipping 0, silence 1, bandwidth 0,
+loudness -70 LUFS.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from speech.audio.mixdown import SAMPLE_RATE, cut_anew
+from speech.loudness import SILENT_LUFS, LoudnessMeter
 
 FLOOR_DBFS = -120.0
 FRAME_SAMPLES = 320  # 20 ms at 16 kHz
@@ -41,6 +44,7 @@ SNR_BOUNDS_DB = (-20.0, 100.0)
 
 SPECTRUM_SAMPLES = 512  # 32 ms, bins of 31.25 Hz
 BANDWIDTH_BELOW_PEAK_DB = 50.0
+HIGHEST_PEAK_DBFS = -1.0
 NARROW_BAND_HZ = 4_200.0  # half of 8 kHz and a few bins of leakage
 
 _BINS_PER_DB = 10
@@ -59,6 +63,7 @@ class Quality:
     clipping_share: float  # 0..1 of samples
     silence_share: float  # 0..1 of frames
     bandwidth_hz: float
+    loudness_lufs: float | None = None  # None: measured before loudness was
 
     @property
     def narrow_band(self) -> bool:
@@ -75,6 +80,7 @@ def measure(audio: Iterable[np.ndarray] | np.ndarray) -> Quality:
     levels = _FrameLevels()
     spectrum = _LongTermSpectrum()
     clipping = _Clipping()
+    loudness = LoudnessMeter()
     samples, energy, peak = 0, 0.0, 0.0
     # cut anew, so that no measure depends on how the audio came
     for block in cut_anew([audio] if isinstance(audio, np.ndarray) else audio, _BLOCK_SAMPLES):
@@ -90,6 +96,7 @@ def measure(audio: Iterable[np.ndarray] | np.ndarray) -> Quality:
         levels.add(squares)
         clipping.add(block)
         spectrum.add(block)
+        loudness.add(block)
     return Quality(
         duration_s=samples / SAMPLE_RATE,
         rms_dbfs=_dbfs(energy / samples if samples else 0.0),
@@ -98,7 +105,25 @@ def measure(audio: Iterable[np.ndarray] | np.ndarray) -> Quality:
         clipping_share=clipping.samples / samples if samples else 0.0,
         silence_share=levels.silence_share(),
         bandwidth_hz=spectrum.bandwidth_hz(),
+        loudness_lufs=loudness.lufs(),
     )
+
+
+def at_loudness(chunks: Iterable[np.ndarray], measured: Quality, lufs: float) -> Iterator[np.ndarray]:
+    """A recording at another integrated loudness, by one gain for all of it.
+
+    What gets louder keeps its peak 1 dB below full scale (R 128), even if it stays softer than asked; silence stays.
+
+    Args:
+        chunks: float samples [n].
+        measured: what they measure.
+        lufs: what they are to measure.
+    """
+    now = measured.loudness_lufs
+    gain_db = 0.0 if now is None or now <= SILENT_LUFS else lufs - now
+    gain_db = min(gain_db, max(0.0, HIGHEST_PEAK_DBFS - measured.peak_dbfs))
+    for chunk in chunks:
+        yield chunk * np.float32(10 ** (gain_db / 20))
 
 
 def _dbfs(power: float) -> float:

@@ -72,6 +72,9 @@ class Segment:
     ] = None
     intent: Intent | None = None
     language: Annotated[str | None, Field(description="What is spoken in it; null: the transcript's.")] = None
+    channel: Annotated[
+        int | None, Field(description="The channel it was heard on, counted from 0; null: the channels were mixed.")
+    ] = None
 
     @computed_field(description="The words as recognised, one line.")  # type: ignore[prop-decorator]
     @property
@@ -182,19 +185,19 @@ class Transcript:
         return "\n".join(blocks)
 
     def to_ctm(self, recording: str) -> str:
-        """NIST CTM: recording, channel (from 1), start, duration, word and confidence of each, in order of time."""
+        """NIST CTM: recording, channel (from 1), start, duration, word and confidence of each, by channel and time."""
         return "".join(
             f"{_token(recording)} {(word.channel or 0) + 1} {word.start_s:.3f} "
             f"{max(0.0, word.end_s - word.start_s):.3f} {_token(word.text)} {word.confidence:.4f}\n"
-            for word in sorted(self.words, key=lambda word: (word.start_s, word.end_s))
+            for word in sorted(self.words, key=lambda word: (word.channel or 0, word.start_s, word.end_s))
         )
 
     def to_rttm(self, recording: str) -> str:
         """NIST RTTM: one line a speaker turn. Neighbouring segments of one speaker stay apart, so pauses are kept."""
         return "".join(
-            f"SPEAKER {_token(recording)} 1 {start:.3f} {max(0.0, end - start):.3f} <NA> <NA> {_token(speaker)} "
-            "<NA> <NA>\n"
-            for start, end, speaker in sorted(_turns(self))
+            f"SPEAKER {_token(recording)} {channel + 1} {start:.3f} {max(0.0, end - start):.3f} <NA> <NA> "
+            f"{_token(speaker)} <NA> <NA>\n"
+            for start, end, speaker, channel in sorted(_turns(self))
         )
 
 
@@ -266,15 +269,16 @@ def _wrapped(text: str) -> list[str]:
     return [text[:middle], text[middle:].lstrip(" ")]
 
 
-def _turns(transcript: Transcript) -> Iterator[tuple[float, float, str]]:
+def _turns(transcript: Transcript) -> Iterator[tuple[float, float, str, int]]:
     for segment in transcript.segments:
+        channel = segment.channel or 0
         words = list(_words_with_speaker(segment))
         if segment.speaker is not None and all(word.speaker == segment.speaker for word in words):
-            yield segment.start_s, segment.end_s, segment.speaker
+            yield segment.start_s, segment.end_s, segment.speaker, channel
             continue
         for speaker, turn in itertools.groupby(words, lambda word: word.speaker):
             said = list(turn)
-            yield said[0].start_s, said[-1].end_s, speaker or "unknown"
+            yield said[0].start_s, said[-1].end_s, speaker or "unknown", channel
 
 
 def _clock(seconds: float, separator: str) -> str:

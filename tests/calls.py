@@ -44,7 +44,9 @@ def audible(said: np.ndarray) -> np.ndarray:
 
 def room(draw: np.random.Generator, delay_s: float, decay_s: float = 0.15, direct_db: float = 6.0) -> np.ndarray:
     """An impulse response of power 1: a delay, then a direct sound and a decaying tail (Polack's model)."""
-    tail = draw.standard_normal(round(decay_s * RATE)) * np.exp(-6.9 * np.arange(round(decay_s * RATE)) / decay_s / RATE)
+    tail = draw.standard_normal(round(decay_s * RATE)) * np.exp(
+        -6.9 * np.arange(round(decay_s * RATE)) / decay_s / RATE
+    )
     tail *= 10 ** (-direct_db / 20) / np.sqrt(np.sum(tail**2))
     tail[0] = 1.0
     return np.concatenate([np.zeros(round(delay_s * RATE)), tail / np.sqrt(np.sum(tail**2))])

@@ -89,17 +89,17 @@ def task_of(
     transcript: Transcript, segment: Segment, why: Literal["low-confidence", "control"] = "low-confidence"
 ) -> ReviewTask:
     """The question about a segment."""
-    bundle, channel = transcript.model_digests["recognition"], _channel_of(segment)
+    bundle = transcript.model_digests["recognition"]
     identity = f"{transcript.source_digest}\0{segment.start_s:.3f}\0{segment.end_s:.3f}\0{bundle}"
-    if channel is not None:
-        identity += f"\0{channel}"
+    if segment.channel is not None:  # people on two channels may speak at the same time
+        identity += f"\0{segment.channel}"
     name = hashlib.sha256(identity.encode()).hexdigest()[:32]
     learnt_start_s, learnt_end_s = _learnt(transcript, segment)
     return ReviewTask(
         id=name,
         transcript=transcript.id or "",
         source_digest=transcript.source_digest,
-        channel=channel,
+        channel=segment.channel,
         speaker=segment.speaker,
         language=segment.language or transcript.language,
         start_s=segment.start_s,
@@ -113,11 +113,6 @@ def task_of(
         clip=f"clips/{name}.flac",
         clip_start_s=round(max(0.0, segment.start_s - CLIP_PADDING_S), 3),
     )
-
-
-def _channel_of(segment: Segment) -> int | None:
-    """The channel of a segment, which its words know."""
-    return segment.words[0].channel if segment.words else None
 
 
 def _learnt(transcript: Transcript, segment: Segment) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 import os
 import re
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -66,6 +66,17 @@ class InferenceSettings(Section):
         "forms are known (de, en, es, fr, it, ru, tr), and where the model does not write so itself.",
     )
     workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, description="Recordings worked on at once.")
+    channels: Literal["auto", "mix", "separate"] = Field(
+        "auto",
+        description="Channels of a recording: heard each alone where they hold different speakers, as in a call, and "
+        "mixed where they are stereo of one scene (auto), always mixed, or always each alone.",
+    )
+    loudness: float | None = Field(
+        None, ge=-50, le=-5, description="Integrated loudness that sounds are brought to, in LUFS; None: as they came."
+    )
+    noise_reduction: Literal["spectral-gating"] | None = Field(
+        None, description="Takes noise out before anybody listens. Measure first: it makes most models worse."
+    )
     vad: VadSettings = Field(default_factory=VadSettings)
 
     @field_validator("uploads")

@@ -128,7 +128,7 @@ def made_again(transcript: Transcript, objects: Objects) -> Transcript:
     models = Models(objects, {by.language: bundle})
     with tempfile.TemporaryDirectory(prefix="soundstage-verify-") as name:
         folder = Path(name)
-        recording = normalized(arrival, models, folder)
+        recording = normalized(arrival, models, folder, settings)
         if isinstance(recording, DeadLetter):
             raise Untellable(f"its audio, {arrival.key}, cannot be used any more: {recording.reason}")
         sounds = tuple(replace(sound, audio=str(folder / sound.audio)) for sound in recording.sounds)

@@ -1,11 +1,13 @@
-"""Whether the channels of a recording hold different speakers, and where one of them holds only what leaked into it.
+"""Whether the channels of a recording hold different speakers, and where one of them holds only what leaked.
 
-A call is delivered with a speaker per channel, an interview as stereo of one scene, and no header tells them apart. What
-does is who leads. Where channels have speakers of their own, whoever speaks is far louder on one channel (an echo or a
-crosstalk is 10 dB and more below its talker: ITU-T G.122 asks for more), and each channel leads at some time; where a
-scene is recorded in stereo, the same voice is on both at about the same level. So sound that is on several channels
+A call is delivered with a speaker per channel, an interview as stereo of one scene, and no header tells them apart.
+What does is who leads. Where channels have speakers of their own, whoever speaks is far louder on one channel (echo and
+crosstalk are 10 dB and more below their talker: ITU-T G.122 asks for more), and each channel leads at some time; where
+a scene is recorded in stereo, the same voice is on both at about the same level. So sound that is on several channels
 within 9 dB is *shared*, sound that is on one alone *leads*, and the channels are apart where more of it leads than is
-shared. A channel that never leads is dead: it holds nothing, or nothing but the echo of others.
+shared. A channel that never leads is dead: it holds nothing, or nothing but the echo of others. Lines differ in their
+gain, so the same is asked of channels that are brought to one loudness, and where that tells more people apart, they
+are.
 
 What leaks is told by its coherence with the channel that it leaked from (Carter 1987, "Coherence and time delay
 estimation"): the share of a channel's energy that a linear filter could make of the other channel, after the delay of
@@ -31,8 +33,9 @@ LEAD = 8.0  # in power, 9 dB
 LIVE_S = 0.3  # a channel that leads for less in all is dead; the shortest "yes" takes as long
 
 _NOISE_PERCENTILE = 10.0  # of a channel's windows are taken for its noise, whose mean is about twice as strong
-_PADDING = 1e-9  # -90 dBFS: no sound of a channel, but what a line without sound is filled with
 _QUIETEST = 1e-7  # -70 dBFS: below it nobody speaks
+_SPEECH_BINS = slice(6, 110)  # 190 to 3,400 Hz, ITU-T G.712: no hum of the mains, and all that a telephone carries
+_LOUD_PERCENTILE = 95.0
 _SMOOTHED = 5  # windows, 0.16 s: a syllable
 _ECHO_WINDOWS = (16, 3)  # before and after a window, in which its sound may be loud elsewhere: 0.5 s and 0.1 s
 
@@ -85,43 +88,52 @@ def every_channel(paths: Sequence[Path]) -> tuple[Apart, ...]:
 
 
 def levels(paths: Sequence[Path]) -> np.ndarray:
-    """The power of each window of each channel, float32 [windows, channels]; an hour of stereo takes 0.9 MB."""
-    return np.stack([np.concatenate(list(_powers(path))) for path in paths], axis=1)
+    """The power of each window of each channel in the band of speech, float [windows, channels].
+
+    An hour of stereo takes 1.8 MB.
+    """
+    return np.stack([np.concatenate([np.zeros(0), *_powers(path)]) for path in paths], axis=1)
 
 
 def _powers(path: Path) -> Iterator[np.ndarray]:
-    before = 0.0
+    taper = np.hanning(WINDOW).astype(np.float32)
+    scale = 2 / (WINDOW * np.square(taper).sum())
     for block in soundfile.blocks(path, WINDOW * _BLOCK_WINDOWS, dtype="float32"):
-        bright = np.diff(block, prepend=np.float32(before))  # less of hum and rumble, which come and go
-        before = block[-1]
-        yield np.square(np.pad(bright, (0, -len(bright) % WINDOW))).reshape(-1, WINDOW).mean(axis=1)
+        windows = np.pad(block, (0, -len(block) % WINDOW)).reshape(-1, WINDOW)
+        yield np.square(np.abs(np.fft.rfft(windows * taper)[:, _SPEECH_BINS])).sum(axis=1) * scale
 
 
 def _live(power: np.ndarray) -> list[int]:
-    """The channels that lead, if more leads than is shared."""
-    loud = np.stack([_over_noise(channel) for channel in power.T], axis=1)
-    alone = (loud * LEAD > loud.max(axis=1, keepdims=True)) & (loud > 0)
-    count = alone.sum(axis=1)
-    if (count == 1).sum() <= (count > 1).sum():
+    """The channels that lead, if more leads than is shared, whatever gain the lines have."""
+    floors = np.array([_floor(channel) for channel in power.T])
+    smooth = np.stack([np.convolve(channel, np.ones(_SMOOTHED) / _SMOOTHED, "same") for channel in power.T], axis=1)
+    loud = np.where(smooth > 2 * floors, smooth, 0.0)
+    as_is = _leading(loud, floors)
+    gains = np.array([np.percentile(some[some > 0], _LOUD_PERCENTILE) if some.any() else 1.0 for some in loud.T])
+    alike = _leading(loud / gains, floors / gains)
+    return alike if len(alike) > max(1, len(as_is)) else as_is
+
+
+def _leading(loud: np.ndarray, floors: np.ndarray) -> list[int]:
+    """The channels that lead, if more leads than is shared; what noise hides is not taken to be absent."""
+    leads = [_leads(channel, loud, np.maximum(loud, floors)) for channel in range(loud.shape[1])]
+    close = (loud * LEAD > loud.max(axis=1, keepdims=True)) & (loud > 0)
+    if np.sum(leads) <= (close.sum(axis=1) > 1).sum():
         return []
-    around = _loudest_around(loud)
-    live = []
-    for channel in range(power.shape[1]):
-        others = np.delete(around, channel, axis=1).max(axis=1)
-        leads = (loud[:, channel] > 0) & (loud[:, channel] > LEAD * others)
-        if leads.sum() * WINDOW >= LIVE_S * SAMPLE_RATE:
-            live.append(channel)
-    return live
+    around = np.maximum(_loudest_around(loud), floors)
+    live_windows = [_leads(channel, loud, around).sum() for channel in range(loud.shape[1])]
+    return [channel for channel, windows in enumerate(live_windows) if windows * WINDOW >= LIVE_S * SAMPLE_RATE]
 
 
-def _over_noise(power: np.ndarray) -> np.ndarray:
-    """The power that windows of a channel have beside its noise, smoothed; 0 where it is no more than that noise."""
-    heard = power[power > _PADDING]
-    if not len(heard):
-        return np.zeros_like(power)
-    noise = 2 * np.percentile(heard, _NOISE_PERCENTILE)
-    over = np.convolve(power, np.ones(_SMOOTHED) / _SMOOTHED, "same") - noise
-    return np.where(over > max(noise, _QUIETEST), over, 0.0)
+def _leads(channel: int, loud: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The windows in which a channel is far louder than all others, bool [windows]."""
+    found: np.ndarray = loud[:, channel] > LEAD * np.delete(others, channel, axis=1).max(axis=1)
+    return found
+
+
+def _floor(power: np.ndarray) -> float:
+    """The power of a channel's noise, at its loudest."""
+    return max(_QUIETEST, 2 * float(np.percentile(power, _NOISE_PERCENTILE))) if len(power) else _QUIETEST
 
 
 def _loudest_around(power: np.ndarray) -> np.ndarray:

@@ -89,8 +89,8 @@ def decode_channels(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Decode a recording once for all its channels, piece by piece in bounded memory.
 
-    Yields what `decode` gives, float32 [n], and beside it each channel, float32 [m, channels]. Pieces of the two may end
-    at other samples; joined they are as long. Where a recording changes its channels on the way, so do the pieces.
+    Yields what `decode` gives, float32 [n], and beside it each channel, float32 [m, channels]. Pieces of the two may
+    end at other samples; joined they are as long. Where a recording changes its channels on the way, so do the pieces.
     Refusals come as `decode_chunks` raises them.
 
     Raises:

@@ -1,9 +1,9 @@
 """From blocks of frames to 16 kHz mono.
 
-One channel is taken where it is asked for, and each of them where all are. Otherwise several channels become their mean. Channels in opposite phase
-would erase each other, so every half second whose mean holds less than a tenth of the energy that unrelated channels of
-that loudness would give takes its loudest channel instead, cross-faded over 10 ms. Partial cancellation at some
-frequencies is not noticed.
+One channel is taken where it is asked for, each where all are. Otherwise several channels become their mean. Channels
+in opposite phase would erase each other, so every half second whose mean holds less than a tenth of the energy that
+unrelated channels of that loudness would give takes its loudest channel instead, cross-faded over 10 ms. Partial
+cancellation at some frequencies is not noticed.
 """
 
 import itertools
@@ -103,7 +103,9 @@ class _Resampler:
 
     def __init__(self, rate: int, channels: int) -> None:
         self.unchanged = rate == SAMPLE_RATE
-        self._stream = None if self.unchanged else soxr.ResampleStream(rate, SAMPLE_RATE, channels, "float32", RESAMPLER_QUALITY)
+        self._stream = (
+            None if self.unchanged else soxr.ResampleStream(rate, SAMPLE_RATE, channels, "float32", RESAMPLER_QUALITY)
+        )
 
     def through(self, samples: np.ndarray, last: bool = False) -> np.ndarray:
         """Samples [n] or [n, channels] as far as they can be given by now, in the same form."""

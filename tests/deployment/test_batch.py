@@ -4,18 +4,22 @@ import hashlib
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from deployment.batch.arrivals import Arrival, original
 from deployment.batch.branch import FORMS, asked_about, is_published, task_of, tasks_of, written
+from deployment.batch.settings import InferenceSettings
 from deployment.batch.stages.items import Chosen, DeadLetter, Heard, NormalizedRecording, Piece
 from deployment.batch.stages.merging import merged
 from deployment.batch.stages.models import BATCH, Models
 from deployment.batch.stages.normalization import normalized
 from deployment.batch.stages.recognition import batches, pieces_of, recognized
 from deployment.batch.stages.speech import speech_in
+from speech.audio.decode import decode_chunks
+from speech.quality import measure
 from speech.store.objects import Objects, open_objects
 from speech.transcript import Transcript, Word
 from speech.vad import Stretch, VadSettings
@@ -23,7 +27,7 @@ from tests.sounds import sound_bytes, tone
 from tests.toy_bundle import tones, write_toy_bundle
 
 NOW = datetime(2026, 11, 26, 9, 30, tzinfo=UTC)
-TONES_ARE_SPEECH = VadSettings(threshold=0.02, release=0.002)  # a network of voices doubts them
+TONES_ARE_SPEECH = VadSettings(threshold=0.02, release=0.002, padding_s=0.6)  # a network of voices doubts them
 
 
 @pytest.fixture
@@ -38,10 +42,39 @@ def arrived(store: Objects, data: bytes, name: str = "en/call.wav") -> Arrival:
 
 
 def recording_of(store: Objects, data: bytes, folder: Path) -> NormalizedRecording:
-    made = normalized(arrived(store, data), Models(store, {}), folder)
+    made = normalized_as(store, data, folder)
+    assert len(made.sounds) == 1
+    return made
+
+
+def normalized_as(store: Objects, data: bytes, folder: Path, **settings: Any) -> NormalizedRecording:
+    """A recording normalised with these settings."""
+    made = normalized(arrived(store, data), Models(store, {}), folder, InferenceSettings(**settings))
     assert isinstance(made, NormalizedRecording)
-    (sound,) = made.sounds
-    return replace(made, sounds=(replace(sound, audio=str(folder / sound.audio)),))
+    assert sorted(path.name for path in (folder / "audio").iterdir()) == sorted(
+        Path(sound.audio).name for sound in made.sounds
+    )
+    return replace(made, sounds=tuple(replace(sound, audio=str(folder / sound.audio)) for sound in made.sounds))
+
+
+def transcribed(recording: NormalizedRecording, models: Models) -> Transcript:
+    """By the toy bundle of English."""
+    speech = [speech_in(sound, models, TONES_ARE_SPEECH) for sound in recording.sounds]
+    pieces = pieces_of([recording], speech, {recording.id: "en"})
+    heard = [said for batch in batches(pieces) for said in recognized(batch, models)]
+    by = Chosen(id=recording.id, language="en", bundle=models.bundles["en"].digest, model="toy", instead=False)
+    return merged(recording, heard, by)
+
+
+def call_of(leak: float = 0.0) -> np.ndarray:
+    """Two people in turn, a channel each, of whom the other channel hears this share: float32 [n, 2]."""
+    pause = np.zeros(16_000, np.float32)
+    alone = []
+    for who, words in enumerate((["one", "two"], ["three", "two"], ["one", "two"], ["three", "two"])):
+        said = np.concatenate([pause, tones(words)])
+        alone.append(np.stack([said, leak * said] if who % 2 == 0 else [leak * said, said], axis=1))
+    made: np.ndarray = np.concatenate([*alone, np.stack([pause, pause], axis=1)])
+    return made
 
 
 def test_an_upload_becomes_mono_at_16_khz_with_what_is_known_of_it(store: Objects, tmp_path: Path) -> None:
@@ -64,7 +97,7 @@ def test_an_upload_becomes_mono_at_16_khz_with_what_is_known_of_it(store: Object
 def test_what_cannot_be_used_is_a_dead_letter_with_its_reason(
     store: Objects, tmp_path: Path, data: bytes, code: str
 ) -> None:
-    dead = normalized(arrived(store, data), Models(store, {}), tmp_path)
+    dead = normalized(arrived(store, data), Models(store, {}), tmp_path, InferenceSettings())
     assert isinstance(dead, DeadLetter)
     assert (dead.code, dead.name) == (code, "en/call.wav")
     assert dead.reason
@@ -76,18 +109,77 @@ def test_words_have_the_times_of_their_recording(store: Objects, tmp_path: Path)
     audio = np.concatenate([pause, tones(["one", "two"]), pause, tones(["three"]), pause])
     recording = recording_of(store, sound_bytes(audio), tmp_path)
     bundle = write_toy_bundle(tmp_path / "bundle")
-    models = Models(store, {"en": bundle})
-    speech = speech_in(recording.sounds[0], models, TONES_ARE_SPEECH)
-    pieces = pieces_of([recording], [speech], {recording.id: "en"})
-    heard = [said for batch in batches(pieces) for said in recognized(batch, models)]
-    by = Chosen(id=recording.id, language="en", bundle=bundle.digest, model="toy", instead=False)
-    transcript = merged(recording, heard, by)
+    transcript = transcribed(recording, Models(store, {"en": bundle}))
     assert transcript.text == "one two three"
     first, third = transcript.words[0], transcript.words[2]
     assert first.start_s == pytest.approx(2.24, abs=0.2)
     assert third.start_s == pytest.approx(2 + len(tones(["one", "two"])) / 16_000 + 2.24, abs=0.2)
     assert transcript.model_digests == {"recognition": bundle.digest}
     assert Transcript.from_json(transcript.to_json()) == transcript
+
+
+@pytest.mark.parametrize("leak", [0.0, 0.25])
+def test_a_call_has_a_speaker_a_channel_and_nothing_twice(store: Objects, tmp_path: Path, leak: float) -> None:
+    """What leaks is loud enough to be heard again on the other channel: a toy bundle hears a tone from 0.05 on."""
+    recording = normalized_as(store, sound_bytes(call_of(leak)), tmp_path)
+    assert [sound.channel for sound in recording.sounds] == [0, 1]
+    transcript = transcribed(recording, Models(store, {"en": write_toy_bundle(tmp_path / "bundle")}))
+    assert transcript.text == "one two three two one two three two"
+    assert [word.channel for word in transcript.words] == [0, 0, 1, 1] * 2
+    assert [segment.speaker for segment in transcript.segments] == ["channel 0", "channel 1"] * 2
+    assert [segment.channel for segment in transcript.segments] == [0, 1] * 2
+    assert [line.split()[1] for line in written(transcript, "ctm", "r").splitlines()] == ["1"] * 4 + ["2"] * 4
+    assert [line.split()[2] for line in written(transcript, "rttm", "r").splitlines()] == ["1", "2"] * 2
+
+
+def test_channels_are_mixed_or_kept_apart_where_settings_say_so(store: Objects, tmp_path: Path) -> None:
+    call = sound_bytes(call_of())
+    assert [sound.channel for sound in normalized_as(store, call, tmp_path, channels="mix").sounds] == [None]
+    scene = sound_bytes(np.stack([tones(["one"])] * 2, axis=1))
+    found = normalized_as(store, scene, tmp_path / "each", channels="separate").sounds
+    assert [sound.channel for sound in found] == [0, 1]
+
+
+def test_a_dead_channel_takes_nothing_from_the_other(store: Objects, tmp_path: Path) -> None:
+    made = call_of()
+    one_sided = np.stack([made.sum(axis=1), np.zeros(len(made), np.float32)], axis=1)
+    (sound,) = normalized_as(store, sound_bytes(one_sided), tmp_path).sounds
+    alone = normalized_as(store, sound_bytes(made.sum(axis=1)), tmp_path / "alone").sounds[0]
+    assert (sound.channel, alone.channel) == (0, None)
+    assert sound.quality == alone.quality
+
+
+def test_channels_that_change_on_the_way_are_mixed(store: Objects, tmp_path: Path) -> None:
+    """Nobody can say which channel of the first part is which of the second."""
+    noise = np.random.default_rng(0).uniform(-0.1, 0.1, (48_000, 2)).astype(np.float32)
+    changing = b"".join(sound_bytes(noise[:, :count], 48_000, "MP3", "MPEG_LAYER_III") for count in (2, 1))
+    assert [sound.channel for sound in normalized_as(store, changing, tmp_path).sounds] == [None]
+
+
+def test_questions_about_people_who_speak_at_once_are_two(store: Objects, tmp_path: Path) -> None:
+    transcript = transcript_of(store, tmp_path, 0.2)
+    first, second = (replace(transcript.segments[0], channel=channel) for channel in (0, 1))
+    assert task_of(transcript, first).id != task_of(transcript, second).id
+    assert task_of(transcript, second).channel == 1
+
+
+def test_sounds_are_brought_to_a_loudness_where_settings_ask_for_it(store: Objects, tmp_path: Path) -> None:
+    said = sound_bytes(tones(["one", "two", "three"], amplitude=0.05))
+    as_it_came = recording_of(store, said, tmp_path).sounds[0]
+    louder = normalized_as(store, said, tmp_path / "louder", loudness=-23.0).sounds[0]
+    assert as_it_came.quality == louder.quality
+    assert as_it_came.quality.loudness_lufs is not None
+    assert as_it_came.quality.loudness_lufs < -27
+    assert measure(decode_chunks(louder.audio)).loudness_lufs == pytest.approx(-23.0, abs=0.1)
+
+
+def test_noise_is_taken_out_where_settings_ask_for_it(store: Objects, tmp_path: Path) -> None:
+    noise = 0.02 * np.random.default_rng(0).standard_normal(48_000).astype(np.float32)
+    noisy = np.concatenate([noise, tones(["one", "two"]) + 0.0, noise])
+    sound = normalized_as(store, sound_bytes(noisy), tmp_path, noise_reduction="spectral-gating").sounds[0]
+    quiet = np.concatenate(list(decode_chunks(sound.audio)))
+    assert len(quiet) == len(noisy)
+    assert np.sqrt(np.mean(quiet[8_000:40_000] ** 2)) < 0.01
 
 
 def test_a_recording_without_speech_has_an_empty_transcript(store: Objects, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_every_field_crosses_json() -> None:
     """What one stage fills the next must find."""
     word = Word("forty", 0.0, 0.5, 0.9, speaker="a", channel=1, written="$42")
     full = replace(
-        transcript(Segment((word,), 0.0, 0.5, "a", 0.8, "$42", Intent("pay", 0.7, {"amount": "42"}), language="de")),
+        transcript(Segment((word,), 0.0, 0.5, "a", 0.8, "$42", Intent("pay", 0.7, {"amount": "42"}), "de", 1)),
         **{"id": "t-2", "version": 2, "supersedes": "t-1", "source_key": "incoming/a.wav", "code_version": "0.1.0"},
         model_digests={"recognition": "e" * 64},
         degraded=("speakers",),

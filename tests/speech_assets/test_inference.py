@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 
 from deployment.batch.arrivals import arrivals_of, hours_with_arrivals, receive
 from tests.sounds import sound_bytes
@@ -173,6 +174,24 @@ def test_each_recording_of_an_hour_goes_where_it_belongs(house: House) -> None:
     assert all(output.read(f"{form}/{public[0].id}.{form}") for form in FORMS if public[0].words)
     assert {t.model_digests["recognition"] for t in public if t.language == "de"} == {house.champions["de"]}
     assert Path(house.workspace.objects.located(tasks[0].clip)).read_bytes().startswith(b"fLaC")
+
+
+def test_a_call_is_transcribed_by_channel_and_asked_about_by_channel(house: House) -> None:
+    """A clip of the wrong channel would have people hear the other person."""
+    loud, soft, pause = tones(["one", "two"]), tones(["three", "two"], amplitude=QUIET), np.zeros(24_000, np.float32)
+    quiet = np.zeros(max(len(loud), len(soft)), np.float32)
+    left = np.concatenate([pause, loud, pause, quiet[: len(soft)], pause])
+    right = np.concatenate([pause, quiet[: len(loud)], pause, soft, pause])
+    house.upload(en__call_wav=sound_bytes(np.stack([left, right], axis=1)))
+    house.receive()
+    assert house.changed(publish_confidence=1.0).transcribe().success
+    (recording,) = house.hour.recordings()
+    assert [sound.channel for sound in recording.sounds] == [0, 1]
+    (transcript,) = house.hour.transcripts()
+    assert [segment.speaker for segment in transcript.segments] == ["channel 0", "channel 1"]
+    clips = {task.channel: house.workspace.objects.located(task.clip) for task in house.hour.tasks()}
+    peaks = {channel: np.abs(soundfile.read(clip)[0]).max() for channel, clip in clips.items()}
+    assert peaks == {0: pytest.approx(LOUD, rel=0.05), 1: pytest.approx(QUIET, rel=0.05)}
 
 
 def test_an_hour_gives_the_same_bytes_however_many_work_on_it(house: House) -> None:

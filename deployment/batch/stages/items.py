@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from speech.audio.channels import Span
 from speech.audio.recording import Recording
 from speech.quality import Quality
 from speech.transcript import Word
@@ -25,7 +26,8 @@ class Sound:
     id: str  # of its recording
     channel: int | None  # counted from 0; None: all channels, mixed
     audio: str  # beside the manifest, or by its key in the data store
-    quality: Quality
+    quality: Quality  # as received: before loudness and noise were changed, where settings ask for it
+    echoes: tuple[Span, ...] = ()  # where it holds only what leaked from other channels: nothing is transcribed there
 
 
 @dataclass(frozen=True, kw_only=True)

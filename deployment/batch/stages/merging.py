@@ -23,13 +23,19 @@ def transcript_from(
 def merged(recording: NormalizedRecording, heard: Iterable[Heard], by: Chosen) -> Transcript:
     """The transcript of a recording, from what was heard in its stretches, in order of time.
 
-    A stretch of speech in which no word was recognised is a segment without words: somebody speaks there.
+    A stretch of speech in which no word was recognised is a segment without words: somebody speaks there. Where a
+    recording has several sounds, each has its speaker, who is called by the channel.
     """
+    apart = len(recording.sounds) > 1
     pieces = sorted(heard, key=order_of)
     segments: list[Segment] = []
     for piece in pieces:
         silent = Segment((), piece.stretch.start_s, piece.stretch.end_s)
-        segments += segments_from_words(piece.words) or (silent,)
+        speaker = f"channel {piece.channel}" if apart else None
+        segments += [
+            replace(said, speaker=speaker, channel=piece.channel)
+            for said in segments_from_words(piece.words) or (silent,)
+        ]
     scores = [word.confidence for piece in pieces for word in piece.words]
     return Transcript(
         id=f"{recording.id}-1",

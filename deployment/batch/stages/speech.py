@@ -5,14 +5,18 @@ import math
 from deployment.batch.stages.items import Sound, Speech
 from deployment.batch.stages.models import Models
 from speech.audio.decode import decode_chunks
-from speech.vad import Stretch, VadSettings, stretches
+from speech.vad import WINDOW_S, Stretch, VadSettings, stretches
 
 
 def speech_in(sound: Sound, models: Models, settings: VadSettings) -> Speech:
-    """Where somebody speaks in a sound."""
+    """Where somebody speaks in a sound; who is heard across from another channel speaks there, and not here."""
     place = models.objects.located(sound.audio)
-    found = stretches(models.detector.probabilities(decode_chunks(place)), sound.quality.duration_s, settings)
-    return Speech(id=sound.id, channel=sound.channel, stretches=found)
+    probabilities = models.detector.probabilities(decode_chunks(place))
+    for echo in sound.echoes:
+        probabilities[round(echo.start_s / WINDOW_S) : round(echo.end_s / WINDOW_S)] = 0.0
+    return Speech(
+        id=sound.id, channel=sound.channel, stretches=stretches(probabilities, sound.quality.duration_s, settings)
+    )
 
 
 def not_looked_through(sound: Sound, settings: VadSettings) -> Speech:

@@ -36,10 +36,11 @@ def definitions(grid: Grid) -> dg.Definitions:
     settings = grid.settings.inference
     asset = partial(dg.asset, partitions_def=grid.hours, group_name="inference", pool=CPU_POOL, code_version="1")
     by_threshold = version_of(branch.EDITION, str(settings.publish_confidence))
+    of_sound = version_of(settings.channels, str(settings.loudness), str(settings.noise_reduction))
     check = partial(dg.AssetCheckSpec, partitions_def=grid.hours)
     assets = [
         asset(kinds={"python"})(incoming_audio),
-        asset(kinds={"ffmpeg"}, deps=["incoming_audio"])(normalized_recordings),
+        asset(kinds={"ffmpeg"}, deps=["incoming_audio"], code_version=of_sound)(normalized_recordings),
         asset(kinds={"onnx"}, deps=["normalized_recordings"], code_version=version_of(settings.vad))(speech_segments),
         asset(kinds={"onnx"}, deps=["speech_segments", "normalized_recordings"])(recognized_segments),
         asset(

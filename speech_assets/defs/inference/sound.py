@@ -22,11 +22,12 @@ def normalized_recordings(
     context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
 ) -> dg.MaterializeResult:
     """Each recording as 16 kHz mono FLAC with its quality measured; what cannot be decoded is a dead letter."""
-    hour = workspace.hour(context.partition_key)
+    hour, settings = workspace.hour(context.partition_key), workspace.settings.inference
     arrivals = [arrival for arrival in hour.arrivals() if arrival.same_as is None]
     with workspace.store.replace("normalized_recordings", hour.key) as staging:
         with pool_of(workspace) as pool:
-            done = told(context, pool.each(partial(normalized, folder=staging.path), arrivals), len(arrivals))
+            work = partial(normalized, folder=staging.path, settings=settings)
+            done = told(context, pool.each(work, arrivals), len(arrivals))
             outcomes = [not_normalized(one.item) if isinstance(one, Lost) else one for one in done]
         kept = [outcome for outcome in outcomes if isinstance(outcome, NormalizedRecording)]
         dead = [outcome for outcome in outcomes if isinstance(outcome, DeadLetter)]
@@ -37,6 +38,8 @@ def normalized_recordings(
         metadata={
             "recordings": len(kept),
             "audio_hours": round(sum(row.recording.duration_s for row in kept) / 3600, 4),
+            "a_sound_a_channel": sum(len(row.sounds) > 1 for row in kept),
+            "echo_seconds": round(sum(e.end_s - e.start_s for row in kept for s in row.sounds for e in s.echoes), 1),
             "dead_letters": len(dead),
             "why": markdown_table(("name", "code", "reason"), [(row.name, row.code, row.reason) for row in dead]),
             "manifest": place_of(published, RECORDINGS),

@@ -8,7 +8,7 @@ from deployment.batch.arrivals import Arrival, arrivals_of
 from deployment.batch.branch import ReviewTask
 from deployment.batch.stages.items import Chosen, DeadLetter, Heard, NormalizedRecording, Speech
 from deployment.batch.versions import Change, InForce
-from speech.plain import from_lines, to_lines
+from speech.plain import from_lines
 from speech.store.objects import Missing
 from speech.store.outputs import DataStore, Published, write_atomically
 from speech.transcript import Transcript
@@ -45,7 +45,7 @@ class Hour:
             through = self.output("published_transcripts").read(ARRIVALS)
         except Missing:
             return False
-        return through == to_lines(arrivals_of(self.store.objects, self.key))
+        return from_lines(Arrival, through) == list(arrivals_of(self.store.objects, self.key))
 
     def arrivals(self) -> list[Arrival]:
         """What arrived."""

@@ -46,6 +46,7 @@ JOBS = {
     "check_serving",
     "retrain",
     "receive_uploads",
+    "requeue",
     "transcribe_hour",
 }
 # What starts by itself, and whether it does without being switched on.

@@ -358,6 +358,26 @@ def test_uploads_are_received_by_a_job(house: House) -> None:
     assert [arrival.name for arrival in arrivals_of(house.workspace.objects, hour)] == ["a.wav"]
 
 
+def test_a_dead_letter_that_is_put_back_is_transcribed_or_says_how_often_it_failed(house: House) -> None:
+    from speech_assets.definitions import build
+
+    house.upload(broken_wav=said("one")[:4_000])
+    house.receive()
+    assert house.transcribe().success
+    (letter,) = house.hour.dead_letters()
+    job = build(house.workspace.settings).resolve_job_def("requeue")
+    for ids, succeeds in ((["0000"], False), ([letter.id[:12]], True), ([letter.id[:12]], True)):
+        config = {"ops": {"put_back": {"config": {"ids": ids}}}}
+        assert job.execute_in_process(config, instance=house.instance, raise_on_error=False).success == succeeds
+    (hour,) = [hour for hour in hours_with_arrivals(house.workspace.objects) if hour != HOUR]
+    result = house.transcribe(hour)
+    assert result.success
+    assert checks(result)["every_recording_accounted_for"]
+    (again,) = house.workspace.hour(hour).dead_letters()
+    assert (again.id, again.code, again.tries) == (letter.id, letter.code, 2)
+    assert house.asked(NOW.replace(hour=10, minute=0))[0] == []  # the hour of before is whole
+
+
 def test_every_foreign_file_is_published_asked_about_or_a_dead_letter_with_its_reason(house: House) -> None:
     root = os.environ.get("SOUNDSTAGE_REAL_DATA")
     if not root:

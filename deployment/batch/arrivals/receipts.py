@@ -38,6 +38,7 @@ class Arrival:
     received_at: datetime  # UTC
     language: str | None  # as its first folder says
     same_as: str | None  # id of the receipt that had these bytes first
+    tries: int = 1  # of transcribing these bytes, with this one; more than 1: a dead letter that was put back
 
     @property
     def recording(self) -> str:
@@ -163,7 +164,8 @@ def file(arrival: Arrival, objects: Objects) -> Arrival:
         objects.put_if_absent(_note(arrival.id), to_json(to_plain(arrival)))
     except LostRace:
         arrival = from_plain(Arrival, parse_json(objects.read(_note(arrival.id)).data))
-    arrival = replace(arrival, same_as=_first_with(arrival.digest, arrival.id, objects))
+    if arrival.tries == 1:
+        arrival = replace(arrival, same_as=_first_with(arrival.digest, arrival.id, objects))
     with suppress(LostRace):
         objects.put_if_absent(_receipt(arrival), to_json(to_plain(arrival)))
     return arrival

@@ -17,6 +17,7 @@ class DeadLetter:
     name: str
     code: str
     reason: str
+    tries: int = 1  # that it failed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,7 +54,7 @@ def normalized(
             info = probe(source, arrival.name)
             lines, duration_s = _decoded(source, info, arrival.name, Path(scratch), settings, limits)
         except AudioError as error:
-            return DeadLetter(id=name, name=arrival.name, code=error.code, reason=error.reason)
+            return _dead(arrival, error.code, error.reason)
         sounds = [_sound(name, line, audio, settings) for line in lines]
     return NormalizedRecording(
         id=name,
@@ -68,7 +68,11 @@ def normalized(
 def not_normalized(arrival: Arrival) -> DeadLetter:
     """A recording whose decoding kills whoever tries it."""
     reason = "decoding it ends the process that does, each time: send it to those who keep Soundstage"
-    return DeadLetter(id=arrival.recording, name=arrival.name, code="crashed", reason=reason)
+    return _dead(arrival, "crashed", reason)
+
+
+def _dead(arrival: Arrival, code: str, reason: str) -> DeadLetter:
+    return DeadLetter(id=arrival.recording, name=arrival.name, code=code, reason=reason, tries=arrival.tries)
 
 
 @dataclass(frozen=True)

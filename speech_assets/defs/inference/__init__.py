@@ -20,7 +20,7 @@ from speech_assets.defs.inference.arrivals import (
 )
 from speech_assets.defs.inference.people import review_tasks
 from speech_assets.defs.inference.recognition import recognized_segments
-from speech_assets.defs.inference.sound import normalized_recordings, speech_segments
+from speech_assets.defs.inference.sound import normalized_recordings, requeue, speech_segments
 from speech_assets.defs.inference.transcripts import published_transcripts, transcripts
 from speech_assets.defs.partitions import CPU_POOL, Grid
 from speech_assets.defs.resources import version_of
@@ -69,7 +69,7 @@ def definitions(grid: Grid) -> dg.Definitions:
     off = dg.DefaultScheduleStatus.STOPPED
     return dg.Definitions(
         assets=assets,
-        jobs=[job, receive_uploads],
+        jobs=[job, receive_uploads, requeue],
         schedules=[
             dg.ScheduleDefinition(
                 name="arrivals",

@@ -1,9 +1,12 @@
 """From uploads to sound that models hear, and where somebody speaks in it."""
 
+from datetime import UTC, datetime
 from functools import partial
 
 import dagster as dg
+from pydantic import Field
 
+from deployment.batch import dead_letters
 from deployment.batch.engine import Lost
 from deployment.batch.hour import DEAD_LETTERS, RECORDINGS, SPEECH
 from deployment.batch.stages.items import DeadLetter, NormalizedRecording
@@ -13,6 +16,7 @@ from speech.plain import to_lines
 from speech.store.outputs import write_atomically
 from speech_assets.defs.inference.pool import pool_of, told
 from speech_assets.defs.metadata import markdown_table, place_of
+from speech_assets.defs.partitions import CPU_POOL
 from speech_assets.defs.resources import Workspace
 from speech_assets.defs.retries import retried_when_unreachable
 
@@ -34,6 +38,7 @@ def normalized_recordings(
         write_atomically(staging.path / RECORDINGS, to_lines(kept))
         write_atomically(staging.path / DEAD_LETTERS, to_lines(dead))
     published = staging.published
+    dead_letters.keep(workspace.objects, hour.key, arrivals, dead)
     return dg.MaterializeResult(
         metadata={
             "recordings": len(kept),
@@ -41,7 +46,10 @@ def normalized_recordings(
             "a_sound_a_channel": sum(len(row.sounds) > 1 for row in kept),
             "echo_seconds": round(sum(e.end_s - e.start_s for row in kept for s in row.sounds for e in s.echoes), 1),
             "dead_letters": len(dead),
-            "why": markdown_table(("name", "code", "reason"), [(row.name, row.code, row.reason) for row in dead]),
+            "why": markdown_table(
+                ("id", "name", "code", "reason", "tries"),
+                [(row.id[:12], row.name, row.code, row.reason, row.tries) for row in dead],
+            ),
             "manifest": place_of(published, RECORDINGS),
         },
         data_version=dg.DataVersion(published.digest),
@@ -68,3 +76,37 @@ def speech_segments(context: dg.AssetExecutionContext, workspace: dg.ResourcePar
         },
         data_version=dg.DataVersion(published.digest),
     )
+
+
+class Requeue(dg.Config):
+    """Which dead letters are put back: those of the ids, else all of a code, of an hour, or of both."""
+
+    ids: list[str] = Field(
+        [], description="Ids of dead letters, or how they begin, as the metadata of normalized_recordings list them."
+    )
+    code: str | None = Field(None, description="All that have this reason, such as truncated or unsupported.")
+    hour: str | None = Field(None, description="All that failed in this hour, such as 2026-11-01-00.")
+
+
+@dg.op(pool=CPU_POOL)
+@retried_when_unreachable
+def put_back(context: dg.OpExecutionContext, config: Requeue, workspace: dg.ResourceParam[Workspace]) -> None:
+    """Put dead letters back as arrivals of the present hour; each failure once."""
+    try:
+        back = dead_letters.requeue(
+            workspace.objects, datetime.now(UTC), ids=config.ids, code=config.code, hour=config.hour
+        )
+    except dead_letters.NoSuchLetter as error:
+        raise dg.Failure(str(error), allow_retries=False) from None
+    for arrival in back:
+        context.log.info(f"{arrival.recording[:12]} {arrival.name} is put back, for try {arrival.tries}")
+    context.log.info(
+        f"{len(back)} put back as arrivals of the present hour; what was put back before, or failed within this hour, "
+        "is not"
+    )
+
+
+@dg.job(description="Put recordings that could not be used back as arrivals of the present hour, after a mend.")
+def requeue() -> None:
+    """Dead letters become arrivals again."""
+    put_back()

@@ -64,5 +64,6 @@ def muxed(
                 for packet in stream.encode(frame):
                     output.mux(packet)
             for packet in stream.encode(None):
-                output.mux(packet)
+                if packet.size:  # FLAC's encoder ends with its header once more, which Ogg cannot take
+                    output.mux(packet)
     return buffer.getvalue()

@@ -4,9 +4,10 @@ WAV, RF64, AIFF and FLAC go to libsndfile; everything else, and whatever libsndf
 through PyAV, which may read the given bytes only: no network protocol, no second file, no playlist.
 
 Truncation. A recording is refused as "truncated" when its header declares a length and less is decoded than
-`declared - (0.1 s + 1 % of declared, at most 5 s)`; codec delay and rounding stay below that. Where the container
-declares no length (Ogg, ADTS, AMR, MP3 without a Xing or VBRI header, WAV written to a pipe) a cut cannot be seen, and
-all that decodes is delivered. A recording that goes on behind what its header declares is refused too (`audio.tail`).
+`declared - (0.1 s + 1 % of declared, at most 5 s)`; codec delay and rounding stay below that. An Ogg file declares no
+length and is truncated where it ends within a page (`audio.ogg`). In other containers without one (ADTS, AMR, MP3
+without a Xing or VBRI header, WAV written to a pipe) a cut cannot be seen, and all that decodes is delivered. A
+recording that goes on behind what its header declares is refused too (`audio.tail`).
 
 Time. Sample n lies n / rate after the container's start, which is where its earliest track starts: a sound track that
 starts after the pictures, or that pauses, has silence there, so that times and subtitles fit the recording as it plays.
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import soundfile
 
+from speech.audio import ogg
 from speech.audio.mpeg import MpegFrame
 from speech.audio.source import AudioError, AudioLimits, OpenAudio, sentence_of
 from speech.audio.tail import end_of_sound, refuse_more_behind, refuse_more_behind_flac, refuse_second_movie
@@ -110,6 +112,7 @@ class AudioInfo:
     """What a recording's header claims; `duration_s` is None where the container states none.
 
     `start_s` is what the container's own clock shows where its earliest track starts: 0 where there is no clock.
+    `open_end`: the container could say that the sound ends where the file does, and does not.
     """
 
     container: str
@@ -118,6 +121,7 @@ class AudioInfo:
     channels: int
     duration_s: float | None
     start_s: float = 0.0
+    open_end: bool = False
 
 
 def blocks(recording: OpenAudio, limits: AudioLimits) -> Iterator[Block]:
@@ -153,6 +157,7 @@ def header(recording: OpenAudio) -> AudioInfo:
             context.channels,
             _declared_duration_s(container, stream, recording),
             (container.start_time or 0) / 1e6,  # in microseconds
+            _container_name(container) == "ogg" and ogg.ending(recording) == "open",
         )
 
 
@@ -307,12 +312,14 @@ def _open_container(recording: OpenAudio) -> "Iterator[InputContainer]":
 
 
 def _check_alone(container: "InputContainer", recording: OpenAudio) -> None:
-    """Refuse what holds more than FFmpeg decodes: it stops after the first recording, or where a header says so."""
+    """Refuse what holds more than FFmpeg decodes, which stops after the first recording, or less than was sent."""
     kind = _container_name(container)
     if kind in ("wav", "aiff") and (declared := _declared_data_bytes(recording)):
         refuse_more_behind(recording, sum(declared), declared[1])
     elif kind == "mov":
         refuse_second_movie(recording)
+    elif kind == "ogg" and ogg.ending(recording) == "cut":
+        raise recording.refuse("truncated", "the file ends within a page, before its sound does; deliver it again")
 
 
 def _unopenable(recording: OpenAudio) -> AudioError:

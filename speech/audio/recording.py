@@ -27,6 +27,9 @@ class Recording:
     media_type: str  # told from the bytes: "audio/flac"
     channels: int
     duration_s: float  # of what was decoded, at 16 kHz: times of transcripts lie within
+    open_end: bool = (
+        False  # nothing in the container says that the sound ends where the file does: it may have been cut
+    )
     container_start_s: float  # what the container's clock shows where the recording, and time 0 of transcripts, begins
 
     def __post_init__(self) -> None:
@@ -61,5 +64,6 @@ class Recording:
             media_type=f"audio/{_SUBTYPES.get(info.container, info.container)}",
             channels=info.channels,
             duration_s=duration_s,
+            open_end=info.open_end,
             container_start_s=info.start_s,
         )

@@ -47,7 +47,7 @@ def merged(recording: NormalizedRecording, heard: Iterable[Heard], by: Chosen) -
         models={"recognition": by.model, "bundle": by.bundle},
         model_digests={"recognition": by.bundle},
         code_version=importlib.metadata.version("soundstage"),
-        degraded=("language",) if by.instead else (),
+        degraded=("language",) * by.instead + ("end",) * recording.recording.open_end,
         quality=recording.sounds[0].quality,
         segments=tuple(sorted(segments, key=lambda segment: segment.start_s)),
     )

@@ -18,7 +18,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -230,16 +231,27 @@ def write_bundle(folder: str | os.PathLike[str], description: Description) -> Mo
 
 def with_calibration(bundle: ModelBundle, calibration: Calibration, destination: str | os.PathLike[str]) -> ModelBundle:
     """Copy a bundle to a folder that does not exist yet, with this calibration: another model, another digest."""
+    with copied(bundle, destination) as staging:
+        described = {item.name: getattr(bundle, item.name) for item in fields(Description)}
+        write_bundle(staging, Description(**{**described, "calibration": calibration}))
+    return ModelBundle.load(destination)
+
+
+@contextmanager
+def copied(bundle: Sealed, destination: str | os.PathLike[str]) -> Iterator[Path]:
+    """A copy of a bundle to be changed in the block, after which it is at `destination`, which must not exist yet.
+
+    Raises:
+        BundleError: it does.
+    """
     destination = Path(destination)
     if destination.exists():
         raise BundleError(f"{destination}: exists already; a bundle is never changed in place")
     destination.parent.mkdir(parents=True, exist_ok=True)
-    described = {item.name: getattr(bundle, item.name) for item in fields(Description)}
     with tempfile.TemporaryDirectory(prefix=f".{destination.name}.", dir=destination.parent) as scratch:
         staging = shutil.copytree(bundle.path, Path(scratch) / destination.name)
-        write_bundle(staging, Description(**{**described, "calibration": calibration}))
+        yield staging
         shutil.move(staging, destination)
-    return ModelBundle.load(destination)
 
 
 def read_manifest(folder: Path) -> bytes:

@@ -11,7 +11,7 @@ length share a run, and no clip is padded.
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,6 +25,7 @@ from speech.bundle import (
     Sealed,
     Text,
     UnsupportedBundle,
+    copied,
     manifest_of,
     read_manifest,
     record_of,
@@ -43,7 +44,7 @@ SHORTEST_S = 0.5  # a shorter clip is repeated up to this: its frames alone have
 LONGEST_S = 20.0  # a longer clip is heard in equal parts, which count alike: memory stays bounded
 _BATCH = 32
 _DEVIATION_GUARD = 1e-5  # NeMo's, added to each band's standard deviation
-_INPUT, _OUTPUTS = "features", ("embedding", "logits")
+_INPUT = "features"
 
 
 class LabelError(Exception):
@@ -117,6 +118,18 @@ def write_label_bundle(folder: str | os.PathLike[str], description: LabelDescrip
     return bundle
 
 
+def with_thresholds(
+    bundle: LabelBundle, destination: str | os.PathLike[str], *, threshold: float, temperature: float = 1.0
+) -> LabelBundle:
+    """Copy a bundle to a folder that does not exist yet, calibrated so: another model, another digest."""
+    with copied(bundle, destination) as staging:
+        described = {item.name: getattr(bundle, item.name) for item in fields(LabelDescription)}
+        write_label_bundle(
+            staging, LabelDescription(**{**described, "threshold": threshold, "temperature": temperature})
+        )
+    return LabelBundle.load(destination)
+
+
 def _bundle_of(data: bytes, folder: Path, expected_digest: str | None = None) -> LabelBundle:
     record, digest = record_of(data, folder, expected_digest)
     if (schema := record.pop("schema", None)) != SCHEMA:
@@ -144,7 +157,7 @@ class LabelNetwork:
             embedding, logits = self._run(np.zeros((2, 8, bundle.features.mels), np.float32))
         except Exception as error:  # onnxruntime raises its own types, which share no base but Exception
             raise BundleError(f"{name} does not run as that of a label model ({error})") from error
-        if embedding.shape != (2, bundle.dimensions) or (bundle.labels and logits.shape != (2, len(bundle.labels))):
+        if embedding.shape != (2, bundle.dimensions) or logits.shape != (2, len(bundle.labels)):
             raise BundleError(f"{name} gives other shapes than its bundle.json promises")
 
     def embeddings(self, clips: Sequence[np.ndarray]) -> np.ndarray:
@@ -179,7 +192,7 @@ class LabelNetwork:
         for place, rows in enumerate(frames):
             alike[len(rows)].append(place)
         embeddings = np.zeros((len(clips), self.bundle.dimensions), np.float64)
-        logits = np.zeros((len(clips), max(1, len(self.bundle.labels))), np.float64)
+        logits = np.zeros((len(clips), len(self.bundle.labels)), np.float64)
         found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         for places in alike.values():
             for first in range(0, len(places), _BATCH):
@@ -190,14 +203,16 @@ class LabelNetwork:
         for place, owner in enumerate(owners):
             embedding, scores = found[place]
             embeddings[owner] += _of_unit_length(embedding) / shares[owner]
-            if self.bundle.labels:
-                logits[owner] += scores / shares[owner]
-        return embeddings.astype(np.float32), logits[:, : len(self.bundle.labels)].astype(np.float32)
+            logits[owner] += scores / shares[owner]
+        return embeddings.astype(np.float32), logits.astype(np.float32)
 
     def _run(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Embeddings and logits of [clips, frames, mels]."""
         banded = np.ascontiguousarray(features.transpose(0, 2, 1), np.float32)
-        embedding, logits = self._session.run(list(_OUTPUTS), {_INPUT: banded})
+        if not self.bundle.labels:
+            (embedding,) = self._session.run(["embedding"], {_INPUT: banded})
+            return embedding, np.zeros((len(features), 0), np.float32)
+        embedding, logits = self._session.run(["embedding", "logits"], {_INPUT: banded})
         return embedding, logits
 
     def _frames(self, clip: np.ndarray) -> np.ndarray:

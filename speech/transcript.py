@@ -71,7 +71,9 @@ class Segment:
         str | None, Field(description="The words as people write them: '$42' for 'forty two dollars'.")
     ] = None
     intent: Intent | None = None
-    language: Annotated[str | None, Field(description="What is spoken in it; null: the transcript's.")] = None
+    language: Annotated[
+        str | None, Field(description="What is spoken in it, or `unknown`; null: the transcript's.")
+    ] = None
 
     @computed_field(description="The words as recognised, one line.")  # type: ignore[prop-decorator]
     @property

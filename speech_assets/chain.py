@@ -13,6 +13,7 @@ INFERENCE = (
     "incoming_audio",
     "normalized_recordings",
     "speech_segments",
+    "spoken_language",
     "recognized_segments",
     "transcripts",
     "published_transcripts",

@@ -8,6 +8,7 @@ from typing import Any, Self
 from pydantic import Field, field_validator, model_validator
 
 from deployment.aws import s3_place
+from speech.language import LanguageSettings
 from speech.settings import Section, Share
 from speech.vad import VadSettings
 
@@ -67,6 +68,7 @@ class InferenceSettings(Section):
     )
     workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, description="Recordings worked on at once.")
     vad: VadSettings = Field(default_factory=VadSettings)
+    spoken_language: LanguageSettings = Field(default_factory=LanguageSettings)
 
     @field_validator("uploads")
     @classmethod

@@ -11,11 +11,13 @@ import pytest
 from deployment.batch.arrivals import Arrival, original
 from deployment.batch.branch import FORMS, asked_about, is_published, task_of, tasks_of, written
 from deployment.batch.stages.items import Chosen, DeadLetter, Heard, NormalizedRecording, Piece
+from deployment.batch.stages.language import Speaking, as_given
 from deployment.batch.stages.merging import merged
 from deployment.batch.stages.models import BATCH, Models
 from deployment.batch.stages.normalization import normalized
 from deployment.batch.stages.recognition import batches, pieces_of, recognized
 from deployment.batch.stages.speech import speech_in
+from speech.language import Spoken
 from speech.store.objects import Objects, open_objects
 from speech.transcript import Transcript, Word
 from speech.vad import Stretch, VadSettings
@@ -24,6 +26,7 @@ from tests.toy_bundle import tones, write_toy_bundle
 
 NOW = datetime(2026, 11, 26, 9, 30, tzinfo=UTC)
 TONES_ARE_SPEECH = VadSettings(threshold=0.02, release=0.002)  # a network of voices doubts them
+ENGLISH = Spoken("en", None)
 
 
 @pytest.fixture
@@ -78,10 +81,11 @@ def test_words_have_the_times_of_their_recording(store: Objects, tmp_path: Path)
     bundle = write_toy_bundle(tmp_path / "bundle")
     models = Models(store, {"en": bundle})
     speech = speech_in(recording.sounds[0], models, TONES_ARE_SPEECH)
-    pieces = pieces_of([recording], [speech], {recording.id: "en"})
+    languages = as_given(Speaking(sound=recording.sounds[0], speech=speech, otherwise=ENGLISH))
+    by = {"en": Chosen(spoken="en", language="en", bundle=bundle.digest, model="toy")}
+    pieces = pieces_of([recording], [languages], by)
     heard = [said for batch in batches(pieces) for said in recognized(batch, models)]
-    by = Chosen(id=recording.id, language="en", bundle=bundle.digest, model="toy", instead=False)
-    transcript = merged(recording, heard, by)
+    transcript = merged(recording, heard, ENGLISH, by)
     assert transcript.text == "one two three"
     first, third = transcript.words[0], transcript.words[2]
     assert first.start_s == pytest.approx(2.24, abs=0.2)
@@ -93,7 +97,8 @@ def test_words_have_the_times_of_their_recording(store: Objects, tmp_path: Path)
 def test_a_recording_without_speech_has_an_empty_transcript(store: Objects, tmp_path: Path) -> None:
     recording = recording_of(store, sound_bytes(np.zeros(48_000, np.float32)), tmp_path)
     assert speech_in(recording.sounds[0], Models(store, {}), VadSettings()).stretches == ()
-    transcript = merged(recording, (), Chosen(id=recording.id, language="en", bundle="0" * 64, model="m", instead=True))
+    by = {"fr": Chosen(spoken="fr", language="en", bundle="0" * 64, model="m")}
+    transcript = merged(recording, (), Spoken("fr", None), by)
     assert (transcript.text, transcript.confidence, transcript.degraded) == ("", 0.0, ("language",))
     assert is_published(transcript, 0.8)
     for form in FORMS:
@@ -131,7 +136,8 @@ def transcript_of(store: Objects, tmp_path: Path, *confidences: float) -> Transc
         )
         for place, confidence in enumerate(confidences)
     ]
-    return merged(recording, heard, Chosen(id=recording.id, language="en", bundle="b" * 64, model="m", instead=False))
+    by = {"en": Chosen(spoken="en", language="en", bundle="b" * 64, model="m")}
+    return merged(recording, heard, ENGLISH, by)
 
 
 def test_a_transcript_that_is_above_the_threshold_is_published(store: Objects, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from speech.features import MelConfig
 from speech.labels import UNKNOWN, Kind, LabelBundle, LabelDescription, write_label_bundle
 
 RATE = MelConfig().sample_rate
-_SURE = 20.0
+_UNKNOWN = 5.0  # what the other labels have to exceed
 
 
 def beeps(share: float, seconds: float = 4.0, seed: int = 0) -> np.ndarray:
@@ -34,16 +34,26 @@ def hiss(seconds: float = 4.0, seed: int = 0) -> np.ndarray:
 
 
 def write_toy_labels(
-    folder: Path, kind: Kind = "language", languages: Sequence[str] = ("en", "de"), name: str = "toy"
+    folder: Path,
+    kind: Kind = "language",
+    languages: Sequence[str] = ("en", "de"),
+    name: str = "toy",
+    between: float = 0.0,
+    sharpness: float = 20.0,
 ) -> LabelBundle:
-    """Write a toy label bundle of two languages, or of voices, into a folder that is made."""
+    """Write a toy label bundle of two languages, or of voices, into a folder that is made.
+
+    `between`: what lies between the two languages, as the mean over bands of how much more of the time they are louder
+    than on average than not, -1 to 1; for the tones of `tests/toy_bundle.py` it is -0.63.
+    """
     from onnx import TensorProto, checker, helper, numpy_helper
 
     folder.mkdir(parents=True, exist_ok=True)
     mels = MelConfig().mels
     labels = (*languages, UNKNOWN) if kind == "language" else ()
     weights = np.zeros((mels, 3), np.float32)
-    weights[:, 0], weights[:, 1] = -_SURE / mels, _SURE / mels
+    weights[:, 0], weights[:, 1] = -sharpness / mels, sharpness / mels
+    bias = np.array([sharpness * between, -sharpness * between, _UNKNOWN], np.float32)
     node, value = helper.make_node, helper.make_tensor_value_info
     graph = helper.make_graph(
         [
@@ -57,7 +67,7 @@ def write_toy_labels(
         [value("embedding", TensorProto.FLOAT, ["B", mels]), value("logits", TensorProto.FLOAT, ["B", 3])],
         [
             numpy_helper.from_array(weights, "weights"),
-            numpy_helper.from_array(np.array([0, 0, _SURE / 4], np.float32), "bias"),
+            numpy_helper.from_array(bias, "bias"),
         ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

@@ -10,7 +10,7 @@ import pytest
 
 from deployment.batch.arrivals import Arrival, original
 from deployment.batch.branch import FORMS, asked_about, is_published, task_of, tasks_of, written
-from deployment.batch.stages.items import Chosen, DeadLetter, Heard, NormalizedRecording, Piece
+from deployment.batch.stages.items import Chosen, DeadLetter, Heard, Languages, NormalizedRecording, Piece
 from deployment.batch.stages.language import Speaking, as_given
 from deployment.batch.stages.merging import merged
 from deployment.batch.stages.models import BATCH, Models
@@ -32,6 +32,11 @@ ENGLISH = Spoken("en", None)
 @pytest.fixture
 def store(tmp_path: Path) -> Objects:
     return open_objects(tmp_path / "home")
+
+
+def said_in(recording: NormalizedRecording, language: str) -> Languages:
+    """A recording whose upload says its language."""
+    return Languages(id=recording.id, channel=None, spoken=Spoken(language, None), parts=())
 
 
 def arrived(store: Objects, data: bytes, name: str = "en/call.wav") -> Arrival:
@@ -85,7 +90,7 @@ def test_words_have_the_times_of_their_recording(store: Objects, tmp_path: Path)
     by = {"en": Chosen(spoken="en", language="en", bundle=bundle.digest, model="toy")}
     pieces = pieces_of([recording], [languages], by)
     heard = [said for batch in batches(pieces) for said in recognized(batch, models)]
-    transcript = merged(recording, heard, ENGLISH, by)
+    transcript = merged(recording, heard, [languages], by)
     assert transcript.text == "one two three"
     first, third = transcript.words[0], transcript.words[2]
     assert first.start_s == pytest.approx(2.24, abs=0.2)
@@ -98,7 +103,7 @@ def test_a_recording_without_speech_has_an_empty_transcript(store: Objects, tmp_
     recording = recording_of(store, sound_bytes(np.zeros(48_000, np.float32)), tmp_path)
     assert speech_in(recording.sounds[0], Models(store, {}), VadSettings()).stretches == ()
     by = {"fr": Chosen(spoken="fr", language="en", bundle="0" * 64, model="m")}
-    transcript = merged(recording, (), Spoken("fr", None), by)
+    transcript = merged(recording, (), [said_in(recording, "fr")], by)
     assert (transcript.text, transcript.confidence, transcript.degraded) == ("", 0.0, ("language",))
     assert is_published(transcript, 0.8)
     for form in FORMS:
@@ -137,7 +142,7 @@ def transcript_of(store: Objects, tmp_path: Path, *confidences: float) -> Transc
         for place, confidence in enumerate(confidences)
     ]
     by = {"en": Chosen(spoken="en", language="en", bundle="b" * 64, model="m")}
-    return merged(recording, heard, ENGLISH, by)
+    return merged(recording, heard, [said_in(recording, "en")], by)
 
 
 def test_a_transcript_that_is_above_the_threshold_is_published(store: Objects, tmp_path: Path) -> None:

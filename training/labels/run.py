@@ -35,7 +35,7 @@ from training.run import BUNDLE, CHECKPOINT, CHECKPOINTS, RECORD, drop_foreign_c
 from training.specification import StoreSpec
 
 EDITION = 1  # of how label models are made: raise it with any change that changes what comes of the same input
-EXECUTION = {"threads", "checkpoint_every_s"}  # settings that leave the result alone
+EXECUTION = {"threads", "checkpoint_every_s", "command", "max_runtime_s"}  # settings that leave the result alone
 PARITY_CLIPS = 40
 
 

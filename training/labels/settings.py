@@ -27,4 +27,11 @@ class LabelTrainingSettings(Section):
     )
     seed: int = Field(0, description="Seed of initialisation, augmentation and order.")
     checkpoint_every_s: float = Field(30.0, gt=0, description="Seconds between two checkpoints.")
+    command: str = Field(
+        "soundstage train-labels",
+        min_length=1,
+        description="What trains: called with the path of a specification, it leaves a folder for each kind with "
+        "`checkpoint.nemo`, `bundle/` and `training.json` in the folder named there.",
+    )
+    max_runtime_s: int = Field(7_200, gt=0, description="The training is stopped after this many seconds.")
     threads: int = Field(0, ge=0, description="CPU threads; 0: one per core.")

@@ -23,7 +23,9 @@ def transcript_from(
     settings: InferenceSettings,
 ) -> Transcript:
     """The transcript that is kept of a recording: every stage after recognition, and the settings of all of them."""
-    said = understood(merged(recording, heard, languages, by), settings, writes=by[spoken_of(languages).language].writes)
+    said = understood(
+        merged(recording, heard, languages, by), settings, writes=by[spoken_of(languages).language].writes
+    )
     return replace(said, settings=settings.heard_with())
 
 

@@ -99,7 +99,7 @@ def stages(workspace: Any, hour: str, workers: int) -> dict[str, float]:
     kept, bundles, took = workspace.hour(hour), {"en": heard_by}, {}
     arrivals, recordings, settings = kept.arrivals(), kept.recordings(), workspace.settings.inference
     sounds = [sound for row in recordings for sound in row.sounds]
-    pieces = pieces_of(recordings, kept.speech(), {row.id: "en" for row in recordings})
+    pieces = pieces_of(recordings, kept.languages(), {choice.spoken: choice for choice in kept.chosen()})
     with tempfile.TemporaryDirectory() as folder, Pool(Models(workspace.objects, bundles), workers) as pool:
         work: tuple[tuple[str, Any, Sequence[Any]], ...] = (
             ("normalized_recordings", partial(normalized, folder=Path(folder), settings=settings), arrivals),

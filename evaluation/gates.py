@@ -376,7 +376,8 @@ def _parity(evaluation: Evaluation, settings: GateSettings) -> Iterator[GateResu
 # ----------------------------------------------------------------------------------------------------------- keeping
 
 
-def _sealed(content: Mapping[str, Any]) -> str:
+def checksum_of(content: Mapping[str, Any]) -> str:
+    """SHA-256, as hex, of JSON values."""
     canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -391,7 +392,7 @@ def verdict_key(bundle_digest: str) -> str:
 def sealed(verdict: Verdict) -> bytes:
     """A verdict as it is stored, with its own checksum."""
     content = verdict.to_dict()
-    return to_json({**content, "sha256": _sealed(content)})
+    return to_json({**content, "sha256": checksum_of(content)})
 
 
 def save_verdict(verdict: Verdict, store: Objects) -> None:
@@ -423,7 +424,7 @@ def parse_verdict(data: bytes, bundle_digest: str) -> Verdict:
     try:
         content = dict(parse_json(data))
         seal = content.pop("sha256", None)
-        intact = seal == _sealed(content)
+        intact = seal == checksum_of(content)
     except (ValueError, TypeError) as error:
         raise GateRefused(f"{name} is not readable ({type(error).__name__}).") from None
     if not intact:

@@ -18,10 +18,11 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -29,6 +30,9 @@ from pydantic import Field
 from speech.features import MelConfig
 from speech.plain import from_plain, to_plain
 from speech.store.outputs import DIGEST, digest_file, parse_json, write_atomically
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 BUNDLE_SCHEMA = 2
 RUNNABLE = ("ctc", "streaming")  # the decoder and mode that `speech.recognition` has
@@ -169,12 +173,24 @@ class Description:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelBundle(Description):
-    """A verified bundle folder. `digest` is its identity everywhere else in the platform."""
+class Sealed:
+    """A verified folder of files. `digest` is its identity everywhere else in the platform."""
 
     path: Path
     digest: str
     files: Mapping[FileName, Sha256] = field(repr=False)
+
+    def read(self, name: str) -> bytes:
+        """Return a file's bytes. Raises BundleError where it is not there any more."""
+        try:
+            return (self.path / name).read_bytes()
+        except OSError as error:
+            raise BundleError(f"{self.path}: cannot read {name}: {error.strerror}{FETCH_AGAIN}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelBundle(Description, Sealed):
+    """A verified bundle of a recogniser."""
 
     def __post_init__(self) -> None:
         """Refuse a bundle without its parts."""
@@ -190,13 +206,6 @@ class ModelBundle(Description):
             raise BundleError(f"{self.path}: no {variant} network in this bundle; choose {', '.join(self.variants)}")
         return self.networks["encoder"][variant]
 
-    def read(self, name: str) -> bytes:
-        """Return a file's bytes. Raises BundleError where it is not there any more."""
-        try:
-            return (self.path / name).read_bytes()
-        except OSError as error:
-            raise BundleError(f"{self.path}: cannot read {name}: {error.strerror}{FETCH_AGAIN}") from error
-
     @classmethod
     def load(cls, path: str | os.PathLike[str], expected_digest: str | None = None) -> "ModelBundle":
         """Read and verify a bundle folder: every byte, the schema, and that nothing else lies in it.
@@ -206,20 +215,15 @@ class ModelBundle(Description):
             BundleError: it is not as it was written, or not the one expected.
         """
         folder = Path(path)
-        bundle = _bundle_of(_read_manifest(folder), folder, expected_digest)
-        _verify_files(bundle)
+        bundle = _bundle_of(read_manifest(folder), folder, expected_digest)
+        verify_files(folder, bundle.files)
         return bundle
 
 
 def write_bundle(folder: str | os.PathLike[str], description: Description) -> ModelBundle:
     """Make a bundle of the files in `folder`: digest them, and write bundle.json. Raises BundleError."""
     folder = Path(folder)
-    files = {entry.name: _digest(entry) for entry in folder.iterdir() if entry.name != MANIFEST}
-    record = {"schema": BUNDLE_SCHEMA, **asdict(description), "files": files}
-    try:
-        text = json.dumps(record, sort_keys=True, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
-    except (TypeError, ValueError) as error:
-        raise BundleError(f"{folder}: parity and lineage must be finite JSON values: {error}") from error
+    text = manifest_of(folder, BUNDLE_SCHEMA, description)
     bundle = _bundle_of(text.encode(), folder)
     write_atomically(folder / MANIFEST, text)
     return bundle
@@ -227,19 +231,31 @@ def write_bundle(folder: str | os.PathLike[str], description: Description) -> Mo
 
 def with_calibration(bundle: ModelBundle, calibration: Calibration, destination: str | os.PathLike[str]) -> ModelBundle:
     """Copy a bundle to a folder that does not exist yet, with this calibration: another model, another digest."""
+    with copied(bundle, destination) as staging:
+        described = {item.name: getattr(bundle, item.name) for item in fields(Description)}
+        write_bundle(staging, Description(**{**described, "calibration": calibration}))
+    return ModelBundle.load(destination)
+
+
+@contextmanager
+def copied(bundle: Sealed, destination: str | os.PathLike[str]) -> Iterator[Path]:
+    """A copy of a bundle to be changed in the block, after which it is at `destination`, which must not exist yet.
+
+    Raises:
+        BundleError: it does.
+    """
     destination = Path(destination)
     if destination.exists():
         raise BundleError(f"{destination}: exists already; a bundle is never changed in place")
     destination.parent.mkdir(parents=True, exist_ok=True)
-    described = {item.name: getattr(bundle, item.name) for item in fields(Description)}
     with tempfile.TemporaryDirectory(prefix=f".{destination.name}.", dir=destination.parent) as scratch:
         staging = shutil.copytree(bundle.path, Path(scratch) / destination.name)
-        write_bundle(staging, Description(**{**described, "calibration": calibration}))
+        yield staging
         shutil.move(staging, destination)
-    return ModelBundle.load(destination)
 
 
-def _read_manifest(folder: Path) -> bytes:
+def read_manifest(folder: Path) -> bytes:
+    """The bytes of a folder's bundle.json. Raises BundleError where it is no bundle."""
     manifest = folder / MANIFEST
     if not folder.is_dir():
         raise BundleError(f"{folder}: there is no such folder")
@@ -250,8 +266,22 @@ def _read_manifest(folder: Path) -> bytes:
     return manifest.read_bytes()
 
 
-def _bundle_of(data: bytes, folder: Path, expected_digest: str | None = None) -> ModelBundle:
-    """The bundle that a bundle.json of these bytes describes; its files are not looked at."""
+def manifest_of(folder: Path, schema: int | str, description: "DataclassInstance") -> str:
+    """What bundle.json says of the files in a folder, with their digests. Raises BundleError."""
+    files = {entry.name: _digest(entry) for entry in folder.iterdir() if entry.name != MANIFEST}
+    record = {"schema": schema, **asdict(description), "files": files}
+    try:
+        return json.dumps(record, sort_keys=True, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
+    except (TypeError, ValueError) as error:
+        raise BundleError(f"{folder}: parity and lineage must be finite JSON values: {error}") from error
+
+
+def record_of(data: bytes, folder: Path, expected_digest: str | None = None) -> tuple[dict[str, Any], str]:
+    """The JSON object that a bundle.json of these bytes holds, and its digest.
+
+    Raises:
+        BundleError: it is not whole, or not the one expected.
+    """
     manifest, digest = folder / MANIFEST, hashlib.sha256(data).hexdigest()
     if expected_digest is not None and digest != expected_digest:
         raise BundleError(f"{folder}: digest is {digest}, but {expected_digest} was expected; not the model meant")
@@ -261,6 +291,24 @@ def _bundle_of(data: bytes, folder: Path, expected_digest: str | None = None) ->
         raise BundleError(f"{manifest}: not complete JSON ({error}){FETCH_AGAIN}") from error
     if not isinstance(record, dict):
         raise BundleError(f"{manifest}: not a JSON object{FETCH_AGAIN}")
+    return record, digest
+
+
+def require_as_written(bundle: Sealed, record: Mapping[str, Any]) -> None:
+    """Raise BundleError where a bundle says other than the record it was read from.
+
+    What was passed over could matter, and what is left out is not guessed at.
+    """
+    said = {key: value for key, value in to_plain(bundle).items() if key not in ("path", "digest")}
+    if odd := sorted(key for key in {**said, **record} if said.get(key, ...) != record.get(key, ...)):
+        manifest = bundle.path / MANIFEST
+        raise BundleError(f"{manifest}: {', '.join(odd)} not as write_bundle writes it; export the model again")
+
+
+def _bundle_of(data: bytes, folder: Path, expected_digest: str | None = None) -> ModelBundle:
+    """The bundle that a bundle.json of these bytes describes; its files are not looked at."""
+    manifest = folder / MANIFEST
+    record, digest = record_of(data, folder, expected_digest)
     schema = record.pop("schema", None)
     if type(schema) is not int or schema not in (1, BUNDLE_SCHEMA):
         raise UnsupportedBundle(f"{manifest}: schema {schema!r}, this version reads 1 and 2; use the one that wrote it")
@@ -274,10 +322,7 @@ def _bundle_of(data: bytes, folder: Path, expected_digest: str | None = None) ->
         bundle = from_plain(ModelBundle, {**record, "path": str(folder), "digest": digest})
     except (ValueError, TypeError, AttributeError, LookupError) as error:
         raise BundleError(f"{manifest}: {error}; export the model again") from error
-    said = {key: value for key, value in to_plain(bundle).items() if key not in ("path", "digest")}
-    # What was passed over could matter, and what is left out is not guessed at.
-    if odd := sorted(key for key in {**said, **record} if said.get(key, ...) != record.get(key, ...)):
-        raise BundleError(f"{manifest}: {', '.join(odd)} not as write_bundle writes it; export the model again")
+    require_as_written(bundle, record)
     return bundle
 
 
@@ -290,13 +335,13 @@ def _of_schema_1(record: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, **added, "files": files}
 
 
-def _verify_files(bundle: ModelBundle) -> None:
-    folder = bundle.path
+def verify_files(folder: Path, files: Mapping[FileName, Sha256]) -> None:
+    """Raise BundleError unless a folder holds exactly these files, by name and SHA-256."""
     root = folder.resolve()
     present = {entry.name: entry for entry in folder.iterdir() if entry.name != MANIFEST}
-    for name in sorted(set(present) - set(bundle.files)):
+    for name in sorted(set(present) - set(files)):
         raise BundleError(f"{folder}: {name} is not listed in {MANIFEST}; remove it or export the model again")
-    for name, expected in bundle.files.items():
+    for name, expected in files.items():
         entry = present.get(name)
         if entry is None:
             raise BundleError(f"{folder}: {name} is missing{FETCH_AGAIN}")

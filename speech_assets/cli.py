@@ -235,6 +235,33 @@ def train(
 
 
 @app.command()
+def train_labels(
+    specification: Annotated[
+        Path | None, typer.Argument(metavar="RUN.json", help="A run specification; options replace its fields.")
+    ] = None,
+    kind: Annotated[
+        list[str] | None, typer.Option(metavar="KIND", help="speaker or language. Repeat for both in one process.")
+    ] = None,
+    manifest: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MANIFEST", help="As for `train`, with speaker and language. Repeat for several."),
+    ] = None,
+    output: Annotated[str | None, typer.Option(help="Folder of the result; run again with it to resume.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="A setting of [label_models].")
+    ] = None,
+) -> None:
+    """Train networks that tell voices or languages apart; exit codes as of `train`."""
+    from training.labels.run import command
+
+    fields: dict[str, Any] = {"kinds": kind or None, "manifests": manifest or None, "output": output}
+    changes = {field: value for field, value in fields.items() if value is not None}
+    if set_:
+        changes["settings"] = {name: value for name, _, value in (pair.partition("=") for pair in set_)}
+    raise typer.Exit(command(specification, changes))
+
+
+@app.command()
 def transcribe(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Recordings, of any format.")],
     language: Annotated[

@@ -21,6 +21,7 @@ from speech_assets.defs import (
     corpus,
     evaluation,
     inference,
+    label_models,
     models,
     promotion,
     retraining,
@@ -29,7 +30,19 @@ from speech_assets.defs import (
 from speech_assets.defs.partitions import Grid
 from speech_assets.defs.resources import resources
 
-MODULES = (corpus, models, evaluation, promotion, approvals, serving, inference, automation, retraining, alerts)
+MODULES = (
+    corpus,
+    models,
+    label_models,
+    evaluation,
+    promotion,
+    approvals,
+    serving,
+    inference,
+    automation,
+    retraining,
+    alerts,
+)
 
 
 def build(settings: Settings, resource_overrides: Mapping[str, Any] | None = None) -> dg.Definitions:

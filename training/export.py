@@ -78,7 +78,7 @@ def export(
     tokenizer, vocabulary = _tokenizer_of(model, Path(tokenizer_path))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / TOKENIZER).write_bytes(tokenizer)
-    with _evaluating(model):
+    with evaluating(model):
         network = _network_of(model, geometry)
         (folder / NETWORK).write_bytes(network)
         if "int8" in variants:
@@ -101,7 +101,7 @@ def export(
 
 def streaming_form(model: Any) -> tuple[MelConfig, Geometry]:
     """How a model hears, and the shapes of its streaming network. Raises ExportError for one that cannot stream."""
-    features = _features_of(model)
+    features = features_of(model)
     return features, _geometry_of(model, features)
 
 
@@ -163,11 +163,16 @@ def _decoder_of(model: Any) -> Any:
     return decoder
 
 
-def _features_of(model: Any) -> MelConfig:
-    """Read how the model hears, and make sure that `speech.features` computes just that."""
+def features_of(model: Any, normalize: str = "NA") -> MelConfig:
+    """Read how the model hears, and make sure that `speech.features` computes just that, up to the normalisation.
+
+    Raises ExportError where it does not, or where features are normalised otherwise than said.
+    """
     heard = model.preprocessor.featurizer
-    if heard.normalize not in (None, "", "NA", False):
-        raise ExportError(f"features are normalised {heard.normalize!r} over a recording; a stream needs 'NA'")
+    if (heard.normalize or "NA") != normalize:
+        raise ExportError(
+            f"features are normalised {heard.normalize!r} over a recording, where '{normalize}' is needed"
+        )
     if heard.exact_pad or heard.frame_splicing != 1 or heard.mag_power != 2.0 or not heard.log:
         raise ExportError("the preprocessor uses exact_pad, frame_splicing, mag_power or log=False; use the defaults")
     if heard.log_zero_guard_type != "add" or not isinstance(heard.log_zero_guard_value, float):
@@ -283,7 +288,7 @@ def _network_of(model: Any, geometry: Geometry) -> bytes:
     axes["logprobs"][1] = "outputs"
     with (
         tempfile.TemporaryDirectory() as scratch,
-        _silence(),
+        silence(),
         _streaming_form(encoder, geometry),
         torch.inference_mode(),
     ):
@@ -298,10 +303,10 @@ def _network_of(model: Any, geometry: Geometry) -> bytes:
             dynamo=False,
         )
         network = onnx.load(f"{scratch}/network.onnx")
-    return _canonical_onnx(network)
+    return canonical_onnx(network)
 
 
-def _canonical_onnx(network: Any) -> bytes:
+def canonical_onnx(network: Any) -> bytes:
     """Return ONNX bytes without what differs between two exports of equal weights (places, versions, notes)."""
     network.producer_name = network.producer_version = network.doc_string = ""
     del network.metadata_props[:]
@@ -356,11 +361,11 @@ def _with_8_bit_weights(network: bytes) -> bytes:
         )
         node.CopyFrom(replacement)
     model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    return _canonical_onnx(model)
+    return canonical_onnx(model)
 
 
 @contextlib.contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
+def evaluating(model: Any) -> Iterator[None]:
     """Put the model into evaluation mode without NeMo's run-time type checks; leave it as it was."""
     from nemo.core.classes.common import typecheck
 
@@ -418,7 +423,7 @@ def _subsample(convolutions: Any, x: Any, lengths: Any) -> tuple[Any, Any]:
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Keep the exporters' warnings and prints off the log: none of them is for the person who trains."""
     disabled = logging.root.manager.disable
     with (

@@ -21,6 +21,7 @@ from training.tokenizer import write_tokenizer
 
 if TYPE_CHECKING:
     from nemo.collections.asr.models.ctc_bpe_models import EncDecCTCModelBPE
+    from nemo.core.classes.modelPT import ModelPT
 
 FRAMES_PER_SECOND = 100  # 10 ms hop
 SUBSAMPLING = 8  # an encoder frame every 80 ms
@@ -209,7 +210,7 @@ def load_base(base: str, recipe: Recipe, tokenizer: Path) -> "EncDecCTCModelBPE"
     return model
 
 
-def save_checkpoint(model: "EncDecCTCModelBPE", path: Path) -> None:
+def save_checkpoint(model: "ModelPT", path: Path) -> None:
     """Write a model as a `.nemo` file: the same bytes for the same model, so that its digest can name it.
 
     NeMo's own writing notes times, the folder of the tokenizer, and a random number before each name.
@@ -227,7 +228,8 @@ def save_checkpoint(model: "EncDecCTCModelBPE", path: Path) -> None:
                 configuration = configuration.replace(file.name, numbered[1])
                 file.rename(folder / numbered[1])
         settings = OmegaConf.create(configuration)
-        settings.tokenizer.dir = ""
+        if "tokenizer" in settings:
+            settings.tokenizer.dir = ""
         OmegaConf.save(settings, folder / CONFIGURATION)
         with tarfile.open(path, "w") as archive:
             for file in sorted(folder.iterdir()):

@@ -7,26 +7,20 @@ The output folder is the run's identity. While it runs, `progress.json` says whe
 `checkpoints/` holds what a rerun needs: the same command after a kill goes on at the last checkpoint,
 and after success returns at once. `training.json` appears last, so a folder that has one is whole.
 
-Exit codes: 0 done, 2 a specification or data that must be mended (one sentence on stderr), 143 stopped
-by SIGTERM with a checkpoint, 1 anything else. On several devices Lightning starts this command again,
-once per device; only the first writes.
+On several devices Lightning starts this command again, once per device; only the first writes.
 """
 
 import contextlib
 import datetime as dt
-import errno
 import hashlib
 import json
 import os
 import shutil
-import signal
-import sys
 import time
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Self
 
 from pydantic import ValidationError
@@ -35,53 +29,30 @@ from speech.store.outputs import write_json
 from training.asr import Interrupted, fit
 from training.data import read_split, require_disjoint_speakers
 from training.loop import Progress
+from training.process import Stop, Terminated, ended, exclusive, open_pipes, rank, report_to_dagster, say
 from training.recipe import Recipe, TrainingError, load_recipe
 from training.specification import TrackingSpec, TrainingSpec, fingerprint_of
-
-OK, FAILED, REFUSED, TERMINATED = 0, 1, 2, 128 + signal.SIGTERM
 
 CHECKPOINT = "checkpoint.nemo"
 BUNDLE = "bundle"
 RECORD = "training.json"
 PROGRESS = "progress.json"
 CHECKPOINTS = "checkpoints"
-LOCK = ".lock"
 PARITY_UTTERANCES = 100  # dev utterances whose text must survive the export
 
 
 def command(specification: Path | None, changes: Mapping[str, Any], assignments: Sequence[str] = ()) -> int:
     """Train as a file says, with some of its fields replaced; tell how it went and return the exit code."""
-    stop = _Stop()
-    with stop.listening():
-        try:
-            spec = _spec(specification, changes, assignments)
-            run(spec, stop)
-            return OK
-        except TrainingError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            return REFUSED
-        except _Terminated as error:
-            print(f"stopped: {error}", file=sys.stderr, flush=True)
-            return TERMINATED
-        except KeyboardInterrupt:
-            print("stopped: interrupted from the keyboard; the same command goes on.", file=sys.stderr, flush=True)
-            return 128 + signal.SIGINT
-        except Exception as error:
-            sentence = _known_failure(error)
-            if sentence is None:
-                traceback.print_exc()
-                sentence = f"{type(error).__name__}: {error}"
-            print(f"error: {sentence}", file=sys.stderr, flush=True)
-            return FAILED
+    return ended(lambda stop: run(_spec(specification, changes, assignments), stop))
 
 
-def run(spec: TrainingSpec, stop: "_Stop | None" = None) -> dict[str, Any]:
+def run(spec: TrainingSpec, stop: Stop | None = None) -> dict[str, Any]:
     """Train as specified and publish into `spec.output`; return what training.json says.
 
     Raises TrainingError for what the user must mend, and lets other errors through.
     """
-    stop = stop or _Stop()
-    first = _rank() == 0
+    stop = stop or Stop()
+    first = rank() == 0
     recipe = load_recipe(spec.recipe, spec.overrides)
     store = spec.store.open() if spec.store else None
     train = read_split(spec.train, "train", spec.language, store)
@@ -94,15 +65,15 @@ def run(spec: TrainingSpec, stop: "_Stop | None" = None) -> dict[str, Any]:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainingError(f"Output folder {output} cannot be made: {error.strerror}.") from error
-    with _exclusive(output) if first else contextlib.nullcontext(), _pipes() as pipes:
+    with exclusive(output) if first else contextlib.nullcontext(), open_pipes() as pipes:
         if first:
             done = _finished(output, fingerprint, spec.replace)
             if done is not None:
-                _say(pipes, f"{spec.name}: already trained ({done['steps']} steps); nothing to do.")
-                _report_to_dagster(pipes, done)
+                say(pipes, f"{spec.name}: already trained ({done['steps']} steps); nothing to do.")
+                report_to_dagster(pipes, done)
                 return done
             drop_foreign_checkpoints(output / CHECKPOINTS, fingerprint, pipes)
-        _say(
+        say(
             pipes,
             f"{spec.name}: recipe {recipe.name}, {len(train.utterances)} train utterances"
             f" ({train.hours * 60:.1f} min), {len(dev.utterances)} dev; loading NeMo, which takes half a minute.",
@@ -116,7 +87,7 @@ def run(spec: TrainingSpec, stop: "_Stop | None" = None) -> dict[str, Any]:
                 if first:
                     now = dt.datetime.now(dt.UTC)
                     write_json(output / PROGRESS, {**asdict(progress), "updated_at": now.isoformat(timespec="seconds")})
-                    _say(pipes, _line(progress))
+                    say(pipes, _line(progress))
                     tracker.metrics(progress)
 
             try:
@@ -134,7 +105,7 @@ def run(spec: TrainingSpec, stop: "_Stop | None" = None) -> dict[str, Any]:
                     )
             except Interrupted as error:
                 report(Progress("stopped", error.step, recipe.max_steps))
-                raise _Terminated(str(error)) from error
+                raise Terminated(str(error)) from error
             if not first:
                 return {}
             last = Progress("exporting", fitted.steps, recipe.max_steps, fitted.epochs, fitted.loss, fitted.dev_wer)
@@ -158,7 +129,7 @@ def run(spec: TrainingSpec, stop: "_Stop | None" = None) -> dict[str, Any]:
             report(replace(last, phase="finished", cer=fitted.dev_cer, eta_s=0.0))
             tracker.summary(record)
         shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
-        _report_to_dagster(pipes, record)
+        report_to_dagster(pipes, record)
         return record
 
 
@@ -204,19 +175,6 @@ def _assignment(text: str) -> tuple[str, Any]:
 # ------------------------------------------------------------------------------------------------ output folder
 
 
-@contextlib.contextmanager
-def _exclusive(output: Path) -> Iterator[None]:
-    """Keep a second process out of the folder; the system frees the lock however this one ends."""
-    import fcntl
-
-    with open(output / LOCK, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise TrainingError(f"Another run is writing to {output}: wait for it or choose another folder.") from error
-        yield
-
-
 def _finished(output: Path, fingerprint: str, replace: bool) -> dict[str, Any] | None:
     """Return the record of the same specification's finished run, if there is one."""
     path = output / RECORD
@@ -242,7 +200,7 @@ def drop_foreign_checkpoints(folder: Path, fingerprint: str, pipes: Any) -> None
     owner = folder / "fingerprint"
     if folder.is_dir() and (not owner.is_file() or owner.read_text().strip() != fingerprint):
         if any(folder.glob("step-*.pt")):
-            _say(pipes, "The checkpoints found belong to another specification; starting from the beginning.")
+            say(pipes, "The checkpoints found belong to another specification; starting from the beginning.")
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     owner.write_text(fingerprint + "\n")
@@ -319,29 +277,6 @@ def _line(progress: Progress) -> str:
     return ", ".join(parts)
 
 
-def _say(pipes: Any, line: str) -> None:
-    print(line, flush=True)
-    if pipes is not None:
-        pipes.log.info(line)
-
-
-@contextlib.contextmanager
-def _pipes() -> Iterator[Any]:
-    """Yield the channel to Dagster where Dagster started this process, else nothing."""
-    if "DAGSTER_PIPES_CONTEXT" not in os.environ or _rank() != 0:
-        yield None
-        return
-    from dagster_pipes import open_dagster_pipes
-
-    with open_dagster_pipes() as context:
-        yield context
-
-
-def _report_to_dagster(pipes: Any, record: Mapping[str, Any]) -> None:
-    if pipes is not None:
-        pipes.report_custom_message({"training": dict(record)})
-
-
 class _Tracker:
     """MLflow logging that never costs a training run: a server that fails is reported once and left alone."""
 
@@ -411,7 +346,7 @@ class _Tracker:
         except Exception as error:
             self._client = None
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            _say(self._pipes, f"MLflow cannot be used ({reason}); training goes on without it.")
+            say(self._pipes, f"MLflow cannot be used ({reason}); training goes on without it.")
 
     def __enter__(self) -> Self:
         return self
@@ -420,60 +355,5 @@ class _Tracker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the run as it went."""
-        ended = "FINISHED" if kind is None else "KILLED" if issubclass(kind, _Terminated) else "FAILED"
+        ended = "FINISHED" if kind is None else "KILLED" if issubclass(kind, Terminated) else "FAILED"
         self._tell("set_terminated", status=ended)
-
-
-# ------------------------------------------------------------------------------------------------ stopping and failing
-
-
-class _Terminated(Exception):
-    """SIGTERM arrived; what could be saved is saved."""
-
-
-class _Stop:
-    """SIGTERM: ends the process at once, except while training, which first saves a checkpoint."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._deferred = False
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Handle SIGTERM inside the block."""
-        before = signal.signal(signal.SIGTERM, self._on_signal)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)
-
-    @contextlib.contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Only remember the wish inside the block; the training loop asks for it after each step."""
-        self._deferred = True
-        try:
-            yield
-        finally:
-            self._deferred = False
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        if not self._deferred:
-            raise _Terminated("asked to end; the same command goes on from the last checkpoint.")
-
-
-def _known_failure(error: BaseException) -> str | None:
-    """Return one sentence for failures that need no traceback."""
-    text = str(error).lower()
-    torn = isinstance(error, RuntimeError) and ("no space left" in text or "unexpected pos" in text)
-    if torn or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
-        return (
-            "The disk is full or its quota used up: free some space; the same command goes on from the last checkpoint."
-        )
-    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
-        return "Memory ran out: lower batch.seconds (and raise batch.accumulate), then run the same command."
-    return None
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) or 0)

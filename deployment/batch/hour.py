@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from deployment.batch.arrivals import Arrival, arrivals_of
 from deployment.batch.branch import ReviewTask
-from deployment.batch.stages.items import Chosen, DeadLetter, Heard, NormalizedRecording, Speech
+from deployment.batch.stages.items import Chosen, DeadLetter, Heard, Languages, NormalizedRecording, Speech
 from deployment.batch.versions import Change, InForce
 from speech.plain import from_lines
 from speech.store.objects import Missing
@@ -14,7 +14,7 @@ from speech.store.outputs import DataStore, Published, write_atomically
 from speech.transcript import Transcript
 
 ARRIVALS, RECORDINGS, DEAD_LETTERS = "arrivals.jsonl", "recordings.jsonl", "dead_letters.jsonl"
-SPEECH, CHOSEN, HEARD = "speech.jsonl", "models.jsonl", "heard.jsonl"
+SPEECH, LANGUAGES, CHOSEN, HEARD = "speech.jsonl", "languages.jsonl", "models.jsonl", "heard.jsonl"
 TRANSCRIPTS, TASKS = "transcripts.jsonl", "tasks.jsonl"
 CHANGES, IN_FORCE = "changes.jsonl", "in_force.jsonl"
 RecordT = TypeVar("RecordT")
@@ -68,8 +68,12 @@ class Hour:
         """Where somebody speaks."""
         return self._records("speech_segments", SPEECH, Speech)
 
+    def languages(self) -> list[Languages]:
+        """What is spoken where."""
+        return self._records("spoken_language", LANGUAGES, Languages)
+
     def chosen(self) -> list[Chosen]:
-        """Whose champion heard each recording."""
+        """Whose champion heard each language."""
         return self._records("recognized_segments", CHOSEN, Chosen)
 
     def heard(self) -> list[Heard]:

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from deployment.aws import s3_place
+from speech.language import LanguageSettings
 from speech.settings import Section, Share
 from speech.vad import VadSettings
 
@@ -78,6 +79,7 @@ class InferenceSettings(Section):
         None, description="Takes noise out before anybody listens. Measure first: it makes most models worse."
     )
     vad: VadSettings = Field(default_factory=VadSettings)
+    spoken_language: LanguageSettings = Field(default_factory=LanguageSettings)
 
     @field_validator("uploads")
     @classmethod

@@ -11,7 +11,7 @@ always; compare on the kind of machine that wrote it.
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import zip_longest
@@ -22,15 +22,24 @@ from pydantic import ValidationError
 
 from deployment.batch.arrivals import Arrival
 from deployment.batch.settings import InferenceSettings
-from deployment.batch.stages.items import Chosen, DeadLetter
-from deployment.batch.stages.merging import transcript_from
+from deployment.batch.stages.items import Chosen, DeadLetter, Languages
+from deployment.batch.stages.language import Speaking, as_given, languages_in
+from deployment.batch.stages.merging import (
+    RECOGNITION,
+    SPOKEN_LANGUAGE,
+    recognizer_of,
+    spoken_of,
+    transcript_from,
+)
 from deployment.batch.stages.models import Models
 from deployment.batch.stages.normalization import normalized
 from deployment.batch.stages.recognition import batches, pieces_of, recognized
 from deployment.batch.stages.speech import speech_in
 from deployment.batch.versions import NUMBERED, Versions, corrected, recording_of
 from deployment.registry.shelf import Shelf
-from speech.bundle import BundleError
+from speech.bundle import BundleError, ModelBundle
+from speech.labels import UNKNOWN, Kind, LabelBundle
+from speech.language import Spoken
 from speech.store.objects import Missing, Objects
 from speech.store.outputs import DIGEST, digest_file
 from speech.transcript import Transcript, Word
@@ -113,19 +122,8 @@ def made_again(transcript: Transcript, objects: Objects) -> Transcript:
         same_as=None,
     )
     _verify_audio(arrival, objects)
-    digest = transcript.model_digests.get("recognition", "")
-    try:
-        bundle = Shelf(objects).load(digest)
-    except BundleError as gone:
-        raise Untellable(f"its model cannot be used: {gone}") from None
-    by = Chosen(
-        id=arrival.recording,
-        language=transcript.language,
-        bundle=digest,
-        model=bundle.name,
-        instead="language" in transcript.degraded,
-    )
-    models = Models(objects, {by.language: bundle})
+    bundles, labels = _models(transcript, Shelf(objects))
+    models = Models(objects, {bundle.language: bundle for bundle in bundles.values()}, labels)
     with tempfile.TemporaryDirectory(prefix="soundstage-verify-") as name:
         folder = Path(name)
         recording = normalized(arrival, models, folder, settings)
@@ -133,10 +131,58 @@ def made_again(transcript: Transcript, objects: Objects) -> Transcript:
             raise Untellable(f"its audio, {arrival.key}, cannot be used any more: {recording.reason}")
         sounds = tuple(replace(sound, audio=str(folder / sound.audio)) for sound in recording.sounds)
         recording = replace(recording, sounds=sounds)
-        speech = [speech_in(sound, models, settings.vad) for sound in sounds]
-        pieces = pieces_of([recording], speech, {by.id: by.language})
+        given = _given(transcript)
+        languages = []
+        for sound in sounds:
+            speaking = Speaking(sound=sound, speech=speech_in(sound, models, settings.vad), otherwise=given)
+            told = languages_in(speaking, models, settings.spoken_language) if labels else as_given(speaking)
+            languages.append(told)
+        by = _heard_by(languages, bundles)
+        pieces = pieces_of([recording], languages, by)
         heard = [piece for batch in batches(pieces) for piece in recognized(batch, models)]
-    return transcript_from(recording, heard, by, settings)
+    return transcript_from(recording, heard, languages, by, settings)
+
+
+def _models(transcript: Transcript, shelf: Shelf) -> tuple[dict[str, ModelBundle], dict[Kind, LabelBundle]]:
+    """The recognisers by what they heard ("": what is spoken in most of it), and the language model if one listened.
+
+    Raises:
+        Untellable: one of them is not there.
+    """
+    digests = transcript.model_digests
+    heard = {"": digests.get(RECOGNITION, "")}
+    heard |= {
+        name.removeprefix(recognizer_of("")): digests[name] for name in digests if name.startswith(recognizer_of(""))
+    }
+    try:
+        bundles = {spoken: shelf.load(digest) for spoken, digest in heard.items()}
+        if (listened := digests.get(SPOKEN_LANGUAGE)) is None:
+            return bundles, {}
+        return bundles, {"language": shelf.load_labels(listened, "language")}
+    except BundleError as gone:
+        raise Untellable(f"its model cannot be used: {gone}") from None
+
+
+def _given(transcript: Transcript) -> Spoken:
+    """What was taken to be spoken where nobody listened."""
+    other = next((segment.language for segment in transcript.segments if segment.language), UNKNOWN)
+    return Spoken(other if "language" in transcript.degraded else transcript.language, None)
+
+
+def _heard_by(languages: Sequence[Languages], bundles: Mapping[str, ModelBundle]) -> dict[str, Chosen]:
+    """Whose bundle hears each language; one that none heard before is heard by the main one, so that it shows."""
+    every = {spoken_of(languages).language, *(part.spoken.language for one in languages for part in one.parts)}
+    chosen = {}
+    for spoken in sorted(every):
+        bundle = bundles.get(spoken, bundles[""])
+        chosen[spoken] = Chosen(
+            spoken=spoken,
+            language=bundle.language,
+            bundle=bundle.digest,
+            model=bundle.name,
+            writes=bundle.text == "written",
+        )
+    return chosen
 
 
 def _verify_audio(arrival: Arrival, objects: Objects) -> None:

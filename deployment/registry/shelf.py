@@ -9,16 +9,19 @@ asset that made it makes it anew.
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from speech.bundle import FETCH_AGAIN, MANIFEST, BundleError, ModelBundle, UnsupportedBundle
+from speech.bundle import FETCH_AGAIN, MANIFEST, BundleError, ModelBundle, Sealed, UnsupportedBundle
+from speech.labels import Kind, LabelBundle
 from speech.store.objects import LostRace, Missing, Objects
 from speech.store.outputs import DIGEST, digest_file
 
 PLACE, CHECKPOINTS = "bundles", "checkpoints"  # in the data store
 CHECKPOINT = "checkpoint.nemo"
 BUNDLES_MADE_BY = "`finetuned_model` of its quarter"
+LABELS_MADE_BY: Mapping[Kind, str] = {"speaker": "`speaker_model`", "language": "`language_id_model`"}
 CHECKPOINTS_MADE_BY = "`base_model` or `finetuned_model` of its partition"
 T = TypeVar("T")
 
@@ -51,8 +54,15 @@ class Shelf:
         Raises:
             BundleError: it is no digest, there is no such bundle, or its bytes are others.
         """
+        return self._loaded(ModelBundle.load, digest, made_by)
+
+    def load_labels(self, digest: str, kind: Kind) -> LabelBundle:
+        """The verified label bundle of a digest, in a local folder; raises as `load` does."""
+        return self._loaded(partial(LabelBundle.load, kind=kind), digest, LABELS_MADE_BY[kind])
+
+    def _loaded(self, load: Callable[[Path, str], T], digest: str, made_by: str) -> T:
         try:
-            return ModelBundle.load(self.objects.local_folder(self.key(digest)), digest)
+            return load(self.objects.local_folder(self.key(digest)), digest)
         except Missing:
             raise BundleError(f"there is no bundle at {self.place(digest)}; {_anew(made_by)}") from None
         except UnsupportedBundle:
@@ -62,10 +72,17 @@ class Shelf:
 
     def put(self, bundle: ModelBundle) -> ModelBundle:
         """Keep a copy of a bundle, unless it is there; a damaged one is replaced. Returns the one that is kept."""
+        return self._put(bundle, lambda: self.load(bundle.digest))
+
+    def put_labels(self, bundle: LabelBundle) -> LabelBundle:
+        """Keep a copy of a label bundle as `put` does of a recogniser's."""
+        return self._put(bundle, lambda: self.load_labels(bundle.digest, bundle.kind))
+
+    def _put(self, bundle: Sealed, load: Callable[[], T]) -> T:
         files = (path for path in bundle.path.iterdir() if path.is_file())
         last = sorted(files, key=lambda path: path.name == MANIFEST)  # what makes it a bundle
         named = {path.name: path for path in last}
-        return self._kept(self.key(bundle.digest), named, lambda: self.load(bundle.digest))
+        return self._kept(self.key(bundle.digest), named, load)
 
     def checkpoint_place(self, digest: str) -> str:
         """Where a checkpoint lies, for people. Raises BundleError for what is no digest."""

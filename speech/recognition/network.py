@@ -3,13 +3,37 @@
 Whole recordings and live streams run the same one; what it remembers of a stream is a value that the caller holds.
 """
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from speech.bundle import BundleError, ModelBundle, Precision
+from speech.bundle import BundleError, ModelBundle, Precision, Sealed
 from speech.recognition.state import State
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 _INPUTS = ("audio_signal", "length", "cache_last_channel", "cache_last_time", "cache_last_channel_len")
 _OUTPUTS = 5
+
+
+def open_session(bundle: Sealed, name: str, threads: int = 1) -> "InferenceSession":
+    """Open a network of a bundle for this many threads. Raises BundleError where it is none."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.use_deterministic_compute = True
+    options.log_severity_level = 4
+    # A replica shares its cores with others: waiting threads must sleep, not spin.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(bundle.read(name), options, ["CPUExecutionProvider"])
+    except BundleError:
+        raise
+    except Exception as error:  # onnxruntime raises its own types, which share no base but Exception
+        raise BundleError(f"{bundle.path}: {name} is not a network that can be opened ({error})") from error
 
 
 class Network:
@@ -17,22 +41,8 @@ class Network:
 
     def __init__(self, bundle: ModelBundle, threads: int = 1, variant: Precision = "fp32") -> None:
         """Open and warm the network; BundleError when it is not what bundle.json says."""
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.use_deterministic_compute = True
-        options.log_severity_level = 4
-        # A replica shares its cores with others: waiting threads must sleep, not spin.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         name = bundle.network_name(variant)
-        try:
-            self._session = onnxruntime.InferenceSession(bundle.read(name), options, ["CPUExecutionProvider"])
-        except BundleError:
-            raise
-        except Exception as error:  # onnxruntime raises its own types, which share no base but Exception
-            raise BundleError(f"{bundle.path}: {name} is not a network that can be opened ({error})") from error
+        self._session = open_session(bundle, name, threads)
         self.geometry = bundle.geometry
         self.features = bundle.features
         self.symbols = bundle.blank_id + 1

@@ -31,6 +31,7 @@ NO_VERSION: dict[str, Any] = {  # settings that are a machine's own, or secret, 
     "registry": {"tracking_uri": True, "ui_url": True},
     "promotion": {"ledger_key": True},
     "inference": dict.fromkeys(("workers", "double_share", "reviewers", "claim_s"), True),
+    "label_models": dict.fromkeys(("threads", "max_runtime_s", "checkpoint_every_s", "command"), True),
     "training": dict.fromkeys(("threads", "max_runtime_s", "pool", "price_per_device_hour"), True),
 }
 RECIPES = ("base_recipe", "finetune_recipe")

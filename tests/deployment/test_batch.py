@@ -12,7 +12,8 @@ import pytest
 from deployment.batch.arrivals import Arrival, original
 from deployment.batch.branch import FORMS, asked_about, is_published, task_of, tasks_of, written
 from deployment.batch.settings import InferenceSettings
-from deployment.batch.stages.items import Chosen, DeadLetter, Heard, NormalizedRecording, Piece
+from deployment.batch.stages.items import Chosen, DeadLetter, Heard, Languages, NormalizedRecording, Piece
+from deployment.batch.stages.language import Speaking, as_given
 from deployment.batch.stages.merging import merged
 from deployment.batch.stages.models import BATCH, Models
 from deployment.batch.stages.normalization import normalized
@@ -20,6 +21,7 @@ from deployment.batch.stages.recognition import batches, pieces_of, recognized
 from deployment.batch.stages.speech import speech_in
 from speech.audio.decode import decode_chunks
 from speech.quality import measure
+from speech.language import Spoken
 from speech.store.objects import Objects, open_objects
 from speech.transcript import Transcript, Word
 from speech.vad import Stretch, VadSettings
@@ -28,11 +30,17 @@ from tests.toy_bundle import tones, write_toy_bundle
 
 NOW = datetime(2026, 11, 26, 9, 30, tzinfo=UTC)
 TONES_ARE_SPEECH = VadSettings(threshold=0.02, release=0.002, padding_s=0.6)  # a network of voices doubts them
+ENGLISH = Spoken("en", None)
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Objects:
     return open_objects(tmp_path / "home")
+
+
+def said_in(recording: NormalizedRecording, language: str) -> Languages:
+    """A recording whose upload says its language."""
+    return Languages(id=recording.id, channel=None, spoken=Spoken(language, None), parts=())
 
 
 def arrived(store: Objects, data: bytes, name: str = "en/call.wav") -> Arrival:
@@ -59,11 +67,14 @@ def normalized_as(store: Objects, data: bytes, folder: Path, **settings: Any) ->
 
 def transcribed(recording: NormalizedRecording, models: Models) -> Transcript:
     """By the toy bundle of English."""
-    speech = [speech_in(sound, models, TONES_ARE_SPEECH) for sound in recording.sounds]
-    pieces = pieces_of([recording], speech, {recording.id: "en"})
+    languages = [
+        as_given(Speaking(sound=sound, speech=speech_in(sound, models, TONES_ARE_SPEECH), otherwise=ENGLISH))
+        for sound in recording.sounds
+    ]
+    by = {"en": Chosen(spoken="en", language="en", bundle=models.bundles["en"].digest, model="toy")}
+    pieces = pieces_of([recording], languages, by)
     heard = [said for batch in batches(pieces) for said in recognized(batch, models)]
-    by = Chosen(id=recording.id, language="en", bundle=models.bundles["en"].digest, model="toy", instead=False)
-    return merged(recording, heard, by)
+    return merged(recording, heard, languages, by)
 
 
 def call_of(leak: float = 0.0) -> np.ndarray:
@@ -185,7 +196,8 @@ def test_noise_is_taken_out_where_settings_ask_for_it(store: Objects, tmp_path: 
 def test_a_recording_without_speech_has_an_empty_transcript(store: Objects, tmp_path: Path) -> None:
     recording = recording_of(store, sound_bytes(np.zeros(48_000, np.float32)), tmp_path)
     assert speech_in(recording.sounds[0], Models(store, {}), VadSettings()).stretches == ()
-    transcript = merged(recording, (), Chosen(id=recording.id, language="en", bundle="0" * 64, model="m", instead=True))
+    by = {"fr": Chosen(spoken="fr", language="en", bundle="0" * 64, model="m")}
+    transcript = merged(recording, (), [said_in(recording, "fr")], by)
     assert (transcript.text, transcript.confidence, transcript.degraded) == ("", 0.0, ("language",))
     assert is_published(transcript, 0.8)
     for form in FORMS:
@@ -223,7 +235,8 @@ def transcript_of(store: Objects, tmp_path: Path, *confidences: float) -> Transc
         )
         for place, confidence in enumerate(confidences)
     ]
-    return merged(recording, heard, Chosen(id=recording.id, language="en", bundle="b" * 64, model="m", instead=False))
+    by = {"en": Chosen(spoken="en", language="en", bundle="b" * 64, model="m")}
+    return merged(recording, heard, [said_in(recording, "en")], by)
 
 
 def test_a_transcript_that_is_above_the_threshold_is_published(store: Objects, tmp_path: Path) -> None:

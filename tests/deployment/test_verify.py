@@ -15,6 +15,7 @@ import pytest
 from deployment.batch.arrivals import Arrival, original
 from deployment.batch.settings import InferenceSettings
 from deployment.batch.stages.items import Chosen, NormalizedRecording
+from deployment.batch.stages.language import Speaking, as_given
 from deployment.batch.stages.merging import transcript_from
 from deployment.batch.stages.models import Models
 from deployment.batch.stages.normalization import normalized
@@ -22,6 +23,7 @@ from deployment.batch.stages.recognition import batches, pieces_of, recognized
 from deployment.batch.stages.speech import speech_in
 from deployment.batch.verify import verify
 from deployment.batch.versions import Versions
+from speech.language import Spoken
 from speech.recognition.network import Network
 from speech.store.objects import LostRace, Objects, open_objects
 from speech.transcript import Transcript
@@ -54,14 +56,22 @@ def heard(objects: Objects, folder: Path, *calls: bytes, settings: InferenceSett
         made = normalized(arrival, models, folder)
         assert isinstance(made, NormalizedRecording)
         recordings.append(replace(made, sounds=(replace(made.sounds[0], audio=str(folder / made.sounds[0].audio)),)))
-    speech = [speech_in(sound, models, settings.vad) for row in recordings for sound in row.sounds]
-    pieces = pieces_of(recordings, speech, {row.id: "en" for row in recordings})
+    languages = {
+        row.id: [
+            as_given(Speaking(sound=sound, speech=speech_in(sound, models, settings.vad), otherwise=Spoken("en", None)))
+            for sound in row.sounds
+        ]
+        for row in recordings
+    }
+    by = {"en": Chosen(spoken="en", language="en", bundle=bundle.digest, model=bundle.name)}
+    pieces = pieces_of(recordings, [one for row in recordings for one in languages[row.id]], by)
     said = [piece for batch in batches(pieces) for piece in recognized(batch, models)]
     return [
         transcript_from(
             row,
             [piece for piece in said if piece.id == row.id],
-            Chosen(id=row.id, language="en", bundle=bundle.digest, model=bundle.name, instead=False),
+            languages[row.id],
+            by,
             settings,
         )
         for row in recordings

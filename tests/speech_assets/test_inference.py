@@ -2,6 +2,7 @@
 
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,8 +15,10 @@ import pytest
 import soundfile
 
 from deployment.batch.arrivals import arrivals_of, hours_with_arrivals, receive
+from speech.language import LanguageSettings
 from tests.sounds import sound_bytes
 from tests.toy_bundle import tones
+from tests.toy_labels import write_toy_labels
 from tests.toy_registry import register_versions
 
 NOW = datetime(2026, 11, 26, 9, 30, tzinfo=UTC)
@@ -250,7 +253,7 @@ def test_an_hour_in_which_nothing_arrived_is_whole(house: House) -> None:
     result = house.transcribe("2026-11-26-08")
     assert result.success
     assert all(checks(result).values())
-    assert len(result.get_asset_materialization_events()) == 7
+    assert len(result.get_asset_materialization_events()) == 8
 
 
 def test_a_recording_whose_language_has_no_champion_is_heard_by_the_usual_one_and_says_so(house: House) -> None:
@@ -391,3 +394,104 @@ def test_every_foreign_file_is_published_asked_about_or_a_dead_letter_with_its_r
     assert checks(result)["each_transcript_went_one_way"]
     assert len(house.hour.arrivals()) == len(found) > 100
     assert not [letter for letter in house.hour.dead_letters() if letter.code == "crashed" or not letter.reason]
+
+
+def spoken_language_model(house: House) -> str:
+    """Take a toy language model into use, which tells German by how dense its tones are; returns its digest."""
+    from deployment.registry.label_champions import name_label_champion
+    from deployment.registry.shelf import Shelf
+    from evaluation.gates import GateResult
+    from evaluation.labels import REQUIRED, LabelVerdict, save_label_verdict
+
+    store = house.workspace.store
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = Shelf(store.objects).put_labels(
+            write_toy_labels(Path(folder) / "bundle", between=-0.63, sharpness=150.0)
+        )
+    gates = tuple(GateResult(name, 1.0, 1.0, True, "Good.") for name in REQUIRED["language"])
+    save_label_verdict(LabelVerdict("language", bundle.digest, bundle.name, True, gates), store.objects)
+    name_label_champion(store, bundle)
+    return bundle.digest
+
+
+ENGLISH = tones(["one", "two", "three"] * 4, "en", word_s=0.16, gap_s=0.34)
+GERMAN = tones(["eins", "zwei", "drei"] * 8, "de", word_s=0.16, gap_s=0.06)
+PAUSE = np.zeros(16_000, np.float32)
+
+
+def test_each_part_of_a_recording_is_heard_by_the_champion_of_its_language(house: House) -> None:
+    """A call that goes on in German is not written down in English."""
+    from deployment.batch.verify import verify
+
+    digest = spoken_language_model(house)
+    house.upload(call_wav=sound_bytes(np.concatenate([PAUSE, ENGLISH, PAUSE, GERMAN, PAUSE])))
+    house.receive()
+    assert house.transcribe().success
+    (languages,) = house.hour.languages()
+    assert list(dict.fromkeys(part.spoken.language for part in languages.parts)) == ["en", "de"]
+    assert languages.parts == tuple(sorted(languages.parts, key=lambda part: part.stretch.start_s))
+    assert languages.spoken.confidence > 0.6
+    (transcript,) = house.hour.transcripts()
+    main, other = ("en", "de") if transcript.language == "en" else ("de", "en")
+    heard = {segment.language or main: {word.text for word in segment.words} for segment in transcript.segments}
+    assert heard.keys() == {"en", "de"}
+    assert heard["en"] <= {"one", "two", "three"}
+    assert heard["de"] <= {"eins", "zwei", "drei"}
+    assert all(heard.values())
+    assert transcript.model_digests == {
+        "recognition": house.champions[main],
+        f"recognition.{other}": house.champions[other],
+        "spoken_language": digest,
+    }
+    assert verify(transcript, house.workspace.objects).outcome == "equal"
+    assert transcript.language_confidence == languages.spoken.confidence
+    assert {segment.language for segment in transcript.segments} == {None, other}
+    assert transcript.degraded == ()
+
+
+def test_what_a_folder_says_wins_unless_a_setting_says_otherwise(house: House) -> None:
+    spoken_language_model(house)
+    house.upload(en__call_wav=sound_bytes(np.concatenate([PAUSE, GERMAN, PAUSE])))
+    house.receive()
+    assert house.transcribe().success
+    (transcript,) = house.hour.transcripts()
+    assert (transcript.language, transcript.language_confidence) == ("en", None)
+    over = LanguageSettings(over_uploads=True)
+    assert house.changed(spoken_language=over).transcribe().success
+    (transcript,) = house.hour.transcripts()
+    assert transcript.language == "de"
+    assert transcript.language_confidence > 0.6
+
+
+def test_an_unknown_language_is_heard_by_the_usual_champion_and_said_to_be(house: House) -> None:
+    spoken_language_model(house)
+    sure = LanguageSettings(threshold=1.0)  # nothing is sure enough
+    house.upload(call_wav=sound_bytes(np.concatenate([PAUSE, ENGLISH, PAUSE])))
+    house.receive()
+    assert house.changed(spoken_language=sure).transcribe().success
+    (transcript,) = house.hour.transcripts()
+    assert (transcript.language, transcript.degraded) == ("en", ("language",))
+    assert {segment.language for segment in transcript.segments} == {"unknown"}
+
+
+def test_a_language_model_that_may_not_be_used_stops_the_hour_and_names_its_asset(house: House) -> None:
+    """A damaged model would send recordings to the wrong champions without a word."""
+    digest = spoken_language_model(house)
+    house.upload(call_wav=said("one"))
+    house.receive()
+    Path(house.workspace.settings.home, "bundles", digest, "network.onnx").write_bytes(b"damaged")
+    result = house.transcribe()
+    (failure,) = [event for event in result.all_events if event.is_step_failure]
+    assert failure.step_key == "spoken_language"
+    assert "`language_id_model`" in failure.step_failure_data.user_failure_data.description
+
+
+def test_languages_are_told_alike_however_many_work_on_an_hour(house: House) -> None:
+    spoken_language_model(house)
+    for name, sounds in {"a": [ENGLISH], "b": [GERMAN], "c": [GERMAN, PAUSE, ENGLISH], "d": []}.items():
+        house.upload(**{f"{name}_wav": sound_bytes(np.concatenate([PAUSE, *sounds, PAUSE]))})
+    house.receive()
+    assert house.changed(workers=1).transcribe().success
+    one = house.digests()
+    assert house.changed(workers=4).transcribe().success
+    assert house.digests() == one

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from speech.audio.channels import Span
 from speech.audio.recording import Recording
+from speech.language import Part, Spoken
 from speech.quality import Quality
 from speech.transcript import Word
 from speech.vad import Stretch
@@ -52,6 +53,17 @@ class Speech:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Languages:
+    """What is spoken where in a sound."""
+
+    id: str  # of its recording
+    channel: int | None
+    spoken: Spoken  # in most of it; where nobody speaks, as its upload says or as usual
+    parts: tuple[Part, ...]  # its stretches of speech, cut where the language changes
+    model: str | None = None  # digest of the one that listened; None: nobody did
+
+
+@dataclass(frozen=True, kw_only=True)
 class Piece:
     """A stretch that is to be recognised."""
 
@@ -61,6 +73,7 @@ class Piece:
     audio: str
     stretch: Stretch
     language: str  # whose champion hears it
+    spoken: Spoken | None = None  # None: as its recording
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,15 +85,20 @@ class Heard:
     place: int
     stretch: Stretch
     words: tuple[Word, ...]
+    spoken: Spoken | None = None  # None: as its recording
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """Whose champion hears a recording."""
+    """Whose champion hears a language."""
 
-    id: str
+    spoken: str  # or `unknown`
     language: str
     bundle: str  # digest
     model: str  # what people call it
-    instead: bool  # the recording is of another language, which has no champion
     writes: bool = False  # what it gives is as people write it, and not as they speak
+
+    @property
+    def instead(self) -> bool:
+        """Whether what is spoken is unknown, or has no champion, and another language's hears it."""
+        return self.spoken != self.language

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import soundfile
 
-from deployment.batch.stages.items import Heard, NormalizedRecording, Piece, Speech
+from deployment.batch.stages.items import Chosen, Heard, Languages, NormalizedRecording, Piece
 from deployment.batch.stages.models import BATCH, Models
 from speech.audio.decode import SAMPLE_RATE
 from speech.store.objects import Objects
@@ -17,9 +17,9 @@ CONFIDENCE_DIGITS, TIME_DIGITS = 4, 3  # what sums in another order leave equal
 
 
 def pieces_of(
-    recordings: Iterable[NormalizedRecording], speech: Iterable[Speech], languages: Mapping[str, str]
+    recordings: Iterable[NormalizedRecording], languages: Iterable[Languages], by: Mapping[str, Chosen]
 ) -> list[Piece]:
-    """Every stretch of speech; `languages` says, by a recording's id, whose champion hears it."""
+    """Every stretch of speech in one language; `by` says whose champion hears a language."""
     audio = {(sound.id, sound.channel): sound.audio for row in recordings for sound in row.sounds}
     return [
         Piece(
@@ -27,11 +27,12 @@ def pieces_of(
             channel=found.channel,
             place=place,
             audio=audio[found.id, found.channel],
-            stretch=stretch,
-            language=languages[found.id],
+            stretch=part.stretch,
+            language=by[part.spoken.language].language,
+            spoken=part.spoken,
         )
-        for found in speech
-        for place, stretch in enumerate(found.stretches)
+        for found in languages
+        for place, part in enumerate(found.parts)
     ]
 
 
@@ -66,6 +67,7 @@ def recognized(batch: Sequence[Piece], models: Models) -> tuple[Heard, ...]:
             place=piece.place,
             stretch=piece.stretch,
             words=tuple(_in_recording(word, piece) for word in said.words),
+            spoken=piece.spoken,
         )
         for piece, said in zip(batch, heard, strict=True)
     )
@@ -73,7 +75,9 @@ def recognized(batch: Sequence[Piece], models: Models) -> tuple[Heard, ...]:
 
 def not_recognized(piece: Piece) -> Heard:
     """A piece that nobody could recognise: speech without words, which goes to people."""
-    return Heard(id=piece.id, channel=piece.channel, place=piece.place, stretch=piece.stretch, words=())
+    return Heard(
+        id=piece.id, channel=piece.channel, place=piece.place, stretch=piece.stretch, words=(), spoken=piece.spoken
+    )
 
 
 def samples_of(audio: str, stretch: Stretch, objects: Objects) -> np.ndarray:

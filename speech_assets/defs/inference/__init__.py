@@ -18,6 +18,7 @@ from speech_assets.defs.inference.arrivals import (
     receive_uploads,
     transcribe_what_came,
 )
+from speech_assets.defs.inference.language import spoken_language
 from speech_assets.defs.inference.people import review_tasks
 from speech_assets.defs.inference.recognition import recognized_segments
 from speech_assets.defs.inference.sound import normalized_recordings, requeue, speech_segments
@@ -42,7 +43,12 @@ def definitions(grid: Grid) -> dg.Definitions:
         asset(kinds={"python"})(incoming_audio),
         asset(kinds={"ffmpeg"}, deps=["incoming_audio"], code_version=of_sound)(normalized_recordings),
         asset(kinds={"onnx"}, deps=["normalized_recordings"], code_version=version_of(settings.vad))(speech_segments),
-        asset(kinds={"onnx"}, deps=["speech_segments", "normalized_recordings"])(recognized_segments),
+        asset(
+            kinds={"onnx"},
+            deps=["speech_segments", "normalized_recordings"],
+            code_version=version_of(settings.spoken_language),
+        )(spoken_language),
+        asset(kinds={"onnx"}, deps=["spoken_language", "normalized_recordings"])(recognized_segments),
         asset(
             code_version=version_of(str(settings.written_forms)),
             deps=["recognized_segments", "normalized_recordings", "incoming_audio"],

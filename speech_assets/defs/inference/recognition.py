@@ -10,10 +10,11 @@ import dagster as dg
 
 from deployment.batch.engine import Lost, Pool
 from deployment.batch.hour import CHOSEN, HEARD
-from deployment.batch.stages.items import Chosen, Heard, NormalizedRecording, Piece
+from deployment.batch.stages.items import Chosen, Heard, Languages, Piece
 from deployment.batch.stages.recognition import batches, not_recognized, order_of, pieces_of, recognized
 from deployment.transcribe import champion_bundle
 from speech.bundle import ModelBundle
+from speech.labels import UNKNOWN
 from speech.plain import to_lines
 from speech_assets.defs.inference.pool import pool_of, told
 from speech_assets.defs.metadata import markdown_table, place_of
@@ -28,12 +29,15 @@ def recognized_segments(
     """What is said in each stretch of speech, by the champion of its language; alike long ones are heard together."""
     hour = workspace.hour(context.partition_key)
     recordings = hour.recordings()
-    chosen, bundles = _chosen(recordings, workspace)
-    pieces = pieces_of(recordings, hour.speech(), {choice.id: choice.language for choice in chosen})
+    languages = hour.languages()
+    chosen, bundles = _chosen(languages, workspace)
+    by = {choice.spoken: choice for choice in chosen}
+    pieces = pieces_of(recordings, languages, by)
     began = time.monotonic()
     with pool_of(workspace, bundles) as pool:
         heard = sorted(told(context, _heard(pool, pieces), len(pieces)), key=order_of)
     took_s = time.monotonic() - began
+    counts = Counter(found.spoken.language for found in languages)
     published = hour.publish("recognized_segments", {CHOSEN: to_lines(chosen), HEARD: to_lines(heard)})
     seconds = sum(piece.stretch.end_s - piece.stretch.start_s for piece in pieces)
     return dg.MaterializeResult(
@@ -41,10 +45,10 @@ def recognized_segments(
             "segments": len(heard),
             "words": sum(len(piece.words) for piece in heard),
             "models": markdown_table(
-                ("language", "model", "recordings", "for want of a champion of their language"),
+                ("spoken", "heard by the champion of", "model", "recordings or channels"),
                 [
-                    (language, model, count, sum(c.instead for c in chosen if c.language == language))
-                    for (language, model), count in sorted(Counter((c.language, c.model) for c in chosen).items())
+                    (choice.spoken, choice.language, choice.model, counts[choice.spoken])
+                    for choice in sorted(chosen, key=lambda choice: choice.spoken)
                 ],
             ),
             "audio_seconds_a_second": round(seconds / took_s, 1) if heard else 0.0,
@@ -66,10 +70,8 @@ def champion(workspace: Workspace, language: str) -> ModelBundle | None:
         return ModelBundle.load(champion_bundle(workspace.settings, language))
 
 
-def _chosen(
-    recordings: Iterable[NormalizedRecording], workspace: Workspace
-) -> tuple[list[Chosen], dict[str, ModelBundle]]:
-    """Whose champion hears each recording: its own language's, the usual one's, or the first that there is; and those.
+def _chosen(languages: Iterable[Languages], workspace: Workspace) -> tuple[list[Chosen], dict[str, ModelBundle]]:
+    """Whose champion hears each language: its own, the usual one's, or the first that there is; and those champions.
 
     Raises:
         dg.Failure: no language has a champion.
@@ -78,9 +80,9 @@ def _chosen(
     usual = settings.inference.language or settings.languages[0]
     of = functools.cache(partial(champion, workspace))
     chosen, bundles = [], {}
-    for recording in recordings:
-        spoken = recording.language or usual
+    for spoken in sorted({said.language for one in languages for said in (one.spoken, *(p.spoken for p in one.parts))}):
         wanted = dict.fromkeys((spoken, usual, *settings.languages))
+        wanted.pop(UNKNOWN, None)
         found = next(((language, bundle) for language in wanted if (bundle := of(language)) is not None), None)
         if found is None:
             raise dg.Failure(
@@ -89,14 +91,12 @@ def _chosen(
             )
         language, bundle = found
         bundles[language] = bundle
-        instead = language != spoken
         chosen.append(
             Chosen(
-                id=recording.id,
+                spoken=spoken,
                 language=language,
                 bundle=bundle.digest,
                 model=bundle.name,
-                instead=instead,
                 writes=bundle.text == "written",
             )
         )

@@ -7,7 +7,7 @@ import dagster as dg
 
 from deployment.batch.branch import FORMS, is_published, written
 from deployment.batch.hour import ARRIVALS, CHANGES, IN_FORCE, TRANSCRIPTS
-from deployment.batch.stages.items import Heard
+from deployment.batch.stages.items import Heard, Languages
 from deployment.batch.stages.merging import transcript_from
 from deployment.batch.versions import Change, InForce, Versions, change_of, recording_of, shown
 from speech.plain import to_lines
@@ -26,9 +26,12 @@ def transcripts(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[W
     heard: dict[str, list[Heard]] = {row.id: [] for row in recordings}
     for piece in hour.heard():
         heard[piece.id].append(piece)
-    by = {choice.id: choice for choice in hour.chosen()}
+    by = {choice.spoken: choice for choice in hour.chosen()}
+    languages: dict[str, list[Languages]] = {row.id: [] for row in recordings}
+    for one in hour.languages():
+        languages[one.id].append(one)
     kept = Versions(workspace.objects).kept_each(
-        (transcript_from(row, heard[row.id], by[row.id], settings) for row in recordings), hour.key
+        (transcript_from(row, heard[row.id], languages[row.id], by, settings) for row in recordings), hour.key
     )
     made = [shown(versions).transcript for versions in kept]
     changes = [change for versions in kept if (change := change_of(versions)) is not None]

@@ -20,8 +20,8 @@ from deployment.batch.stages.normalization import normalized
 from deployment.batch.stages.recognition import batches, pieces_of, recognized
 from deployment.batch.stages.speech import speech_in
 from speech.audio.decode import decode_chunks
-from speech.quality import measure
 from speech.language import Spoken
+from speech.quality import measure
 from speech.store.objects import Objects, open_objects
 from speech.transcript import Transcript, Word
 from speech.vad import Stretch, VadSettings

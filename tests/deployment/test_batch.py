@@ -308,7 +308,7 @@ def test_the_control_sample_is_the_share_that_was_asked_for_and_the_same_each_ti
 def test_segments_of_two_channels_are_two_tasks(store: Objects, tmp_path: Path) -> None:
     transcript = transcript_of(store, tmp_path, 0.2)
     (segment,) = transcript.segments
-    other = replace(segment, words=tuple(replace(word, channel=1) for word in segment.words))
+    other = replace(segment, channel=1)
     tasks = tasks_of(replace(transcript, segments=(segment, other)), False, 0.8, 0.0)
     assert [task.channel for task in tasks] == [None, 1]
     assert len({task.id for task in tasks}) == 2

@@ -53,7 +53,7 @@ def heard(objects: Objects, folder: Path, *calls: bytes, settings: InferenceSett
             language="en",
             same_as=None,
         )
-        made = normalized(arrival, models, folder)
+        made = normalized(arrival, models, folder, settings)
         assert isinstance(made, NormalizedRecording)
         recordings.append(replace(made, sounds=(replace(made.sounds[0], audio=str(folder / made.sounds[0].audio)),)))
     languages = {

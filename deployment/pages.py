@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
 
 log = logging.getLogger(__name__)
-HEALTH = "/healthz"
+HEALTH, METRICS = "/healthz", "/metrics"
 INDEX = "index.html"
 PAGES = "pages"  # in the data store
 REPORTS, DATA_DOCS = "reports", "data-docs"  # below it, a quarter and language each
@@ -179,6 +179,7 @@ class PagesError(Exception):
 
 def application(objects: Objects, links: Mapping[str, str] | None = None) -> "Starlette":
     """The pages of a data store over HTTP: the index at the root, which shows `links`, name -> URL."""
+    from prometheus_client import CONTENT_TYPE_LATEST
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
@@ -194,6 +195,16 @@ def application(objects: Objects, links: Mapping[str, str] | None = None) -> "St
             log.exception("the index could not be made")
             return PlainTextResponse(f"The index could not be made: {error!r}", HTTPStatus.INTERNAL_SERVER_ERROR)
 
+    def metrics(request: Request) -> Response:
+        from deployment.batch.exposition import exposition
+
+        try:
+            return Response(exposition(objects), media_type=CONTENT_TYPE_LATEST, headers=_FRESH)
+        except (StoreError, ValueError, OSError) as error:
+            return PlainTextResponse(
+                f"The last hour's measures cannot be read: {error}", HTTPStatus.SERVICE_UNAVAILABLE
+            )
+
     def page(request: Request) -> Response:
         path = request.path_params["path"]
         name = f"{path}{INDEX}" if path.endswith("/") else path
@@ -208,6 +219,7 @@ def application(objects: Objects, links: Mapping[str, str] | None = None) -> "St
     return Starlette(
         routes=[
             Route(HEALTH, health),
+            Route(METRICS, metrics),
             Route("/", overview),
             Route(f"/{INDEX}", overview),
             Route("/{path:path}", page),

@@ -263,7 +263,12 @@ class Settings(BaseSettings):
             raise SettingsError(f"{place} cannot be used: {problem}")
         inference = settings.inference
         places = {
-            "inference": inference.model_copy(update={"uploads": placed(folder, inference.place(settings.local))}),
+            "inference": inference.model_copy(
+                update={
+                    "uploads": placed(folder, inference.place(settings.local)),
+                    "truth": inference.truth and placed(folder, inference.truth),
+                }
+            ),
             "home": placed(folder, settings.home),
             "work": folder / settings.local.expanduser() if "://" in settings.home or settings.work else None,
             "cache": settings.cache and folder / settings.cache.expanduser(),

@@ -19,4 +19,5 @@ INFERENCE = (
     "transcripts",
     "published_transcripts",
     "review_tasks",
+    "hour_measures",
 )

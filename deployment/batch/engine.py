@@ -45,6 +45,8 @@ class Pool:
         self._idle: list[_Worker] = []
         self._busy: list[_Worker] = []
         self._failed_starts = 0
+        self.times: list[tuple[Any, float]] = []  # items that have a result, and the seconds of work for each
+        self.elapsed_s = 0.0  # from the first item of a stage to the last result, all stages together
 
     def __enter__(self) -> Self:
         """Start nothing yet: an hour without recordings needs no process."""
@@ -65,7 +67,7 @@ class Pool:
 
         What a stage raises is raised here, and the rest is not worked on.
         """
-        every = list(items)
+        every, began = list(items), time.monotonic()
         waiting = deque(range(len(every)))
         results: dict[int, ResultT | Lost[ItemT]] = {}
         deaths: Counter[int] = Counter()
@@ -90,6 +92,9 @@ class Pool:
                             self._busy.remove(worker)
                             self._idle.append(worker)
                             results[number] = result
+                            self.times.append((every[number], worker.took_s))
+            if following == len(every) - 1:
+                self.elapsed_s += time.monotonic() - began
             yield results.pop(following)
 
     def _hand_out(self, stage: Callable[[ItemT, Models], ResultT], items: Sequence[ItemT], waiting: deque[int]) -> None:
@@ -137,7 +142,7 @@ class _Worker:
         context.set_forkserver_preload([__name__, "onnxruntime"])
         self.channel, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, models), daemon=True)
-        self.number, self.since, self._begun = -1, 0.0, False
+        self.number, self.since, self.took_s, self._begun = -1, 0.0, 0.0, False
         with suppress(OSError):  # it died at once: whoever gives it an item finds nobody there
             self.process.start()
         theirs.close()
@@ -154,7 +159,7 @@ class _Worker:
     def answer(self) -> Any:
         """What it has to say: `_Begun`, or a result. Raises _Died, and whatever the stage raised."""
         try:
-            result, error = self.channel.recv()
+            result, error, self.took_s = self.channel.recv()
         except (EOFError, OSError):
             self.end()
             raise _Died(self._begun) from None
@@ -174,13 +179,14 @@ def _serve(channel: "connection.Connection[Any, Any]", models: Models) -> None:
     """Work on what comes through the pipe, until its other end is closed, by whatever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one ends it
     with suppress(EOFError, OSError):
-        channel.send((_Begun(), None))
+        channel.send((_Begun(), None, 0.0))
         while True:
             stage, item = channel.recv()
             result = failed = None
+            began = time.monotonic()
             try:
                 result = stage(item, models)
             except Exception as error:
                 error.add_note(f"in a worker:\n{traceback.format_exc()}")
                 failed = error
-            channel.send((result, failed))
+            channel.send((result, failed, time.monotonic() - began))

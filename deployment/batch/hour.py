@@ -17,6 +17,7 @@ ARRIVALS, RECORDINGS, DEAD_LETTERS = "arrivals.jsonl", "recordings.jsonl", "dead
 SPEECH, LANGUAGES, CHOSEN, HEARD = "speech.jsonl", "languages.jsonl", "models.jsonl", "heard.jsonl"
 TRANSCRIPTS, TASKS = "transcripts.jsonl", "tasks.jsonl"
 CHANGES, IN_FORCE = "changes.jsonl", "in_force.jsonl"
+MEASURES = "measures.json"
 RecordT = TypeVar("RecordT")
 
 

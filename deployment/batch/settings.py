@@ -14,7 +14,7 @@ from speech.vad import VadSettings
 
 HOUR_FORMAT = "%Y-%m-%d-%H"
 UNHEARD = frozenset(  # what no transcript of a recording depends on, but where it comes from and goes to
-    "uploads queue first_hour language publish_confidence alert_confidence workers "
+    "uploads queue first_hour language publish_confidence alert_confidence alert_failed truth workers "
     "control_share double_share reviewers claim_s".split()
 )
 HOUR_KEY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}-[0-9]{2}")
@@ -65,6 +65,14 @@ class InferenceSettings(Section):
         True,
         description="Numbers, amounts, dates and addresses as people write them, beside the words; in languages whose "
         "forms are known (de, en, es, fr, it, ru, tr), and where the model does not write so itself.",
+    )
+    alert_failed: Share = Field(
+        0.2, description="An hour of whose new recordings more than this share cannot be used is told to people."
+    )
+    truth: str | None = Field(
+        None,
+        description="JSON lines of what was really said in recordings that arrive: `name` (of the upload) or `digest`, "
+        "`text`, perhaps `domain`. Hours that have some of them say their word error rate.",
     )
     workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, description="Recordings worked on at once.")
     channels: Literal["auto", "mix", "separate"] = Field(

@@ -51,6 +51,15 @@ def send(alert: Alert, settings: AlertsSettings) -> list[str]:
     return problems
 
 
+def tell(context: dg.AssetExecutionContext, workspace: Workspace, outcome: str, reason: str) -> None:
+    """Tell people of a partition of the asset that runs, as far as the settings name anybody."""
+    url = f"{workspace.settings.dagster_url}/runs/{context.run_id}"
+    asset = context.asset_key.to_user_string()
+    alert = Alert(context.run_id, asset, context.partition_key, reason, url, "", "", outcome=outcome)
+    for problem in send(alert, workspace.settings.alerts):
+        context.log.error(problem)
+
+
 def configured(settings: AlertsSettings) -> bool:
     """Whether anybody is told."""
     return any(True for _ in _senders(settings))

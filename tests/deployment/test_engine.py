@@ -54,6 +54,21 @@ def endless_at(number: int, models: Models, fatal: int) -> int:
     return number
 
 
+def slept(seconds: float, models: Models) -> float:
+    time.sleep(seconds)
+    return seconds
+
+
+def test_the_work_for_each_item_is_timed_where_it_is_done(models: Models) -> None:
+    """Waiting for a worker, and the start of one, are not the item's."""
+    with Pool(models, 1) as pool:
+        assert list(pool.each(slept, [0.2, 0.05])) == [0.2, 0.05]
+        assert list(pool.each(slept, [])) == []
+    assert [item for item, _ in pool.times] == [0.2, 0.05]
+    assert [took_s for _, took_s in pool.times] == pytest.approx([0.2, 0.05], abs=0.04)
+    assert pool.elapsed_s >= 0.25
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_results_come_in_the_order_of_the_items(models: Models, workers: int) -> None:
     with Pool(models, workers) as pool:

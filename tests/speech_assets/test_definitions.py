@@ -37,6 +37,13 @@ GRAPH = {
     "transcripts": ["incoming_audio", "normalized_recordings", "recognized_segments"],
     "published_transcripts": ["incoming_audio", "transcripts"],
     "review_tasks": ["normalized_recordings", "published_transcripts", "transcripts"],
+    "hour_measures": [
+        "incoming_audio",
+        "normalized_recordings",
+        "published_transcripts",
+        "review_tasks",
+        "transcripts",
+    ],
 }
 BY_HOUR = set(INFERENCE)
 MADE_BY = dict.fromkeys(LABEL_MODELS, "label_models")  # functions that make several assets

@@ -250,10 +250,12 @@ def test_a_sure_recording_of_the_control_sample_is_published_and_asked_about(hou
 
 
 def test_an_hour_in_which_nothing_arrived_is_whole(house: House) -> None:
+    from speech_assets.chain import INFERENCE
+
     result = house.transcribe("2026-11-26-08")
     assert result.success
     assert all(checks(result).values())
-    assert len(result.get_asset_materialization_events()) == 8
+    assert len(result.get_asset_materialization_events()) == len(INFERENCE)
 
 
 def test_a_recording_whose_language_has_no_champion_is_heard_by_the_usual_one_and_says_so(house: House) -> None:

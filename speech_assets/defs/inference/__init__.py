@@ -19,6 +19,7 @@ from speech_assets.defs.inference.arrivals import (
     transcribe_what_came,
 )
 from speech_assets.defs.inference.language import spoken_language
+from speech_assets.defs.inference.measures import hour_measures
 from speech_assets.defs.inference.people import review_tasks
 from speech_assets.defs.inference.recognition import recognized_segments
 from speech_assets.defs.inference.sound import normalized_recordings, requeue, speech_segments
@@ -63,6 +64,13 @@ def definitions(grid: Grid) -> dg.Definitions:
             deps=["transcripts", "published_transcripts", "normalized_recordings"],
             check_specs=[check("each_transcript_went_one_way", asset="review_tasks", blocking=True)],
         )(review_tasks),
+        asset(
+            code_version=version_of(str(settings.alert_failed)),
+            deps=["incoming_audio", "normalized_recordings", "transcripts", "published_transcripts", "review_tasks"],
+            check_specs=[
+                check("failing_share", asset="hour_measures", description="An hour that fails is told to people.")
+            ],
+        )(hour_measures),
     ]
     job = dg.define_asset_job(
         TRANSCRIBE,

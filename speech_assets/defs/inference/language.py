@@ -1,7 +1,6 @@
 """What is spoken where in recordings."""
 
 from collections import defaultdict
-from collections.abc import Iterable
 from functools import partial
 
 import dagster as dg
@@ -10,9 +9,9 @@ from deployment.batch.engine import Lost
 from deployment.batch.hour import LANGUAGES
 from deployment.batch.stages.items import Languages
 from deployment.batch.stages.language import Speaking, as_given, languages_in
-from speech.labels import LabelBundle
 from speech.language import Spoken
 from speech.plain import to_lines
+from speech_assets.defs.inference.measures import note_times
 from speech_assets.defs.inference.pool import label_model, pool_of, told
 from speech_assets.defs.metadata import markdown_table, place_of
 from speech_assets.defs.resources import Workspace
@@ -35,7 +34,11 @@ def spoken_language(context: dg.AssetExecutionContext, workspace: dg.ResourcePar
                 given.append(as_given(item))
             else:
                 asked.append(item)
-    found = [*given, *_listened(context, workspace, model, asked)] if model is not None else given
+    work = partial(languages_in, settings=settings.spoken_language)
+    with pool_of(workspace, labels={"language": model} if model is not None else {}) as pool:
+        done = told(context, pool.each(work, asked), len(asked))
+        found = [*given, *(as_given(one.item) if isinstance(one, Lost) else one for one in done)]
+    took = [(item.sound.id, took_s) for item, took_s in pool.times]
     found.sort(key=lambda one: (one.id, -1 if one.channel is None else one.channel))
     published = hour.publish("spoken_language", {LANGUAGES: to_lines(found)})
     seconds: defaultdict[str, float] = defaultdict(float)
@@ -51,17 +54,8 @@ def spoken_language(context: dg.AssetExecutionContext, workspace: dg.ResourcePar
                 ("language", "seconds of speech"),
                 [(name, round(lasted, 1)) for name, lasted in sorted(seconds.items())],
             ),
+            **note_times(context, workspace, pool, took, sum(item.sound.quality.duration_s for item in asked)),
             "manifest": place_of(published, LANGUAGES),
         },
         data_version=dg.DataVersion(published.digest),
     )
-
-
-def _listened(
-    context: dg.AssetExecutionContext, workspace: Workspace, model: LabelBundle, asked: list[Speaking]
-) -> Iterable[Languages]:
-    """What the model hears in each sound; one that it dies of is taken as given."""
-    work = partial(languages_in, settings=workspace.settings.inference.spoken_language)
-    with pool_of(workspace, labels={"language": model}) as pool:
-        for one in told(context, pool.each(work, asked), len(asked)):
-            yield as_given(one.item) if isinstance(one, Lost) else one

@@ -1,9 +1,8 @@
 """What is said, and by whose champion it is heard."""
 
 import functools
-import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 import dagster as dg
@@ -16,6 +15,7 @@ from deployment.transcribe import champion_bundle
 from speech.bundle import ModelBundle
 from speech.labels import UNKNOWN
 from speech.plain import to_lines
+from speech_assets.defs.inference.measures import note_times
 from speech_assets.defs.inference.pool import pool_of, told
 from speech_assets.defs.metadata import markdown_table, place_of
 from speech_assets.defs.resources import Workspace
@@ -33,10 +33,9 @@ def recognized_segments(
     chosen, bundles = _chosen(languages, workspace)
     by = {choice.spoken: choice for choice in chosen}
     pieces = pieces_of(recordings, languages, by)
-    began = time.monotonic()
     with pool_of(workspace, bundles) as pool:
         heard = sorted(told(context, _heard(pool, pieces), len(pieces)), key=order_of)
-    took_s = time.monotonic() - began
+    took = [share for batch, took_s in pool.times for share in _shares(batch, took_s)]
     counts = Counter(found.spoken.language for found in languages)
     published = hour.publish("recognized_segments", {CHOSEN: to_lines(chosen), HEARD: to_lines(heard)})
     seconds = sum(piece.stretch.end_s - piece.stretch.start_s for piece in pieces)
@@ -51,7 +50,7 @@ def recognized_segments(
                     for choice in sorted(chosen, key=lambda choice: choice.spoken)
                 ],
             ),
-            "audio_seconds_a_second": round(seconds / took_s, 1) if heard else 0.0,
+            **note_times(context, workspace, pool, took, seconds),
             "manifest": place_of(published, HEARD),
         },
         data_version=dg.DataVersion(published.digest),
@@ -101,6 +100,13 @@ def _chosen(languages: Iterable[Languages], workspace: Workspace) -> tuple[list[
             )
         )
     return chosen, bundles
+
+
+def _shares(batch: Sequence[Piece], took_s: float) -> list[tuple[str, float]]:
+    """What each piece of a batch took of its time, by recording: as much as it is long."""
+    lengths = [piece.stretch.end_s - piece.stretch.start_s for piece in batch]
+    whole = sum(lengths) or 1.0
+    return [(piece.id, took_s * length / whole) for piece, length in zip(batch, lengths, strict=True)]
 
 
 def _heard(pool: Pool, pieces: Iterable[Piece]) -> Iterator[Heard]:

@@ -14,6 +14,7 @@ from deployment.batch.stages.normalization import normalized, not_normalized
 from deployment.batch.stages.speech import not_looked_through, speech_in
 from speech.plain import to_lines
 from speech.store.outputs import write_atomically
+from speech_assets.defs.inference.measures import note_times
 from speech_assets.defs.inference.pool import pool_of, told
 from speech_assets.defs.metadata import markdown_table, place_of
 from speech_assets.defs.partitions import CPU_POOL
@@ -33,6 +34,7 @@ def normalized_recordings(
             work = partial(normalized, folder=staging.path, settings=settings)
             done = told(context, pool.each(work, arrivals), len(arrivals))
             outcomes = [not_normalized(one.item) if isinstance(one, Lost) else one for one in done]
+        took = [(arrival.recording, took_s) for arrival, took_s in pool.times]
         kept = [outcome for outcome in outcomes if isinstance(outcome, NormalizedRecording)]
         dead = [outcome for outcome in outcomes if isinstance(outcome, DeadLetter)]
         write_atomically(staging.path / RECORDINGS, to_lines(kept))
@@ -50,6 +52,7 @@ def normalized_recordings(
                 ("id", "name", "code", "reason", "tries"),
                 [(row.id[:12], row.name, row.code, row.reason, row.tries) for row in dead],
             ),
+            **note_times(context, workspace, pool, took, sum(row.recording.duration_s for row in kept)),
             "manifest": place_of(published, RECORDINGS),
         },
         data_version=dg.DataVersion(published.digest),
@@ -65,6 +68,7 @@ def speech_segments(context: dg.AssetExecutionContext, workspace: dg.ResourcePar
         work = partial(speech_in, settings=settings.vad)
         done = told(context, pool.each(work, sounds), len(sounds))
         found = [not_looked_through(one.item, settings.vad) if isinstance(one, Lost) else one for one in done]
+    took = [(sound.id, took_s) for sound, took_s in pool.times]
     published = hour.publish("speech_segments", {SPEECH: to_lines(found)})
     seconds = sum(stretch.end_s - stretch.start_s for speech in found for stretch in speech.stretches)
     return dg.MaterializeResult(
@@ -72,6 +76,7 @@ def speech_segments(context: dg.AssetExecutionContext, workspace: dg.ResourcePar
             "segments": sum(len(speech.stretches) for speech in found),
             "speech_hours": round(seconds / 3600, 4),
             "without_speech": sum(not speech.stretches for speech in found),
+            **note_times(context, workspace, pool, took, sum(sound.quality.duration_s for sound in sounds)),
             "manifest": place_of(published, SPEECH),
         },
         data_version=dg.DataVersion(published.digest),

@@ -12,7 +12,7 @@ from deployment.batch.stages.merging import transcript_from
 from deployment.batch.versions import Change, InForce, Versions, change_of, recording_of, shown
 from speech.plain import to_lines
 from speech.store.outputs import write_atomically
-from speech_assets.defs.alerts import Alert, send
+from speech_assets.defs.alerts import tell
 from speech_assets.defs.metadata import markdown_table, place_of
 from speech_assets.defs.resources import Workspace
 from speech_assets.defs.retries import retried_when_unreachable
@@ -47,7 +47,7 @@ def transcripts(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[W
     mean = sum(scores) / len(scores) if scores else None
     sure = mean is None or mean >= settings.alert_confidence
     if not sure:
-        _tell(context, workspace, f"the mean confidence is {mean:.2f}, below {settings.alert_confidence:g}")
+        tell(context, workspace, "unsure", f"the mean confidence is {mean:.2f}, below {settings.alert_confidence:g}")
     return dg.MaterializeResult(
         metadata={
             **counts,
@@ -148,11 +148,3 @@ def _changed(changes: Sequence[Change]) -> dict[str, Any]:
             ],
         ),
     }
-
-
-def _tell(context: dg.AssetExecutionContext, workspace: Workspace, reason: str) -> None:
-    """Tell people of an hour."""
-    url = f"{workspace.settings.dagster_url}/runs/{context.run_id}"
-    alert = Alert(context.run_id, "transcripts", context.partition_key, reason, url, "", "", outcome="unsure")
-    for problem in send(alert, workspace.settings.alerts):
-        context.log.error(problem)

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from deployment.aws import s3_place
 from speech.language import LanguageSettings
 from speech.settings import Section, Share
+from speech.understanding.personal import PersonalData
 from speech.vad import VadSettings
 
 HOUR_FORMAT = "%Y-%m-%d-%H"
@@ -65,6 +66,15 @@ class InferenceSettings(Section):
         True,
         description="Numbers, amounts, dates and addresses as people write them, beside the words; in languages whose "
         "forms are known (de, en, es, fr, it, ru, tr), and where the model does not write so itself.",
+    )
+    redact: tuple[PersonalData, ...] = Field(
+        (),
+        description="Kinds of personal data that published transcripts, review tasks and their clips may not hold: "
+        'CREDIT_CARD, PHONE, EMAIL, IBAN, SSN. A label such as "[PHONE]" takes their place, and silence in the audio. '
+        "None: all is kept.",
+    )
+    redaction_padding_s: float = Field(
+        0.2, ge=0, description="Silence before and after what is taken out of the audio (seconds)."
     )
     workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, description="Recordings worked on at once.")
     channels: Literal["auto", "mix", "separate"] = Field(

@@ -350,6 +350,32 @@ def test_an_hour_that_failed_is_asked_for_again_and_one_under_way_is_not(house: 
     assert house.asked(end)[0] == []
 
 
+def test_personal_data_is_in_nothing_that_is_published_or_asked_about(house: House) -> None:
+    pause = np.zeros(24_000, np.float32)
+
+    def call(amplitude: float) -> bytes:
+        groups = ("six", "two one two", "five six seven", "one three", "four nine")  # a number said with pauses
+        sound = [pause]
+        for group in groups:
+            sound += [tones(group.split(), "en", amplitude), pause]
+        return sound_bytes(np.concatenate(sound))
+
+    house.upload(en__sure_wav=call(LOUD), en__unsure_wav=call(QUIET))
+    house.receive()
+    assert house.changed(redact=("PHONE",)).transcribe().success
+    (public,) = house.hour.published()
+    assert public.text == "six [PHONE] [PHONE] [PHONE] [PHONE]"
+    tasks = house.hour.tasks()
+    assert {task.text for task in tasks} == {"six", "[PHONE]"}
+    for asset in ("transcripts", "published_transcripts", "review_tasks"):
+        files = [path for path in Path(house.hour.output(asset).path).rglob("*.*") if path.suffix != ".flac"]
+        assert files
+        assert not [path for path in files if b"seven" in path.read_bytes() or b"567" in path.read_bytes()]
+    for task in tasks:
+        clip, _ = soundfile.read(house.workspace.objects.located(task.clip))
+        assert clip.any() == (task.text == "six")
+
+
 def test_uploads_are_received_by_a_job(house: House) -> None:
     from speech_assets.definitions import build
 

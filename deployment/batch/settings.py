@@ -16,7 +16,7 @@ from speech.vad import VadSettings
 HOUR_FORMAT = "%Y-%m-%d-%H"
 UNHEARD = frozenset(  # what no transcript of a recording depends on, but where it comes from and goes to
     "uploads queue first_hour language publish_confidence alert_confidence workers "
-    "control_share double_share reviewers claim_s".split()
+    "control_share double_share reviewers claim_s redaction_padding_s".split()
 )
 HOUR_KEY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}-[0-9]{2}")
 

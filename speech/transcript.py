@@ -17,6 +17,7 @@ from speech.plain import from_plain, to_plain
 from speech.quality import Quality
 from speech.scripts import is_unspaced, join_words, may_part
 from speech.segments import phrases
+from speech.understanding.conversation import Conversation
 
 SCHEMA_VERSION = 2
 CUE_SECONDS = 6.0  # subtitles change about this often at the slowest
@@ -44,6 +45,10 @@ class Word:
     written: Annotated[
         str | None,
         Field(description="As people write it; empty where an earlier word's stands for it, too; null: not asked for."),
+    ] = None
+    redacted: Annotated[
+        str | None,
+        Field(description="Kind of the personal data that was said here, of which only a label is left; null: none."),
     ] = None
 
 
@@ -131,6 +136,9 @@ class Transcript:
         tuple[str, ...], Field(description="Stages that were left out or did less than asked, such as under load.")
     ] = ()
     quality: Annotated[Quality | None, Field(description="Measures of the recording; null: not measured.")] = None
+    conversation: Annotated[
+        Conversation | None, Field(description="Who talked how much and how; null: not measured, or nobody talks.")
+    ] = None
     segments: tuple[Segment, ...]
 
     @computed_field(description="All words, one line.")  # type: ignore[prop-decorator]

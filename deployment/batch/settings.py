@@ -10,12 +10,13 @@ from pydantic import Field, field_validator, model_validator
 from deployment.aws import s3_place
 from speech.language import LanguageSettings
 from speech.settings import Section, Share
+from speech.understanding.personal import PersonalData
 from speech.vad import VadSettings
 
 HOUR_FORMAT = "%Y-%m-%d-%H"
 UNHEARD = frozenset(  # what no transcript of a recording depends on, but where it comes from and goes to
     "uploads queue first_hour language publish_confidence alert_confidence alert_failed truth workers "
-    "control_share double_share reviewers claim_s".split()
+    "control_share double_share reviewers claim_s redaction_padding_s".split()
 )
 HOUR_KEY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}-[0-9]{2}")
 
@@ -73,6 +74,15 @@ class InferenceSettings(Section):
         None,
         description="JSON lines of what was really said in recordings that arrive: `name` (of the upload) or `digest`, "
         "`text`, perhaps `domain`. Hours that have some of them say their word error rate.",
+    )
+    redact: tuple[PersonalData, ...] = Field(
+        (),
+        description="Kinds of personal data that published transcripts, review tasks and their clips may not hold: "
+        'CREDIT_CARD, PHONE, EMAIL, IBAN, SSN. A label such as "[PHONE]" takes their place, and silence in the audio. '
+        "None: all is kept.",
+    )
+    redaction_padding_s: float = Field(
+        0.2, ge=0, description="Silence before and after what is taken out of the audio (seconds)."
     )
     workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, description="Recordings worked on at once.")
     channels: Literal["auto", "mix", "separate"] = Field(

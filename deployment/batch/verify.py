@@ -219,7 +219,7 @@ def _words(kept: tuple[Word, ...], again: tuple[Word, ...]) -> Iterator[str]:
         )
         return
     pairs = list(zip(kept, again, strict=True))
-    for name in ("start_s", "end_s", "confidence", "speaker", "channel", "written"):
+    for name in ("start_s", "end_s", "confidence", "speaker", "channel", "written", "redacted"):
         others = [(a, getattr(a, name), getattr(b, name)) for a, b in pairs if getattr(a, name) != getattr(b, name)]
         if others:
             word, was, comes = others[0]

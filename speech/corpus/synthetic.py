@@ -275,6 +275,12 @@ def sentences(
         yield _sentence(grammar, draw, phrases)
 
 
+def filled(template: str, language: str, draw: random.Random) -> tuple[str, dict[str, str]]:
+    """A template of the language's grammar with its slots filled: as written, and the slots' written forms."""
+    slots: dict[str, str] = {}
+    return _filled(template, _grammar(language, VOCABULARY), draw, slots), slots
+
+
 def _sentence(grammar: Mapping[str, Any], draw: random.Random, phrases: int) -> Sentence:
     kinds = [kind for kind in grammar["sentences"] if kind.get("since", 0) <= phrases]
     kind = draw.choices(kinds, weights=[kind["weight"] for kind in kinds])[0]

@@ -86,7 +86,7 @@ def _run_of_digits(words: Sequence[str], place: int, language: str) -> tuple[str
     """The digits that begin at a place, none where they are no number, and the place behind their words."""
     if place and words[place - 1].lower() in _tens(language):
         return "", place + 1  # "forty two": no digit of its own
-    known, times, hundred = _digit_words(language), _TIMES.get(language, {}), _HUNDRED.get(language)
+    known, times, hundred = digit_words(language), _TIMES.get(language, {}), _HUNDRED.get(language)
     digits, end, prefix = "", place, ""
     while end < len(words):
         word, after = words[end].lower(), words[end + 1].lower() if end + 1 < len(words) else ""
@@ -109,9 +109,12 @@ def _run_of_digits(words: Sequence[str], place: int, language: str) -> tuple[str
 
 
 @functools.cache
-def _digit_words(language: str) -> Mapping[str, str]:
+def digit_words(language: str) -> Mapping[str, str]:
+    """The ten digits as they are said one by one; none in a language whose numbers are not written here."""
     from num2words import num2words
 
+    if language not in LIBRARY_LANGUAGES:
+        return {}
     said = {str(num2words(digit, lang=language)): str(digit) for digit in range(10)}
     return {**said, **_MORE_DIGITS.get(language, {})}
 

@@ -40,5 +40,24 @@ def test_a_segment_is_written_in_its_own_language() -> None:
 
 def test_what_a_model_wrote_itself_and_what_nobody_asked_for_is_left_alone() -> None:
     said = transcript_of("Pay forty two dollars, please.")
-    assert understood(said, InferenceSettings(), writes=True) == said
-    assert understood(said, InferenceSettings(written_forms=False)) == said
+    assert understood(said, InferenceSettings(), writes=True).segments == said.segments
+    assert understood(said, InferenceSettings(written_forms=False)).segments == said.segments
+
+
+def test_personal_data_is_found_by_written_forms_that_nobody_asked_to_see_and_in_what_a_model_wrote() -> None:
+    said = transcript_of("call four one five five five five two six seven one")
+    for settings in ({"written_forms": True}, {"written_forms": False}):
+        made = understood(said, InferenceSettings(redact=("PHONE",), **settings))
+        assert made.text == "call [PHONE]"
+        assert made.segments[0].written == ("call [PHONE]" if settings["written_forms"] else None)
+    wrote = understood(transcript_of("Call 415-555-2671!"), InferenceSettings(redact=("PHONE",)), writes=True)
+    assert wrote.text == "Call [PHONE]"
+
+
+def test_a_call_is_measured_by_all_its_words_whatever_labels_stand_for() -> None:
+    said = transcript_of("call four one five five five five two six seven one", "", "thanks")
+    kept, taken = understood(said, InferenceSettings()), understood(said, InferenceSettings(redact=("PHONE",)))
+    assert kept.conversation == taken.conversation
+    assert kept.conversation is not None
+    assert kept.conversation.speakers[0].talk_s == 1.2
+    assert understood(transcript_of(), InferenceSettings()).conversation is None

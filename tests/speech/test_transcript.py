@@ -10,6 +10,7 @@ import pytest
 
 from speech.quality import Quality
 from speech.transcript import Intent, Segment, Transcript, TranscriptError, Word
+from speech.understanding.conversation import measured
 
 
 def words(text: str, start_s: float = 0.0, speaker: str | None = None, each_s: float = 0.5) -> tuple[Word, ...]:
@@ -48,13 +49,14 @@ QUALITY = Quality(10.0, -23.0, -3.0, 31.0, 0.0, 0.2, 3_400.0)
 
 def test_every_field_crosses_json() -> None:
     """What one stage fills the next must find."""
-    word = Word("forty", 0.0, 0.5, 0.9, speaker="a", channel=1, written="$42")
+    word = Word("forty", 0.0, 0.5, 0.9, speaker="a", channel=1, written="$42", redacted="PHONE")
     full = replace(
         transcript(Segment((word,), 0.0, 0.5, "a", 0.8, "$42", Intent("pay", 0.7, {"amount": "42"}), "de", 1)),
         **{"id": "t-2", "version": 2, "supersedes": "t-1", "source_key": "incoming/a.wav", "code_version": "0.1.0"},
         model_digests={"recognition": "e" * 64},
         degraded=("speakers",),
         quality=QUALITY,
+        conversation=measured(transcript(AGENT, CALLER).segments, 10.0),
     )
     for kind, record in ((Transcript, full), (Segment, full.segments[0]), (Word, word)):
         unset = [part.name for part in fields(kind) if getattr(record, part.name) == part.default]

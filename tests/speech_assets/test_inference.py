@@ -16,6 +16,7 @@ import soundfile
 
 from deployment.batch.arrivals import arrivals_of, hours_with_arrivals, receive
 from speech.language import LanguageSettings
+from speech.vad import VadSettings
 from tests.sounds import sound_bytes
 from tests.toy_bundle import tones
 from tests.toy_labels import write_toy_labels
@@ -98,7 +99,6 @@ def house(deployment, tmp_path: Path, empty_registry: Callable[[Path], None]) ->
     import dagster as dg
 
     from deployment.settings import Settings
-    from speech.vad import VadSettings
     from speech_assets.defs.resources import Workspace
 
     home = tmp_path / "home"
@@ -350,6 +350,33 @@ def test_an_hour_that_failed_is_asked_for_again_and_one_under_way_is_not(house: 
     assert house.asked(end)[0] == [HOUR]
     assert house.transcribe().success
     assert house.asked(end)[0] == []
+
+
+def test_personal_data_is_in_nothing_that_is_published_or_asked_about(house: House) -> None:
+    pause = np.zeros(24_000, np.float32)
+
+    def call(amplitude: float) -> bytes:
+        groups = ("six", "two one two", "five six seven", "one three four nine")  # a number said with pauses
+        sound = [pause]
+        for group in groups:
+            sound += [tones(group.split(), "en", amplitude), pause]
+        return sound_bytes(np.concatenate(sound))
+
+    house.upload(en__sure_wav=call(LOUD), en__unsure_wav=call(QUIET))
+    house.receive()
+    tones_are_speech = VadSettings(threshold=0.002, release=0.0002)
+    assert house.changed(redact=("PHONE",), vad=tones_are_speech).transcribe().success
+    (public,) = house.hour.published()
+    assert public.text == "six [PHONE] [PHONE] [PHONE]"
+    tasks = house.hour.tasks()
+    assert {task.text for task in tasks} == {"six", "[PHONE]"}
+    for asset in ("transcripts", "published_transcripts", "review_tasks"):
+        files = [path for path in Path(house.hour.output(asset).path).rglob("*.*") if path.suffix != ".flac"]
+        assert files
+        assert not [path for path in files if b"seven" in path.read_bytes() or b'"567"' in path.read_bytes()]
+    for task in tasks:
+        clip, _ = soundfile.read(house.workspace.objects.located(task.clip))
+        assert clip.any() == (task.text == "six")
 
 
 def test_uploads_are_received_by_a_job(house: House) -> None:

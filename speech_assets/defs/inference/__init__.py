@@ -51,7 +51,7 @@ def definitions(grid: Grid) -> dg.Definitions:
         )(spoken_language),
         asset(kinds={"onnx"}, deps=["spoken_language", "normalized_recordings"])(recognized_segments),
         asset(
-            code_version=version_of(str(settings.written_forms)),
+            code_version=version_of(f"{settings.written_forms} {settings.redact}"),
             deps=["recognized_segments", "normalized_recordings", "incoming_audio"],
             check_specs=[
                 check("every_recording_accounted_for", asset="transcripts", blocking=True),
@@ -60,7 +60,7 @@ def definitions(grid: Grid) -> dg.Definitions:
         )(transcripts),
         asset(deps=["transcripts", "incoming_audio"], code_version=by_threshold)(published_transcripts),
         asset(
-            code_version=version_of(by_threshold, str(settings.control_share)),
+            code_version=version_of(by_threshold, f"{settings.control_share} {settings.redaction_padding_s}"),
             deps=["transcripts", "published_transcripts", "normalized_recordings"],
             check_specs=[check("each_transcript_went_one_way", asset="review_tasks", blocking=True)],
         )(review_tasks),

@@ -13,6 +13,7 @@ from deployment.batch.stages.recognition import samples_of
 from speech.audio.decode import write_flac_chunks
 from speech.plain import to_lines
 from speech.store.outputs import write_atomically
+from speech.understanding.personal import silenced, silences
 from speech.vad import Stretch
 from speech_assets.defs.metadata import markdown_table, place_of
 from speech_assets.defs.resources import Workspace
@@ -27,9 +28,11 @@ def review_tasks(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[
     recordings = {row.recording.digest: row for row in hour.recordings()}
     written = hour.transcripts()
     public = {transcript.id for transcript in hour.published()}
+    padding_s = workspace.settings.inference.redaction_padding_s
+    silent = {transcript.id or "": silences(transcript, padding_s) for transcript in written}
     with workspace.store.replace("review_tasks", hour.key) as staging:
         tasks = [
-            _clipped(task, recordings[transcript.source_digest], workspace, staging.path)
+            _clipped(task, recordings[transcript.source_digest], silent[transcript.id or ""], workspace, staging.path)
             for transcript in written
             for task in tasks_of(
                 transcript, transcript.id in public, settings.publish_confidence, settings.control_share
@@ -60,14 +63,20 @@ def review_tasks(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[
     )
 
 
-def _clipped(task: ReviewTask, recording: NormalizedRecording, workspace: Workspace, folder: Path) -> ReviewTask:
-    """The task with its clip written into `folder`."""
+def _clipped(
+    task: ReviewTask,
+    recording: NormalizedRecording,
+    silent: list[tuple[float, float]],
+    workspace: Workspace,
+    folder: Path,
+) -> ReviewTask:
+    """The task with its clip written into `folder`, without what was taken out of the transcript."""
     place = folder / task.clip
     place.parent.mkdir(exist_ok=True)
     stretch = Stretch(task.clip_start_s, task.end_s + CLIP_PADDING_S)
     own = [sound for sound in recording.sounds if sound.channel == task.channel] or recording.sounds
     sounds = [samples_of(sound.audio, stretch, workspace.objects) for sound in own]
-    write_flac_chunks([_mixed(sounds)], place)
+    write_flac_chunks([silenced(_mixed(sounds), task.clip_start_s, silent)], place)
     return task
 
 

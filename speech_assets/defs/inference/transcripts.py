@@ -1,6 +1,6 @@
 """Transcripts, and those of them that are sure enough to be used as they are."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import dagster as dg
@@ -12,6 +12,8 @@ from deployment.batch.stages.merging import transcript_from
 from deployment.batch.versions import Change, InForce, Versions, change_of, recording_of, shown
 from speech.plain import to_lines
 from speech.store.outputs import write_atomically
+from speech.transcript import Transcript
+from speech.understanding.personal import kinds_in
 from speech_assets.defs.alerts import tell
 from speech_assets.defs.metadata import markdown_table, place_of
 from speech_assets.defs.resources import Workspace
@@ -60,6 +62,8 @@ def transcripts(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[W
                 ],
             ),
             **_changed(changes),
+            "conversations": _conversations([(row.name, said) for row, said in zip(recordings, made, strict=True)]),
+            "redacted": markdown_table(("kind", "finds"), sorted(kinds_in(made).items())),
             "manifest": place_of(published, TRANSCRIPTS),
         },
         data_version=dg.DataVersion(published.digest),
@@ -148,3 +152,14 @@ def _changed(changes: Sequence[Change]) -> dict[str, Any]:
             ],
         ),
     }
+
+
+def _conversations(named: Iterable[tuple[str, Transcript]]) -> dg.MarkdownMetadataValue:
+    """How much each speaker of each recording talked, and how."""
+    rows = [
+        (name, of.speaker, of.talk_s, f"{of.share:.0%}", of.turns, of.longest_turn_s, of.words_per_minute)
+        for name, said in named
+        if said.conversation
+        for of in said.conversation.speakers
+    ]
+    return markdown_table(("recording", "speaker", "talk (s)", "share", "turns", "longest turn (s)", "words/min"), rows)

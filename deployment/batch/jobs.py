@@ -127,7 +127,7 @@ class Jobs:
         Raises:
             Problem: the language is not one of the deployment's, the webhook is not allowed, or the key is none.
         """
-        if key is not None and not (0 < len(key) <= LONGEST_KEY and key.isprintable()):
+        if key is not None and not (key.strip() and len(key) <= LONGEST_KEY and key.isprintable()):
             detail = f"An Idempotency-Key is 1 to {LONGEST_KEY} printable characters, such as a UUID."
             raise Problem(400, "bad-idempotency-key", "Idempotency key cannot be used", detail)
         if webhook is not None:

@@ -189,6 +189,7 @@ async def _named(request: Request, idle_s: float) -> JobRequest:
     """The request that names a recording. Raises Problem where it is none."""
     upload = await receive(request, JSON_BYTES, idle_s)
     try:
+        upload.file.seek(0)
         return JobRequest.model_validate_json(upload.file.read())
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(str(at) for at in e['loc']) or 'body'}: {e['msg']}" for e in error.errors())

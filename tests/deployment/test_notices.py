@@ -93,6 +93,8 @@ def test_a_receiver_that_fails_twice_gets_it_once_it_answers(home: Objects, rece
     assert done[-1].sent == 1
     assert (kept(home, WAITING), kept(home, SENT), kept(home, DEAD)) == ([], ["job-1"], [])
     assert {body for _, _, body in receiver.got} == {BODY.encode()}
+    moments = [int(headers["webhook-timestamp"]) for _, headers, _ in receiver.got]
+    assert moments[0] < moments[1] < moments[2]  # receivers refuse one that is minutes old
 
 
 def test_a_notice_is_signed_as_the_standard_says_with_each_secret(home: Objects, receiver: Receiver) -> None:

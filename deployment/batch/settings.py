@@ -5,9 +5,10 @@ import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from deployment.aws import s3_place
+from deployment.batch.webhooks import keys_of
 from speech.language import LanguageSettings
 from speech.settings import Section, Share
 from speech.understanding.personal import PersonalData
@@ -34,6 +35,20 @@ class InferenceSettings(Section):
         description="Address of an SQS queue that gets the bucket's events, `s3:ObjectCreated:*`, also by way of SNS "
         "or EventBridge; None: the bucket is listed.",
     )
+    job_sources: tuple[str, ...] = Field(
+        (),
+        description="Places in S3 whose recordings a job may name by their URI, as s3://bucket/prefix; none: jobs are "
+        "given their recording.",
+    )
+    webhook_secret: SecretStr | None = Field(
+        None,
+        description="Signs notices to webhooks: `whsec_` and the base64 of at least 24 random bytes; several, with "
+        "spaces between, while one takes another's place. Give it by SOUNDSTAGE_INFERENCE__WEBHOOK_SECRET. None: jobs "
+        "with a webhook are refused.",
+    )
+    webhook_http: bool = Field(False, description="Whether webhooks may be http:// too.")
+    webhook_private: bool = Field(False, description="Whether webhooks may be in a private network.")
+    topic: str | None = Field(None, description="ARN of an SNS topic that is told of each job that has ended.")
     first_hour: str | None = Field(
         None, description="First hour, UTC, as YYYY-MM-DD-HH; None: the first of `first_quarter`."
     )
@@ -105,6 +120,27 @@ class InferenceSettings(Section):
         if uploads is not None and is_uri(uploads):
             s3_place(uploads)
         return uploads
+
+    @field_validator("job_sources")
+    @classmethod
+    def _are_in_s3(cls, places: tuple[str, ...]) -> tuple[str, ...]:
+        for place in places:
+            s3_place(place)
+        return places
+
+    @field_validator("topic")
+    @classmethod
+    def _is_a_topic(cls, topic: str | None) -> str | None:
+        if topic is not None and not topic.startswith("arn:"):
+            raise ValueError(f"must be the ARN of a topic, such as arn:aws:sns:eu-west-1:1234:jobs; got '{topic}'")
+        return topic
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _can_sign(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None and not keys_of(secret.get_secret_value()):
+            raise ValueError("must not be empty")
+        return secret
 
     @field_validator("first_hour")
     @classmethod

@@ -157,10 +157,13 @@ class Serving:
         ]
 
     @contextlib.contextmanager
-    def receiving(self) -> Iterator[None]:
-        """Count a recording that is being received; refuses when there are too many, or nobody would have time."""
+    def receiving(self, *, for_later: bool = False) -> Iterator[None]:
+        """Count a recording that is being received; refuses when there are too many.
+
+        It also does when nobody would have time for it, unless it is `for_later`.
+        """
         with self._lock:
-            if self._receiving >= self.options.upload_limit or self._full():
+            if self._receiving >= self.options.upload_limit or (self._full() and not for_later):
                 raise _busy()
             self._receiving += 1
         try:
@@ -288,13 +291,6 @@ def _errors(report: ReplicaReport) -> list[str]:
     """What keeps a replica from following the document, or from serving what it says."""
     errors = [f"{lang}: {why}" for lang, said in report.languages.items() for why in said.errors.values()]
     return [report.error] * bool(report.error) + errors
-
-
-def answer_format(wanted: str) -> str:
-    """The format as it was asked for. Raises Problem for one that there is not."""
-    if wanted not in FORMATS:
-        raise Problem(400, "unknown-format", "Unknown format", f"Ask for one of {', '.join(FORMATS)} as `format=`.")
-    return wanted
 
 
 def _busy() -> Problem:

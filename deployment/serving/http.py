@@ -24,6 +24,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deployment.batch.jobs import Jobs
 from deployment.release.document import ReleaseDocumentError
 from deployment.release.reports import BUNDLE_HEADER, RUNNING_PATH, TIMING_HEADER, WORK_TIMING
 from deployment.serving.answers import (
@@ -35,11 +36,13 @@ from deployment.serving.answers import (
     ReleaseAnswer,
     TranscriptAnswer,
 )
-from deployment.serving.core import FORMATS, Answer, Serving, ServingOptions, Source, answer_format
+from deployment.serving.core import FORMATS, Answer, Serving, ServingOptions, Source
+from deployment.serving.formats import chosen_format
+from deployment.serving.jobs import add_jobs
 from deployment.serving.metrics import Metrics
 from deployment.serving.problems import Problem
 from deployment.serving.transcription import Cancelled
-from deployment.serving.uploads import Upload, receive
+from deployment.serving.uploads import Upload, received
 from speech.plain import to_plain
 from speech.store.objects import StoreError
 
@@ -53,8 +56,8 @@ DISCONNECT_POLL_S = 0.25
 log = logging.getLogger(__name__)
 
 
-def create_app(options: ServingOptions) -> FastAPI:
-    """The application of one replica; its lifespan starts and ends everything else."""
+def create_app(options: ServingOptions, jobs: Jobs | None = None) -> FastAPI:
+    """The application of one replica; its lifespan starts and ends everything else. With `jobs` it takes those, too."""
     serving = Serving(options)
 
     @asynccontextmanager
@@ -82,6 +85,8 @@ def create_app(options: ServingOptions) -> FastAPI:
     app.exception_handler(HTTPException)(_http_problem)
     app.exception_handler(RequestValidationError)(_validation_problem)
     _add_transcription(app, serving)
+    if jobs is not None:
+        add_jobs(app, serving, jobs)
     _add_operations(app, serving)
     return app
 
@@ -156,13 +161,13 @@ def _add_transcription(app: FastAPI, serving: Serving) -> None:
         if language:
             request.state.language = serving.language(language, digest)  # before a long upload, where possible
         if format:
-            answer_format(format)
+            chosen_format(format, request, FORMATS)
         with serving.receiving():
-            upload = await _received(request, serving.options)
+            upload = await received(request, serving.options)
         try:
             spoken = serving.language(language or upload.fields.get("language"), digest)
             request.state.language = spoken
-            wanted = _format(format or upload.fields.get("format"), request)
+            wanted = chosen_format(format or upload.fields.get("format"), request, FORMATS)
             return _answer(request, await _transcribed(serving, request, upload, spoken, digest), wanted)
         finally:
             await asyncio.to_thread(upload.file.close)
@@ -258,47 +263,10 @@ def _problem_response(problem: Problem, request_id: str) -> Response:
     return Response(body, problem.status, headers, PROBLEM_TYPE)
 
 
-async def _received(request: Request, options: ServingOptions) -> Upload:
-    try:
-        return await receive(request, options.max_bytes, options.upload_idle_s)
-    except OSError as error:
-        log.exception("request %s could not be spooled", request.state.request_id)
-        detail = (
-            f"The recording could not be written to the server's temporary folder ({error.strerror}): try again later."
-        )
-        raise Problem(503, "no-space", "Recording could not be stored", detail, retry_after_s=30) from error
-
-
 async def _gone(request: Request) -> None:
     """Returns when the client has closed the connection."""
     while not await request.is_disconnected():
         await asyncio.sleep(DISCONNECT_POLL_S)
-
-
-def _format(wanted: str | None, request: Request) -> str:
-    """The answer's format: as asked, or by the Accept header, or JSON."""
-    if wanted:
-        return answer_format(wanted)
-    for accepted in _accepted(request.headers.get("accept", "")):
-        for name, media_type in FORMATS.items():
-            if accepted in (media_type, "*/*", media_type.split("/")[0] + "/*"):
-                return name
-    return "json"
-
-
-def _accepted(header: str) -> list[str]:
-    """Media types of an Accept header, best first (RFC 9110, section 12.5.1)."""
-    ranked = []
-    for place, part in enumerate(header.split(",")):
-        media_type, _, parameters = part.partition(";")
-        quality = re.search(r"(?:^|;)\s*q=([0-9.]+)", parameters)
-        try:
-            weight = float(quality.group(1)) if quality else 1.0
-        except ValueError:
-            weight = 0.0
-        if media_type.strip() and weight > 0:
-            ranked.append((-weight, place, media_type.strip().lower()))
-    return [media_type for _, _, media_type in sorted(ranked)]
 
 
 async def _problem(request: Request, error: Problem) -> Response:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deployment.addresses import bound
+from deployment.batch.jobs import Jobs
 from deployment.release.folder import DOCUMENT
 from deployment.serving.core import ServingOptions
 from deployment.serving.http import create_app
@@ -76,7 +77,7 @@ def serve(
     logging.getLogger(__name__).info("replica %s at %s follows %s", chosen.replica, chosen.url, settings.home)
     server = uvicorn.Server(
         uvicorn.Config(
-            create_app(chosen),
+            create_app(chosen, Jobs(objects, settings.inference, settings.languages)),
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=round(drain_s),

@@ -1,5 +1,6 @@
 """Receiving a recording: spooled to a temporary file as it comes, counted, and never whole in memory."""
 
+import logging
 import tempfile
 import time
 from collections.abc import AsyncGenerator
@@ -13,6 +14,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+from deployment.serving.core import ServingOptions
 from deployment.serving.problems import Problem
 
 SPOOL_BYTES = 1 << 20  # smaller recordings stay in memory
@@ -24,6 +26,8 @@ UNNAMED = b'; filename="recording"'
 # An upload's floor, on average: below a poor GPRS line and a telephone call (8,000 bytes/s) sent as it is spoken, and
 # far above what a client would send that only wants to keep others out.
 SLOWEST_BYTES_PER_S = 4096
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -55,6 +59,23 @@ async def receive(request: Request, max_bytes: int, idle_s: float) -> Upload:
         spool.close()
         raise
     return Upload(cast(BinaryIO, spool), "recording", {})
+
+
+async def received(request: Request, options: ServingOptions) -> Upload:
+    """Receive the recording of a request within the limits of this replica.
+
+    Raises:
+        Problem: as `receive` does; or there is no room for it here (503).
+        ClientDisconnect: the client went away.
+    """
+    try:
+        return await receive(request, options.max_bytes, options.upload_idle_s)
+    except OSError as error:
+        log.exception("request %s could not be spooled", request.state.request_id)
+        detail = (
+            f"The recording could not be written to the server's temporary folder ({error.strerror}): try again later."
+        )
+        raise Problem(503, "no-space", "Recording could not be stored", detail, retry_after_s=30) from error
 
 
 class _FormParser(MultiPartParser):

@@ -13,6 +13,7 @@ import dagster as dg
 from pydantic import BaseModel
 
 from deployment.batch.hour import Hour
+from deployment.batch.jobs import Jobs
 from deployment.promotion.decisions import Promotions
 from deployment.registry.models import Registry
 from deployment.settings import Settings
@@ -30,7 +31,9 @@ NO_VERSION: dict[str, Any] = {  # settings that are a machine's own, or secret, 
     **dict.fromkeys(("pages", "pools", "retraining", "alerts", "serving"), True),
     "registry": {"tracking_uri": True, "ui_url": True},
     "promotion": {"ledger_key": True},
-    "inference": dict.fromkeys(("workers", "double_share", "reviewers", "claim_s"), True),
+    "inference": dict.fromkeys(("workers", "double_share", "reviewers", "claim_s"), True)
+    | dict.fromkeys(("uploads", "queue", "topic", "job_sources"), True)
+    | dict.fromkeys(("webhook_secret", "webhook_http", "webhook_private"), True),
     "label_models": dict.fromkeys(("threads", "max_runtime_s", "checkpoint_every_s", "command"), True),
     "training": dict.fromkeys(("threads", "max_runtime_s", "pool", "price_per_device_hour"), True),
 }
@@ -60,6 +63,11 @@ class Workspace:
     def hour(self, key: str) -> Hour:
         """What is kept of an hour of recordings."""
         return Hour(self.store, key)
+
+    @property
+    def jobs(self) -> Jobs:
+        """The jobs that people gave over HTTP."""
+        return Jobs(self.objects, self.settings.inference, self.settings.languages)
 
     @property
     def tracking_uri(self) -> str:

@@ -144,11 +144,25 @@ def until_it_comes_again(line: Line) -> Taken:
     raise AssertionError("the message did not come again")
 
 
-@pytest.mark.parametrize("key", ["in/a b.wav", "in/a+b.wav", "in/Grüße 100%.wav", "in/a%20b.wav", "in/電話/「一」.wav"])
+@pytest.mark.parametrize(
+    "key",
+    ["in/a b.wav", "in/a+b.wav", "in/Grüße 100%.wav", "in/a%20b.wav", "in/year=2025/10:47;.wav", "in/電話/「一」.wav"],
+)
 def test_keys_are_as_people_wrote_them(line: Line, key: str) -> None:
     line.send({"Records": [line.put(key)]})
     line.take()
     assert [arrival.name for arrival in line.receive()] == [key.removeprefix("in/")]
+
+
+def test_a_bucket_that_tells_the_queue_itself(line: Line) -> None:
+    """The server writes the events here, its test event first."""
+    arn = f"arn:aws:sqs:us-east-1:123456789012:{line.bucket}"
+    told = {"QueueConfigurations": [{"QueueArn": arn, "Events": ["s3:ObjectCreated:*"]}]}
+    line.s3.put_bucket_notification_configuration(Bucket=line.bucket, NotificationConfiguration=told)
+    line.put("in/en/Grüße a+b.wav")
+    taken = line.take()
+    assert (taken.new, taken.others, taken.put_aside) == (1, {"s3:TestEvent": 1}, [])
+    assert [arrival.name for arrival in line.receive()] == ["en/Grüße a+b.wav"]
 
 
 def test_events_may_come_by_way_of_sns_and_eventbridge(line: Line) -> None:

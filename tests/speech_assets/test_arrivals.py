@@ -104,7 +104,7 @@ def test_nothing_is_asked_for_while_a_run_fetches_or_shortly_after_one_failed(
     run = place.instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED)
     assert "a run is fetching" in place.tick()
     place.instance.report_run_failed(run)
-    assert "later once more" in place.tick()
+    assert "tried again later" in place.tick()
     monkeypatch.setattr(arrivals, "AFTER_FAILURE_S", 0.0)
     again = place.tick()
     assert again.run_key not in ("", first.run_key)

@@ -61,12 +61,12 @@ def found_in_bucket(uploads: str, languages: Collection[str]) -> Iterator[Upload
     for item in sorted(listed, key=lambda item: str(item["Key"])):
         place = Place(bucket=bucket, key=item["Key"], etag=item["ETag"].strip('"'))
         if (name := name_below(uploads, place)) is not None:
-            yield upload_from(place, name, language_of(name, languages), s3)
+            yield upload_from(place, place.id, name, language_of(name, languages), s3)
 
 
-def upload_from(place: Place, name: str, language: str | None, s3: Any) -> Upload:
-    """What is under a key, as an upload; `s3` is a client."""
-    return Upload(id=place.id, name=name, language=language, fetch=partial(_fetched, s3, place))
+def upload_from(place: Place, identity: str, name: str, language: str | None, s3: Any) -> Upload:
+    """What is under a key, as an upload of that id; `s3` is a client."""
+    return Upload(id=identity, name=name, language=language, fetch=partial(_fetched, s3, place))
 
 
 def place_of(uri: str, s3: Any) -> Place | None:

@@ -63,7 +63,7 @@ def receive_announced(
             s3 = s3 or client("s3")
             called = name_below(uploads, place) or place.key
             try:
-                arrival = keep(upload_from(place, called, language_of(called, languages), s3), objects, now)
+                arrival = keep(upload_from(place, name, called, language_of(called, languages), s3), objects, now)
             except Unreadable as error:
                 refused(f"{place.uri} could not be received, and is tried again: {error}")
                 continue

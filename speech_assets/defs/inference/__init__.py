@@ -18,6 +18,7 @@ from speech_assets.defs.inference.arrivals import (
     receive_uploads,
     transcribe_what_came,
 )
+from speech_assets.defs.inference.jobs import waiting_jobs
 from speech_assets.defs.inference.language import spoken_language
 from speech_assets.defs.inference.measures import hour_measures
 from speech_assets.defs.inference.people import review_tasks
@@ -112,5 +113,12 @@ def definitions(grid: Grid) -> dg.Definitions:
                 description="Takes events of the bucket of uploads from its queue, and has what they tell of fetched; "
                 "off while `[inference] queue` names none.",
             )(announced_uploads),
+            dg.sensor(
+                name="waiting_jobs",
+                jobs=[receive_uploads, job],
+                minimum_interval_seconds=LOOK_EVERY_S,
+                default_status=dg.DefaultSensorStatus.RUNNING,
+                description="Has the hours made that jobs given over HTTP wait for, and tells of their end.",
+            )(waiting_jobs),
         ],
     )

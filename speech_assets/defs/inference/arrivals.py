@@ -56,6 +56,7 @@ def receive_what_came(context: dg.OpExecutionContext, config: Looking, workspace
     received = []
     if settings.inference.queue is not None:
         received += receive_announced(place, objects, languages, datetime.now(UTC), told)
+    received += workspace.jobs.fetch(datetime.now(UTC), told)
     if config.listing:
         received += receive(place, objects, languages, refused=told)
     context.log.info(f"{len(received)} recordings received from {place}")
@@ -70,11 +71,7 @@ def receive_uploads() -> None:
 def announced_uploads(
     context: dg.SensorEvaluationContext, workspace: dg.ResourceParam[Workspace]
 ) -> dg.SkipReason | dg.RunRequest:
-    """What the queue tells of stands in the inbox; a run that fetches it, where none is under way.
-
-    The key names what waits, and the run that failed before: what is new asks for another run, what failed is tried
-    again a few minutes later, and what is refused for good is not asked for again and again.
-    """
+    """What the queue tells of stands in the inbox; a run that fetches it, where none is under way."""
     settings = workspace.settings.inference
     if settings.queue is None or settings.uploads is None:
         return dg.SkipReason("`queue` of [inference] in soundstage.toml names no queue")
@@ -84,17 +81,33 @@ def announced_uploads(
     context.log.info(said)
     for reason in taken.put_aside:
         context.log.warning(f"put aside: {reason}")
-    waits = waiting(workspace.objects)
-    if not waits:
-        return dg.SkipReason(f"{said}; nothing waits to be fetched")
+    asked = fetching(context, waiting(workspace.objects))
+    return dg.SkipReason(f"{said}; {asked}") if isinstance(asked, str) else asked
+
+
+def fetching(context: dg.SensorEvaluationContext, waits: Iterable[str]) -> dg.RunRequest | str:
+    """A run that fetches what waits; or why none is asked for.
+
+    The key names what waits, and the run that failed before: what is new asks for another run, what failed is tried
+    again a few minutes later, and what is refused for good is not asked for again and again.
+    """
+    names = tuple(waits)
+    if not names:
+        return "nothing waits to be fetched"
     last = next(iter(context.instance.get_run_records(dg.RunsFilter(job_name=receive_uploads.name), limit=1)), None)
-    failed = last is not None and last.dagster_run.is_failure_or_canceled
-    if last is not None and not last.dagster_run.is_finished:
-        return dg.SkipReason(f"{said}; a run is fetching what waits")
-    if last is not None and failed and time.time() - (last.end_time or 0.0) < AFTER_FAILURE_S:
-        return dg.SkipReason(f"{said}; run {last.dagster_run.run_id[:8]} failed to fetch what waits, later once more")
-    key = f"{digest_of(waits)}/{last.dagster_run.run_id if last is not None and failed else 'first'}"
-    return dg.RunRequest(run_key=key, run_config={"ops": {"receive_what_came": {"config": {"listing": False}}}})
+    failed = ""
+    if last is not None:
+        run = last.dagster_run
+        if not run.is_finished:
+            return "a run is fetching what waits"
+        failed = run.run_id if run.is_failure_or_canceled else ""
+        if failed and time.time() - (last.end_time or 0.0) < AFTER_FAILURE_S:
+            return f"run {failed[:8]} failed to fetch what waits, which is tried again later"
+    return dg.RunRequest(
+        run_key=f"{digest_of(names)}/{failed or 'first'}",
+        job_name=receive_uploads.name,
+        run_config={"ops": {"receive_what_came": {"config": {"listing": False}}}},
+    )
 
 
 def digest_of(names: Iterable[str]) -> str:

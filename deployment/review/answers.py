@@ -214,7 +214,7 @@ class Answers:
                 kind=kind,
                 text=text,
                 reason=reason if kind == "unusable" else "",
-                seconds=round(seconds, 1),
+                seconds=round(seconds, 3),
                 doubled=before[0].doubled if before else is_doubled(task.id, self.double_share),
             )
             said_already = kind == "withdrawn" if own is None else own.said() == answer.said()

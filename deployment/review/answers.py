@@ -9,10 +9,11 @@ A share of the tasks is answered by two people, neither knowing of the other, an
 Differences are counted as word errors are: in the scoring form, so that capitals and commas are none.
 """
 
+import hashlib
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -131,6 +132,14 @@ def disagreement(outcomes: Sequence[Outcome]) -> float | None:
     return sum(errors for errors, _ in pairs) / words if words else None
 
 
+def error_rate(outcomes: Iterable[Outcome]) -> float | None:
+    """The word error rate of what the model heard, people's words being right; None where they wrote none."""
+    settled = [found.settled for found in outcomes if found.settled and found.settled.kind == "text"]
+    edits = [edit for answer in settled for edit in align(answer.text, answer.task.text, answer.task.language)]
+    words = sum(edit.kind != "insert" for edit in edits)
+    return sum(edit.kind != "equal" for edit in edits) / words if words else None
+
+
 def clean(text: str) -> str:
     """Somebody's words as they are kept: NFC, one line.
 
@@ -155,6 +164,11 @@ class Answers:
     def hours(self) -> tuple[str, ...]:
         """The hours that have answers."""
         return self.objects.folders(ANSWERS)
+
+    def state(self, hour: str) -> str:
+        """A digest of which answers an hour has, without reading them."""
+        keys = sorted(item.key for item in self.objects.list(f"{ANSWERS}/{hour}"))
+        return hashlib.sha256("\n".join(keys).encode()).hexdigest()
 
     def of_hour(self, hour: str) -> dict[str, tuple[Answer, ...]]:
         """The answers to an hour's tasks by the task's id, each task's in order.
@@ -222,7 +236,8 @@ class Answers:
                 return now
             if own is None and now.settled is not None:
                 raise AlreadyAnswered(f"{now.settled.who} has answered this already, and nobody else is asked")
-            self._keep_audio(task)
+            if kind == "text":
+                self._keep_audio(task)
             try:
                 records.append(len(before) + 1, to_json(to_plain(answer)))
             except LostRace:

@@ -255,7 +255,7 @@ def test_the_sound_is_played_drawn_and_slowed(page: Any, home: Path) -> None:
     with serving(home) as url:
         signed_in(page, url)
         shown(page, "one two")
-        page.wait_for_function("!audio.paused && audio.currentTime > 0.2")
+        page.wait_for_function("() => !audio.paused && audio.currentTime > 0.2")
         page.keyboard.press("s")
         page.keyboard.press("Space")
         assert page.evaluate("[audio.paused, audio.playbackRate]") == [True, 0.75]

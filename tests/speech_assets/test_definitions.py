@@ -37,8 +37,9 @@ GRAPH = {
     "transcripts": ["incoming_audio", "normalized_recordings", "recognized_segments"],
     "published_transcripts": ["incoming_audio", "transcripts"],
     "review_tasks": ["normalized_recordings", "published_transcripts", "transcripts"],
+    "reviewed_transcripts": ["review_tasks", "transcripts"],
 }
-BY_HOUR = set(INFERENCE)
+BY_HOUR = {*INFERENCE, "reviewed_transcripts"}
 MADE_BY = dict.fromkeys(LABEL_MODELS, "label_models")  # functions that make several assets
 BY_LANGUAGE = {"benchmark_set", "base_model", "champion", "serving_release"}
 JOBS = {
@@ -52,6 +53,7 @@ JOBS = {
     "receive_uploads",
     "requeue",
     "transcribe_hour",
+    "take_corrections",
 }
 # What starts by itself, and whether it does without being switched on.
 SCHEDULES = {
@@ -61,6 +63,7 @@ SCHEDULES = {
     "watch_serving": True,
     "arrivals": False,
     "hourly_transcription": False,
+    "corrections": False,
 }
 
 

@@ -75,11 +75,14 @@ function show(item) {
 function write(item) {
   text.replaceChildren();
   text.lang = item.language;
+  text.dir = "auto";
   const draft = item.draft ?? sessionStorage.getItem(item.id) ?? item.said;
-  if (draft !== null && draft !== undefined && draft !== item.text) {
-    text.textContent = draft;
-    return;
-  }
+  if (draft !== null && draft !== undefined && draft !== item.text) text.textContent = draft;
+  else spell(item);
+  text.dir = getComputedStyle(text).direction;  // it stays, whatever is typed first
+}
+
+function spell(item) {
   let from = 0;
   for (const word of item.words) {
     const place = item.text.indexOf(word.text, from);

@@ -17,7 +17,7 @@ ARRIVALS, RECORDINGS, DEAD_LETTERS = "arrivals.jsonl", "recordings.jsonl", "dead
 SPEECH, LANGUAGES, CHOSEN, HEARD = "speech.jsonl", "languages.jsonl", "models.jsonl", "heard.jsonl"
 TRANSCRIPTS, TASKS = "transcripts.jsonl", "tasks.jsonl"
 CHANGES, IN_FORCE = "changes.jsonl", "in_force.jsonl"
-FORMER, ANSWERED = "former.jsonl", "answered"
+ANSWERED = "answered"
 RecordT = TypeVar("RecordT")
 
 
@@ -105,12 +105,8 @@ class Hour:
         ]
 
     def reviewed(self) -> list[Transcript]:
-        """Those with people's words in place; none where nobody has looked for any yet."""
-        return self._reviewed(TRANSCRIPTS)
-
-    def formerly_reviewed(self) -> list[Transcript]:
-        """The versions that these have superseded, in order."""
-        return self._reviewed(FORMER)
+        """Those that people corrected."""
+        return self._records("reviewed_transcripts", TRANSCRIPTS, Transcript)
 
     @property
     def answers_taken(self) -> str:
@@ -119,12 +115,6 @@ class Hour:
             return self.output("reviewed_transcripts").read(ANSWERED).decode()
         except Missing:
             return ""
-
-    def _reviewed(self, name: str) -> list[Transcript]:
-        try:
-            return self._records("reviewed_transcripts", name, Transcript)
-        except Missing:
-            return []
 
     def _records(self, asset: str, name: str, kind: type[RecordT]) -> list[RecordT]:
         return from_lines(kind, self.output(asset).read(name))

@@ -12,6 +12,7 @@ from difflib import SequenceMatcher
 
 from deployment.batch.branch import ReviewTask
 from deployment.batch.stages.recognition import CONFIDENCE_DIGITS, TIME_DIGITS
+from deployment.batch.versions import Versions, in_force, recording_of
 from deployment.review.answers import Answer, Outcome, by_recording
 from speech.scripts import split_words
 from speech.text import normalize, spoken_length
@@ -24,40 +25,34 @@ def reviewed(
     transcripts: Sequence[Transcript],
     tasks: Sequence[ReviewTask],
     outcomes: Mapping[str, Outcome],
-    former: Sequence[Transcript],
+    versions: Versions,
+    hour: str,
 ) -> list[Transcript]:
-    """The transcripts of an hour of which everything is answered that was asked, with people's words in place.
+    """The transcripts of an hour that people have corrected, as they are in force.
+
+    One of which everything is answered that was asked becomes another version, unless it says what the last one says.
+    One that waits for an answer again, since somebody took theirs back, stays as it was.
 
     Args:
         transcripts, tasks: of the hour, as they are now.
         outcomes: what all answers to the hour come to, by task, those of earlier runs of the hour too.
-        former: what this gave last. What has not changed since is the same document; what has supersedes it; and what
-            waits for an answer again stays as it was.
+        versions: of all transcripts.
+        hour: its key.
     """
-    answers, last = by_recording(outcomes), {each.source_digest: each for each in former}
+    answers = by_recording(outcomes)
     waiting = {task.transcript for task in tasks if not (task.id in outcomes and outcomes[task.id].settled)}
     found = []
     for transcript in transcripts:
-        digest = transcript.source_digest
-        before = last.get(digest)
-        if digest in answers and transcript.id not in waiting:
-            made = corrected(transcript, answers[digest])
-            if before is None or not _alike(before, made):
-                found.append(superseding(made, before or transcript))
-                continue
-        if before is not None:
-            found.append(before)
+        given = answers.get(transcript.source_digest, ())
+        if given and transcript.id not in waiting:
+            people = ", ".join(sorted({answer.who for answer in given}))
+            known = versions.kept(corrected(transcript, given), hour, by=people)
+        else:
+            known = versions.of(recording_of(transcript))
+        now = in_force(known)
+        if now is not None and now.by is not None:
+            found.append(now.transcript)
     return found
-
-
-def superseding(transcript: Transcript, before: Transcript) -> Transcript:
-    """A transcript as the version that takes the place of another of the same recording."""
-    version = max(transcript.version, before.version) + 1
-    return replace(transcript, id=f"{transcript.source_digest[:32]}-{version}", version=version, supersedes=before.id)
-
-
-def _alike(one: Transcript, other: Transcript) -> bool:
-    return replace(one, id=other.id, version=other.version, supersedes=other.supersedes) == other
 
 
 def corrected(transcript: Transcript, answers: Sequence[Answer]) -> Transcript:
@@ -82,8 +77,8 @@ def _placed(segments: Sequence[Segment], answer: Answer) -> list[Segment]:
     kept: list[Segment] = []
     replaced: list[Segment] = []
     for segment in segments:
-        inside = [word for word in segment.words if _is_about(task, word.start_s, word.end_s, word.channel)]
-        if not inside and (segment.words or not _is_about(task, segment.start_s, segment.end_s, task.channel)):
+        inside = [word for word in segment.words if _is_about(task, word.start_s, word.end_s, segment.channel)]
+        if not inside and (segment.words or not _is_about(task, segment.start_s, segment.end_s, segment.channel)):
             kept.append(segment)
             continue
         heard += inside
@@ -100,7 +95,7 @@ def _placed(segments: Sequence[Segment], answer: Answer) -> list[Segment]:
     heard.sort(key=lambda word: word.start_s)
     words = timed(answer.text, heard, task)
     if words:
-        like = replaced[0] if replaced else Segment((), task.start_s, task.end_s, task.speaker)
+        like = replaced[0] if replaced else Segment((), task.start_s, task.end_s, task.speaker, channel=task.channel)
         made = replace(like, words=tuple(words), start_s=task.start_s, end_s=task.end_s, confidence=None)
         if [word.text for word in words] != [word.text for word in heard]:
             made = replace(made, written=None, intent=None)  # they are of other words

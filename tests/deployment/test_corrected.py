@@ -1,14 +1,18 @@
 """People's words in place of a model's: nothing else changes, times stay or are shared, and versions follow."""
 
 from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
 from deployment.batch.branch import ReviewTask, tasks_of
+from deployment.batch.versions import Versions
 from deployment.review.answers import Answer, Kind, outcome_of
 from deployment.review.corrected import corrected, reviewed
+from speech.store.objects import open_objects
 from speech.transcript import Intent, Transcript
-from tests.deployment.review_hours import transcript
+from tests.deployment.review_hours import HOUR, transcript
 
 
 def asked(about: Transcript) -> list[ReviewTask]:
@@ -16,8 +20,6 @@ def asked(about: Transcript) -> list[ReviewTask]:
 
 
 def answer(task: ReviewTask, text: str, kind: Kind = "text", who: str = "Ada") -> Answer:
-    from datetime import UTC, datetime
-
     at = datetime(2026, 11, 26, 10, tzinfo=UTC)
     return Answer(task=task, who=who, at=at, kind=kind, text=text, reason="", seconds=1, doubled=False)
 
@@ -104,7 +106,9 @@ def test_an_answer_counts_whichever_model_heard_the_recording_since() -> None:
 def test_one_channel_is_corrected_and_the_other_is_not() -> None:
     both = transcript(1, "one two")
     (segment,) = both.segments
-    sides = [replace(segment, words=tuple(replace(word, channel=n) for word in segment.words)) for n in (0, 1)]
+    sides = [
+        replace(segment, channel=n, words=tuple(replace(word, channel=n) for word in segment.words)) for n in (0, 1)
+    ]
     before = replace(both, segments=tuple(sides))
     _, second = asked(before)
     made = corrected(before, [answer(second, "three")])
@@ -112,17 +116,20 @@ def test_one_channel_is_corrected_and_the_other_is_not() -> None:
     assert next(each for each in made.segments if each.text == "three").words[0].channel == 1
 
 
-def test_a_transcript_waits_until_all_that_was_asked_is_answered_and_keeps_its_version_until_somebody_answers() -> None:
-    before = transcript(1, "turn of", "thank you")
+def test_a_transcript_waits_until_all_is_answered_and_keeps_its_version_until_somebody_answers(tmp_path: Path) -> None:
+    versions = Versions(open_objects(tmp_path))
+    (first,) = versions.kept(transcript(1, "turn of", "thank you"), HOUR)
+    before = first.transcript
     tasks = asked(before)
     outcomes = {tasks[0].id: outcome_of([answer(tasks[0], "turn off")], False)}
-    assert reviewed([before], tasks, outcomes, []) == []
-    outcomes[tasks[1].id] = outcome_of([answer(tasks[1], "thank you")], False)
-    (made,) = reviewed([before], tasks, outcomes, [])
+    assert reviewed([before], tasks, outcomes, versions, HOUR) == []
+    outcomes[tasks[1].id] = outcome_of([answer(tasks[1], "thank you", who="Ben")], False)
+    (made,) = reviewed([before], tasks, outcomes, versions, HOUR)
     assert (made.id, made.version, made.supersedes) == (f"{1:032x}-2", 2, before.id)
-    assert reviewed([before], tasks, outcomes, [made]) == [made]
+    assert versions.of(f"{1:032x}")[-1].by == "Ada, Ben"
+    assert reviewed([before], tasks, outcomes, versions, HOUR) == [made]
     outcomes[tasks[1].id] = outcome_of([answer(tasks[1], "thanks")], False)
-    (third,) = reviewed([before], tasks, outcomes, [made])
+    (third,) = reviewed([before], tasks, outcomes, versions, HOUR)
     assert (third.version, third.supersedes, third.text) == (3, made.id, "turn off thanks")
     waiting = {tasks[0].id: outcomes[tasks[0].id]}
-    assert reviewed([before], tasks, waiting, [third]) == [third], "an answer taken back takes nothing out"
+    assert reviewed([before], tasks, waiting, versions, HOUR) == [third], "an answer taken back takes nothing out"

@@ -1,15 +1,14 @@
 """What people are asked, and what they answered."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import dagster as dg
-import numpy as np
 
 from deployment.batch.branch import CLIP_PADDING_S, ReviewTask, tasks_of, write_forms
-from deployment.batch.hour import ANSWERED, FORMER, TASKS, TRANSCRIPTS
+from deployment.batch.hour import ANSWERED, TASKS, TRANSCRIPTS
 from deployment.batch.stages.items import NormalizedRecording
 from deployment.batch.stages.recognition import samples_of
+from deployment.batch.versions import Versions
 from deployment.review.answers import Answers, disagreement, error_rate
 from deployment.review.corrected import reviewed
 from speech.audio.decode import write_flac_chunks
@@ -71,16 +70,14 @@ def reviewed_transcripts(
 ) -> dg.MaterializeResult:
     """Transcripts of which everything is answered that was asked, with people's words in place, in every form.
 
-    Each supersedes the one before it, and is the same document until somebody answers anew; former versions are kept.
+    Each is a version that supersedes the one before it, and the same until somebody answers anew.
     """
     hour, answers = workspace.hour(context.partition_key), _answers(workspace)
     state = answers.state(hour.key)
-    tasks, outcomes, former = hour.tasks(), answers.outcomes(hour.key), hour.reviewed()
-    made = reviewed(hour.transcripts(), tasks, outcomes, former)
-    replaced = [before for before in former if before not in made]
+    tasks, outcomes = hour.tasks(), answers.outcomes(hour.key)
+    made = reviewed(hour.transcripts(), tasks, outcomes, Versions(workspace.objects), hour.key)
     with workspace.store.replace("reviewed_transcripts", hour.key) as staging:
         write_atomically(staging.path / TRANSCRIPTS, to_lines(made))
-        write_atomically(staging.path / FORMER, to_lines([*hour.formerly_reviewed(), *replaced]))
         write_atomically(staging.path / ANSWERED, state)
         write_forms(made, staging.path)
     published = staging.published
@@ -151,15 +148,6 @@ def _clipped(task: ReviewTask, recording: NormalizedRecording, workspace: Worksp
     place = folder / task.clip
     place.parent.mkdir(exist_ok=True)
     stretch = Stretch(task.clip_start_s, task.end_s + CLIP_PADDING_S)
-    own = [sound for sound in recording.sounds if sound.channel == task.channel] or recording.sounds
-    sounds = [samples_of(sound.audio, stretch, workspace.objects) for sound in own]
-    write_flac_chunks([_mixed(sounds)], place)
+    sound = next(sound for sound in recording.sounds if sound.channel == task.channel)
+    write_flac_chunks([samples_of(sound.audio, stretch, workspace.objects)], place)
     return task
-
-
-def _mixed(sounds: Sequence[np.ndarray]) -> np.ndarray:
-    """Sounds of one stretch, which may end within it, as one."""
-    mixed = np.zeros(max(map(len, sounds)), np.float32)
-    for sound in sounds:
-        mixed[: len(sound)] += sound / len(sounds)
-    return mixed

@@ -14,7 +14,6 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
@@ -56,6 +55,7 @@ class Answer:
     """What somebody said of a task, once."""
 
     task: ReviewTask  # as it was asked; its clip by a key that lasts
+    audio_digest: str  # SHA-256 of that clip; "" where it is not kept, since there is no text to it
     who: str
     at: datetime  # UTC, by the clock of whoever took it; nothing is decided by it
     kind: Kind
@@ -223,6 +223,7 @@ class Answers:
             own = next((voice for voice in now.voices if voice.who == who), None)
             answer = Answer(
                 task=replace(task, clip=f"{REFERENCE}{AUDIO}/{task.id}.flac"),
+                audio_digest="",
                 who=who,
                 at=at or datetime.now(UTC),
                 kind=kind,
@@ -237,7 +238,7 @@ class Answers:
             if own is None and now.settled is not None:
                 raise AlreadyAnswered(f"{now.settled.who} has answered this already, and nobody else is asked")
             if kind == "text":
-                self._keep_audio(task)
+                answer = replace(answer, audio_digest=self._kept_audio(task))
             try:
                 records.append(len(before) + 1, to_json(to_plain(answer)))
             except LostRace:
@@ -246,11 +247,15 @@ class Answers:
                 return outcome_of((*before, answer), answer.doubled)
         raise LostRace(f"others answer {task.id} without end: try again later")
 
-    def _keep_audio(self, task: ReviewTask) -> None:
-        """A copy of the clip that no later run of the hour removes."""
-        with suppress(LostRace):
-            clip = self.objects.read(task.clip.removeprefix(REFERENCE)).data
-            self.objects.put_if_absent(f"{AUDIO}/{task.id}.flac", clip)
+    def _kept_audio(self, task: ReviewTask) -> str:
+        """Copy the clip to where no later run of the hour removes it; returns its SHA-256."""
+        key = f"{AUDIO}/{task.id}.flac"
+        clip = self.objects.read(task.clip.removeprefix(REFERENCE)).data
+        try:
+            self.objects.put_if_absent(key, clip)
+        except LostRace:
+            clip = self.objects.read(key).data
+        return hashlib.sha256(clip).hexdigest()
 
     def _records(self, hour: str, task: ReviewTask) -> Records:
         return Records(self.objects, f"{ANSWERS}/{hour}/{task.source_digest[:32]}/{task.id}")

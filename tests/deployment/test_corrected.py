@@ -21,7 +21,7 @@ def asked(about: Transcript) -> list[ReviewTask]:
 
 def answer(task: ReviewTask, text: str, kind: Kind = "text", who: str = "Ada") -> Answer:
     at = datetime(2026, 11, 26, 10, tzinfo=UTC)
-    return Answer(task=task, who=who, at=at, kind=kind, text=text, reason="", seconds=1, doubled=False)
+    return Answer(task=task, who=who, at=at, kind=kind, text=text, reason="", seconds=1, doubled=False, audio_digest="")
 
 
 def test_words_that_are_the_same_keep_their_times_and_others_share_those_in_place_of_which_they_are() -> None:

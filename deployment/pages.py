@@ -1,4 +1,5 @@
-"""The pages: evaluation reports and Data Docs as files, and before them the index of all quarters and languages.
+"""The pages: evaluation reports and Data Docs as files, before them the index of all quarters and languages, and the
+page on which people review (`deployment/review/web.py`).
 
 `soundstage pages` serves what lies below `pages` in the data store. The index is made at each request, of what is
 stored then, so that it needs neither Dagster nor MLflow to be up. A file that is broken or gone costs its row what the
@@ -39,6 +40,8 @@ from speech.store.outputs import DataStore
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
+    from deployment.settings import Settings
+
 log = logging.getLogger(__name__)
 HEALTH, METRICS = "/healthz", "/metrics"
 INDEX = "index.html"
@@ -55,6 +58,11 @@ class PagesSettings(Section):
     url: WebAddress = Field(
         "http://127.0.0.1:5001",
         description="Where people open the pages; links point there. Behind a proxy they are served on 127.0.0.1:5001.",
+    )
+    user_header: str | None = Field(
+        None,
+        description="Header in which the proxy in front of the pages says who is signed in, such as X-Forwarded-User; "
+        "then nobody but the proxy may reach them. None: who reviews types a name, as approvers do.",
     )
 
     @property
@@ -177,8 +185,13 @@ class PagesError(Exception):
     """The pages cannot be served; the message says why and what to do."""
 
 
-def application(objects: Objects, links: Mapping[str, str] | None = None) -> "Starlette":
-    """The pages of a data store over HTTP: the index at the root, which shows `links`, name -> URL."""
+def application(
+    objects: Objects, links: Mapping[str, str] | None = None, settings: "Settings | None" = None
+) -> "Starlette":
+    """The pages of a data store over HTTP: the index at the root, which shows `links`, name -> URL.
+
+    With `settings` people can review there.
+    """
     from prometheus_client import CONTENT_TYPE_LATEST
     from starlette.applications import Starlette
     from starlette.requests import Request
@@ -216,19 +229,30 @@ def application(objects: Objects, links: Mapping[str, str] | None = None) -> "St
                     return RedirectResponse(f"/{path}/")
             return PlainTextResponse("There is no such page.", HTTPStatus.NOT_FOUND)
 
+    review: list[Route] = []
+    if settings is not None:
+        from deployment.review.desk import Desk
+        from deployment.review.web import routes
+
+        review = routes(Desk(objects, settings.inference), settings.pages.user_header)
+        links = {"Review": "review/", **(links or {})}
+
     return Starlette(
         routes=[
             Route(HEALTH, health),
             Route(METRICS, metrics),
             Route("/", overview),
             Route(f"/{INDEX}", overview),
+            *review,
             Route("/{path:path}", page),
         ]
     )
 
 
-def serve(objects: Objects, url: str, links: Mapping[str, str] | None = None) -> None:
-    """Serve the pages of a data store at `url` until the process is ended; the index shows `links`, name -> URL.
+def serve(
+    objects: Objects, url: str, links: Mapping[str, str] | None = None, settings: "Settings | None" = None
+) -> None:
+    """Serve the `application` of a data store at `url` until the process is ended.
 
     Raises:
         PagesError: nobody can listen at that address.
@@ -245,5 +269,5 @@ def serve(objects: Objects, url: str, links: Mapping[str, str] | None = None) ->
         raise PagesError(
             f"the pages cannot be served on {url} ({error}): choose another --url or `pages.url`"
         ) from error
-    config = uvicorn.Config(application(objects, links), log_config=None, access_log=False)
+    config = uvicorn.Config(application(objects, links, settings), log_config=None, access_log=False)
     uvicorn.Server(config).run(sockets=[listener])

@@ -131,7 +131,7 @@ class Settings(BaseSettings):
     cache_bytes: int = Field(20 * 2**30, ge=0, description="How much of what is in S3 is kept there (bytes).")
     languages: tuple[str, ...] = Field(("en", "de"), min_length=1, description="Languages, as primary BCP-47 tags.")
     first_quarter: str = Field("2024-01", description="First quarter, as its first month (YYYY-MM).")
-    sources: tuple[Source, ...] = Field((Source(kind="synthetic"),), min_length=1)
+    sources: tuple[Source, ...] = Field((Source(kind="synthetic"), Source(kind="reviewed")), min_length=1)
     synthetic: SyntheticSettings = Field(default_factory=SyntheticSettings)
     training: TrainingSettings = Field(default_factory=TrainingSettings)
     gates: GateSettings = Field(default_factory=GateSettings)

@@ -16,10 +16,14 @@ CSP = (
 )
 
 
-def template(name: str) -> Template:
-    """One of this package's pages, with the filters that show figures; whatever is put into it is escaped."""
+def template(name: str, folder: Path | None = None) -> Template:
+    """One of the pages, with the filters that show figures; whatever is put into it is escaped.
+
+    A page in another `folder` than this package's may include what lies here.
+    """
+    here = Path(__file__).parent / "templates"
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=FileSystemLoader([folder, here] if folder else here),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

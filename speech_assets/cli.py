@@ -409,14 +409,14 @@ def pages(
     home: Home = None,
     url: Annotated[str | None, typer.Option(help="Where to listen (default: where `pages.url` leads).")] = None,
 ) -> None:
-    """The index of all quarters, evaluation reports and Data Docs over HTTP."""
+    """The index of all quarters, evaluation reports, Data Docs and the review page over HTTP."""
     from deployment.pages import PagesError
     from deployment.pages import serve as run
 
     with _refusing(PagesError):
         settings = _settings(home)
         links = {"Dagster": settings.dagster_url, "MLflow": f"{settings.registry.ui_url}/#/models"}
-        run(settings.objects, url or settings.pages.listens, links)
+        run(settings.objects, url or settings.pages.listens, links, settings)
 
 
 @app.command()

@@ -14,6 +14,7 @@ from speech.corpus.importers import IMPORTERS, file_of_rows
 from speech.corpus.index import with_audio
 from speech.corpus.manifest import ManifestError, RejectedRow, Utterance, assign_splits
 from speech.corpus.normalize import (
+    REVIEWED,
     Quarantined,
     Sorted,
     normalize_audio,
@@ -72,8 +73,9 @@ def selected(rows: Sequence[Utterance], language: str, settings: CorpusSettings)
     )
     if settings.split != "speaker":
         return outcome
-    # A split of the source could move a speaker from one quarter to the next.
-    kept = assign_splits([replace(row, split=None) for row in outcome.kept], settings.dev_share, settings.test_share)
+    # A split of the source could move a speaker from one quarter to the next; what people were asked about is learnt.
+    rows_without = [row if REVIEWED in row.attributes else replace(row, split=None) for row in outcome.kept]
+    kept = assign_splits(rows_without, settings.dev_share, settings.test_share)
     return replace(outcome, kept=tuple(kept))
 
 

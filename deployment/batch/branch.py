@@ -10,10 +10,13 @@ a hash that each has for ever, is heard whole by people, however sure its transc
 """
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from deployment import transcribe
+from speech.store.outputs import write_atomically
 from speech.transcript import Segment, Transcript, Word
 
 EDITION = "2"  # counted up when transcripts go other ways
@@ -123,6 +126,14 @@ def _learnt(transcript: Transcript, segment: Segment) -> tuple[float, float]:
     start_s = max(segment.start_s - LEARNT_PADDING_S, (before + segment.start_s) / 2)
     end_s = min(segment.end_s + LEARNT_PADDING_S, (after + segment.end_s) / 2)
     return round(start_s, 3), round(max(end_s, segment.end_s), 3)
+
+
+def write_forms(transcripts: Iterable[Transcript], folder: Path) -> None:
+    """Write each transcript in every form, in a folder a form."""
+    for transcript in transcripts:
+        for form in FORMS:
+            text = written(transcript, form, str(transcript.id))
+            write_atomically(folder / form / f"{transcript.id}.{form}", text)
 
 
 def written(transcript: Transcript, form: str, name: str) -> str:

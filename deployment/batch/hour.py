@@ -18,6 +18,7 @@ SPEECH, LANGUAGES, CHOSEN, HEARD = "speech.jsonl", "languages.jsonl", "models.js
 TRANSCRIPTS, TASKS = "transcripts.jsonl", "tasks.jsonl"
 CHANGES, IN_FORCE = "changes.jsonl", "in_force.jsonl"
 MEASURES = "measures.json"
+ANSWERED = "answered"
 RecordT = TypeVar("RecordT")
 
 
@@ -103,6 +104,18 @@ class Hour:
         return [
             replace(task, clip=output.reference(task.clip)) for task in self._records("review_tasks", TASKS, ReviewTask)
         ]
+
+    def reviewed(self) -> list[Transcript]:
+        """Those that people corrected."""
+        return self._records("reviewed_transcripts", TRANSCRIPTS, Transcript)
+
+    @property
+    def answers_taken(self) -> str:
+        """The state of people's answers (`Answers.state`) that reviewed transcripts have; "" before there are any."""
+        try:
+            return self.output("reviewed_transcripts").read(ANSWERED).decode()
+        except Missing:
+            return ""
 
     def _records(self, asset: str, name: str, kind: type[RecordT]) -> list[RecordT]:
         return from_lines(kind, self.output(asset).read(name))

@@ -9,11 +9,11 @@ A share of the tasks is answered by two people, neither knowing of the other, an
 Differences are counted as word errors are: in the scoring form, so that capitals and commas are none.
 """
 
+import hashlib
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
@@ -55,6 +55,7 @@ class Answer:
     """What somebody said of a task, once."""
 
     task: ReviewTask  # as it was asked; its clip by a key that lasts
+    audio_digest: str  # SHA-256 of that clip; "" where it is not kept, since there is no text to it
     who: str
     at: datetime  # UTC, by the clock of whoever took it; nothing is decided by it
     kind: Kind
@@ -131,6 +132,14 @@ def disagreement(outcomes: Sequence[Outcome]) -> float | None:
     return sum(errors for errors, _ in pairs) / words if words else None
 
 
+def error_rate(outcomes: Iterable[Outcome]) -> float | None:
+    """The word error rate of what the model heard, people's words being right; None where they wrote none."""
+    settled = [found.settled for found in outcomes if found.settled and found.settled.kind == "text"]
+    edits = [edit for answer in settled for edit in align(answer.text, answer.task.text, answer.task.language)]
+    words = sum(edit.kind != "insert" for edit in edits)
+    return sum(edit.kind != "equal" for edit in edits) / words if words else None
+
+
 def clean(text: str) -> str:
     """Somebody's words as they are kept: NFC, one line.
 
@@ -155,6 +164,11 @@ class Answers:
     def hours(self) -> tuple[str, ...]:
         """The hours that have answers."""
         return self.objects.folders(ANSWERS)
+
+    def state(self, hour: str) -> str:
+        """A digest of which answers an hour has, without reading them."""
+        keys = sorted(item.key for item in self.objects.list(f"{ANSWERS}/{hour}"))
+        return hashlib.sha256("\n".join(keys).encode()).hexdigest()
 
     def of_hour(self, hour: str) -> dict[str, tuple[Answer, ...]]:
         """The answers to an hour's tasks by the task's id, each task's in order.
@@ -209,12 +223,13 @@ class Answers:
             own = next((voice for voice in now.voices if voice.who == who), None)
             answer = Answer(
                 task=replace(task, clip=f"{REFERENCE}{AUDIO}/{task.id}.flac"),
+                audio_digest="",
                 who=who,
                 at=at or datetime.now(UTC),
                 kind=kind,
                 text=text,
                 reason=reason if kind == "unusable" else "",
-                seconds=round(seconds, 1),
+                seconds=round(seconds, 3),
                 doubled=before[0].doubled if before else is_doubled(task.id, self.double_share),
             )
             said_already = kind == "withdrawn" if own is None else own.said() == answer.said()
@@ -222,7 +237,8 @@ class Answers:
                 return now
             if own is None and now.settled is not None:
                 raise AlreadyAnswered(f"{now.settled.who} has answered this already, and nobody else is asked")
-            self._keep_audio(task)
+            if kind == "text":
+                answer = replace(answer, audio_digest=self._kept_audio(task))
             try:
                 records.append(len(before) + 1, to_json(to_plain(answer)))
             except LostRace:
@@ -231,11 +247,15 @@ class Answers:
                 return outcome_of((*before, answer), answer.doubled)
         raise LostRace(f"others answer {task.id} without end: try again later")
 
-    def _keep_audio(self, task: ReviewTask) -> None:
-        """A copy of the clip that no later run of the hour removes."""
-        with suppress(LostRace):
-            clip = self.objects.read(task.clip.removeprefix(REFERENCE)).data
-            self.objects.put_if_absent(f"{AUDIO}/{task.id}.flac", clip)
+    def _kept_audio(self, task: ReviewTask) -> str:
+        """Copy the clip to where no later run of the hour removes it; returns its SHA-256."""
+        key = f"{AUDIO}/{task.id}.flac"
+        clip = self.objects.read(task.clip.removeprefix(REFERENCE)).data
+        try:
+            self.objects.put_if_absent(key, clip)
+        except LostRace:
+            clip = self.objects.read(key).data
+        return hashlib.sha256(clip).hexdigest()
 
     def _records(self, hour: str, task: ReviewTask) -> Records:
         return Records(self.objects, f"{ANSWERS}/{hour}/{task.source_digest[:32]}/{task.id}")

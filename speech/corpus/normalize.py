@@ -30,6 +30,7 @@ DUPLICATE = "duplicate"  # its audio is in another row, which is kept
 CONTRADICTION = "contradiction"  # its audio is in another row that says something else of it
 MARKERS = "markers"  # attribute of a selected row: what its transcript held that was not said
 SOURCE_DIGEST = "source_digest"  # attribute of a normalised row: SHA-256 of the file it came from
+REVIEWED = "reviewed"  # attribute of a row that people wrote on the review page: why they were asked
 DELIVERED = "delivered"  # attribute of a row: its place among those that the source listed for the partition, from 0
 MIN_DURATION_S = 0.2  # shorter audio holds no word; two frames of an 80 ms model
 MAX_DURATION_S = 40.0  # longer utterances belong segmented: attention memory grows with the square

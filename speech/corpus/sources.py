@@ -31,14 +31,17 @@ class Defaults(Section):
 class Source(Defaults):
     """Where the recordings of one or more languages come from."""
 
-    kind: Literal["synthetic", "kaldi", "table", "nemo", "lhotse", "common_voice"] = Field(
-        description="How transcripts and audio are laid out; `synthetic` is the embedded corpus."
+    kind: Literal["synthetic", "reviewed", "kaldi", "table", "nemo", "lhotse", "common_voice"] = Field(
+        description="How transcripts and audio are laid out; `synthetic` is the embedded corpus, and `reviewed` what "
+        "people wrote on the review page."
     )
-    path: str | None = Field(None, description="Folder or manifest file of the source; not used by `synthetic`.")
+    path: str | None = Field(
+        None, description="Folder or manifest file of the source; not used by `synthetic` and `reviewed`."
+    )
 
     @model_validator(mode="after")
     def _path_where_needed(self) -> Self:
-        if self.kind != "synthetic" and not self.path:
+        if self.kind not in ("synthetic", "reviewed") and not self.path:
             raise ValueError(f"a source of kind '{self.kind}' needs a path")
         return self
 

@@ -5,6 +5,7 @@ import shutil
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,8 @@ from tempfile import TemporaryDirectory
 import dagster as dg
 
 from deployment.pages import DATA_DOCS, publish
+from deployment.review.answers import Answers
+from deployment.review.learnt import learnt
 from deployment.settings import Settings
 from evaluation.corpus.expectations import catalogue, validate
 from evaluation.corpus.profile import CorpusProfile
@@ -26,6 +29,7 @@ from speech.corpus.manifest import (
     hours_of,
     quarter_of,
     quarter_title,
+    row_line,
 )
 from speech.corpus.normalize import (
     DELIVERED,
@@ -41,7 +45,7 @@ from speech.corpus.normalize import (
 from speech.corpus.refusals import grouped, summary
 from speech.corpus.sources import Source
 from speech.corpus.synthetic import edition, write_quarter
-from speech.store.objects import StoreError
+from speech.store.objects import Missing, StoreError
 from speech.store.outputs import Published, digest_file, write_atomically, write_json
 from speech_assets.dagster_client import SETTINGS_METADATA
 from speech_assets.defs.metadata import markdown_table, place_of, quarter_heading
@@ -149,10 +153,31 @@ def source_index(source: Source, workspace: Workspace, quarter: str, language: s
             corrupt=partition_of(quarter, language) in synthetic.corrupt,
         )
         kind = "table"
+    elif kind == "reviewed":
+        kind, path = "nemo", str(_reviewed_rows(workspace, quarter, language))
     assert path is not None  # the settings refuse a source without one
     known = workspace.settings.languages
     language_of_rows = source.language or (known[0] if len(known) == 1 else None)
     return index_of(workspace.store, kind, path, source.model_copy(update={"language": language_of_rows}))
+
+
+def _reviewed_rows(workspace: Workspace, quarter: str, language: str) -> Path:
+    """A manifest of what people wrote that belongs to a partition; none of it is of the frozen benchmark."""
+    frozen: list[Utterance] = []
+    if workspace.store.exists("benchmark_set", language):
+        frozen = list(rows_of(workspace.store.current("benchmark_set", language)))
+    rows = learnt(
+        Answers(workspace.objects, workspace.settings.inference.double_share),
+        quarter,
+        language,
+        recordings={row.attributes.get(SOURCE_DIGEST, "") for row in frozen},
+        speakers={row.speaker for row in frozen},
+    )
+    path = workspace.settings.local / "sources" / "reviewed" / f"{quarter}-{language}.jsonl"
+    data = b"".join(map(row_line, rows))
+    if not path.is_file() or path.read_bytes() != data:  # an index is read again when its manifest was written
+        write_atomically(path, data)
+    return path
 
 
 @retried_when_unreachable
@@ -248,7 +273,10 @@ def recordings(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Wo
 def normalized_audio(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
     """Every recording as 16 kHz mono FLAC with its quality measured; what cannot be decoded is quarantined."""
     quarter, language = quarter_and_language(context)
-    rows = list(rows_of(workspace.store.current("recordings", quarter, language)))
+    rows = [
+        replace(row, audio=_place_of(row.audio, workspace))
+        for row in rows_of(workspace.store.current("recordings", quarter, language))
+    ]
     with workspace.store.replace("normalized_audio", quarter, language) as staging:
         outcome = _without_this_machine(normalize_audio(rows, staging.path), workspace.settings.local)
         outcome.write(staging.path)
@@ -425,6 +453,13 @@ def refused_by(workspace: Workspace, quarter: str, language: str) -> tuple[str, 
         return failed_checks(workspace.store.current("utterances", quarter, language))
     except (StoreError, ValidationUnknown):
         return ()
+
+
+def _place_of(audio: str, workspace: Workspace) -> str:
+    """Where audio that a row names can be opened; what the data store no longer has is refused when it is."""
+    with suppress(Missing):
+        return workspace.objects.located(audio)
+    return audio
 
 
 def _without_this_machine(outcome: Sorted, folder: Path) -> Sorted:

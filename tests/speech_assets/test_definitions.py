@@ -44,8 +44,9 @@ GRAPH = {
         "review_tasks",
         "transcripts",
     ],
+    "reviewed_transcripts": ["review_tasks", "transcripts"],
 }
-BY_HOUR = set(INFERENCE)
+BY_HOUR = {*INFERENCE, "reviewed_transcripts"}
 MADE_BY = dict.fromkeys(LABEL_MODELS, "label_models")  # functions that make several assets
 BY_LANGUAGE = {"benchmark_set", "base_model", "champion", "serving_release"}
 JOBS = {
@@ -59,6 +60,7 @@ JOBS = {
     "receive_uploads",
     "requeue",
     "transcribe_hour",
+    "take_corrections",
 }
 # What starts by itself, and whether it does without being switched on.
 SCHEDULES = {
@@ -68,6 +70,7 @@ SCHEDULES = {
     "watch_serving": True,
     "arrivals": False,
     "hourly_transcription": False,
+    "corrections": False,
 }
 
 

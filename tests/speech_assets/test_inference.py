@@ -62,6 +62,17 @@ class House:
         job = build(self.workspace.settings).resolve_job_def("transcribe_hour")
         return job.execute_in_process(partition_key=hour, instance=self.instance, raise_on_error=False)
 
+    def take_corrections(self) -> Any:
+        from speech_assets.definitions import build
+
+        job = build(self.workspace.settings).resolve_job_def("take_corrections")
+        return job.execute_in_process(partition_key=HOUR, instance=self.instance, raise_on_error=False)
+
+    def answer(self, task: Any, text: str, who: str = "Ada") -> None:
+        from deployment.review.answers import Answers
+
+        Answers(self.workspace.objects, 0.0).add(HOUR, task, who, "text", text)
+
     def forget_decisions(self, prefix: str) -> None:
         for item in list(self.workspace.objects.list(prefix)):
             Path(self.workspace.settings.home, item.key).unlink()
@@ -75,14 +86,14 @@ class House:
 
         return {asset: self.hour.output(asset).digest for asset in INFERENCE}
 
-    def asked(self, at: datetime) -> tuple[list[str], str]:
-        """What the schedule asks for at a moment: hours, or why none."""
+    def asked(self, at: datetime, name: str = "hourly_transcription") -> tuple[list[str], str]:
+        """What a schedule asks for at a moment: hours, or why none."""
         import dagster as dg
 
         from speech_assets.definitions import build
 
         repository = build(self.workspace.settings).get_repository_def()
-        schedule = repository.get_schedule_def("hourly_transcription")
+        schedule = repository.get_schedule_def(name)
         context = dg.build_schedule_context(
             self.instance,
             scheduled_execution_time=at,
@@ -247,6 +258,42 @@ def test_a_sure_recording_of_the_control_sample_is_published_and_asked_about(hou
     assert {(task.transcript, task.why) for task in first} == {(public.id, "control")}
     assert everything.transcribe().success
     assert house.hour.tasks() == first, "no second question about what was asked"
+
+
+def test_what_people_answer_takes_its_place_in_transcripts_and_supersedes(house: House) -> None:
+    from deployment.batch.branch import FORMS
+
+    house.upload(en__unsure_wav=said("six", "seven", amplitude=QUIET), en__other_wav=said("two", amplitude=QUIET))
+    house.receive()
+    assert house.transcribe().success
+    assert house.asked(NOW, "corrections")[0] == []
+    tasks = house.hour.tasks()
+    first = [task for task in tasks if task.transcript == tasks[0].transcript]
+    for task in first:
+        house.answer(task, "six eleven")
+    assert house.asked(NOW, "corrections")[0] == [HOUR]
+    result = house.take_corrections()
+    assert result.success
+    assert checks(result) == {"no_answer_lost": True}
+    assert house.asked(NOW, "corrections")[0] == []
+    (made,) = house.hour.reviewed()
+    before = next(each for each in house.hour.transcripts() if each.source_digest == made.source_digest)
+    assert (made.version, made.supersedes, made.text) == (2, before.id, " ".join(["six eleven"] * len(first)))
+    assert {word.confidence for word in made.words} == {1.0}
+    output = house.hour.output("reviewed_transcripts")
+    assert all(output.read(f"{form}/{made.id}.{form}") for form in FORMS if form != "rttm")
+    assert house.take_corrections().success
+    assert house.hour.output("reviewed_transcripts").digest == output.digest, "the same answers, the same bytes"
+    house.answer(first[0], "sick")  # Ada thinks again
+    assert house.take_corrections().success
+    (later,) = house.hour.reviewed()
+    assert (later.version, later.supersedes) == (3, made.id)
+    for task in tasks:
+        if task.transcript != tasks[0].transcript:
+            house.answer(task, "too")
+    assert house.take_corrections().success
+    assert len(house.hour.reviewed()) == 2
+    assert later in house.hour.reviewed()
 
 
 def test_an_hour_in_which_nothing_arrived_is_whole(house: House) -> None:

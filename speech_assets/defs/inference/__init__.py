@@ -21,7 +21,12 @@ from speech_assets.defs.inference.arrivals import (
 from speech_assets.defs.inference.jobs import waiting_jobs
 from speech_assets.defs.inference.language import spoken_language
 from speech_assets.defs.inference.measures import hour_measures
-from speech_assets.defs.inference.people import review_tasks
+from speech_assets.defs.inference.people import (
+    TAKE_CORRECTIONS,
+    review_tasks,
+    reviewed_transcripts,
+    take_what_was_answered,
+)
 from speech_assets.defs.inference.recognition import recognized_segments
 from speech_assets.defs.inference.sound import normalized_recordings, requeue, speech_segments
 from speech_assets.defs.inference.transcripts import published_transcripts, transcripts
@@ -72,6 +77,10 @@ def definitions(grid: Grid) -> dg.Definitions:
                 check("failing_share", asset="hour_measures", description="An hour that fails is told to people.")
             ],
         )(hour_measures),
+        asset(
+            deps=["transcripts", "review_tasks"],
+            check_specs=[check("no_answer_lost", asset="reviewed_transcripts")],
+        )(reviewed_transcripts),
     ]
     job = dg.define_asset_job(
         TRANSCRIBE,
@@ -81,10 +90,17 @@ def definitions(grid: Grid) -> dg.Definitions:
         op_retry_policy=RETRIES,
         tags={"dagster/max_runtime": str(LONGEST_S)},
     )
+    corrections = dg.define_asset_job(
+        TAKE_CORRECTIONS,
+        selection=dg.AssetSelection.assets("reviewed_transcripts"),
+        partitions_def=grid.hours,
+        description="What people answered about an hour, into its transcripts.",
+        op_retry_policy=RETRIES,
+    )
     off = dg.DefaultScheduleStatus.STOPPED
     return dg.Definitions(
         assets=assets,
-        jobs=[job, receive_uploads, requeue],
+        jobs=[job, corrections, receive_uploads, requeue],
         schedules=[
             dg.ScheduleDefinition(
                 name="arrivals",
@@ -103,6 +119,14 @@ def definitions(grid: Grid) -> dg.Definitions:
                 description="Transcribes each hour that has ended and whose recordings are not transcribed yet, late "
                 "ones too, once switched on.",
             )(transcribe_what_came),
+            dg.schedule(
+                name="corrections",
+                cron_schedule="30 * * * *",
+                execution_timezone="UTC",
+                target=corrections,
+                default_status=off,
+                description="Takes what people answered into the transcripts of each hour, once switched on.",
+            )(take_what_was_answered),
         ],
         sensors=[
             dg.sensor(

@@ -1,4 +1,4 @@
-"""What people are asked."""
+"""What people are asked, and what they answered."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,10 +6,13 @@ from pathlib import Path
 import dagster as dg
 import numpy as np
 
-from deployment.batch.branch import CLIP_PADDING_S, ReviewTask, tasks_of
-from deployment.batch.hour import TASKS
+from deployment.batch.branch import CLIP_PADDING_S, ReviewTask, tasks_of, write_forms
+from deployment.batch.hour import ANSWERED, TASKS, TRANSCRIPTS
 from deployment.batch.stages.items import NormalizedRecording
 from deployment.batch.stages.recognition import samples_of
+from deployment.batch.versions import Versions
+from deployment.review.answers import Answers, disagreement, error_rate
+from deployment.review.corrected import reviewed
 from speech.audio.decode import write_flac_chunks
 from speech.plain import to_lines
 from speech.store.outputs import write_atomically
@@ -18,6 +21,9 @@ from speech.vad import Stretch
 from speech_assets.defs.metadata import markdown_table, place_of
 from speech_assets.defs.resources import Workspace
 from speech_assets.defs.retries import retried_when_unreachable
+from speech_assets.partition_keys import PARTITION_TAG
+
+TAKE_CORRECTIONS = "take_corrections"  # the job
 
 
 @retried_when_unreachable
@@ -61,6 +67,85 @@ def review_tasks(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[
             )
         ],
     )
+
+
+@retried_when_unreachable
+def reviewed_transcripts(
+    context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
+) -> dg.MaterializeResult:
+    """Transcripts of which everything is answered that was asked, with people's words in place, in every form.
+
+    Each is a version that supersedes the one before it, and the same until somebody answers anew.
+    """
+    hour, answers = workspace.hour(context.partition_key), _answers(workspace)
+    state = answers.state(hour.key)
+    tasks, outcomes = hour.tasks(), answers.outcomes(hour.key)
+    made = reviewed(hour.transcripts(), tasks, outcomes, Versions(workspace.objects), hour.key)
+    with workspace.store.replace("reviewed_transcripts", hour.key) as staging:
+        write_atomically(staging.path / TRANSCRIPTS, to_lines(made))
+        write_atomically(staging.path / ANSWERED, state)
+        write_forms(made, staging.path)
+    published = staging.published
+    settled = [found.settled for found in outcomes.values() if found.settled]
+    places = {transcript.source_digest for transcript in hour.transcripts()}
+    lost = [answer for answer in settled if answer.task.source_digest not in places]
+    waiting = sum(task.id not in outcomes or not outcomes[task.id].settled for task in tasks)
+    control = [found for found in outcomes.values() if found.settled and found.settled.task.why == "control"]
+    return dg.MaterializeResult(
+        metadata={
+            "transcripts": len(made),
+            "answered": len(settled),
+            "unusable": sum(answer.kind == "unusable" for answer in settled),
+            "waiting": waiting,
+            "people": ", ".join(sorted({answer.who for answer in settled})),
+            "minutes_of_people": round(sum(answer.seconds for answer in settled) / 60, 1),
+            "disagreement": _figure(disagreement(list(outcomes.values()))),
+            "wer_of_control_sample": _figure(error_rate(control)),
+            "corrections": markdown_table(
+                ("segment", "heard", "written", "by"),
+                [(a.task.id[:12], a.task.text, a.text or a.reason, a.who) for a in settled if a.text != a.task.text],
+            ),
+            "manifest": place_of(published, TRANSCRIPTS),
+        },
+        data_version=dg.DataVersion(published.digest),
+        check_results=[
+            dg.AssetCheckResult(
+                check_name="no_answer_lost",
+                passed=not lost,
+                description=f"{len(lost)} answers are about recordings that the hour no longer has" if lost else None,
+                metadata={"answered": len(settled), "without_a_recording": len(lost)},
+            )
+        ],
+    )
+
+
+def take_what_was_answered(
+    context: dg.ScheduleEvaluationContext, workspace: dg.ResourceParam[Workspace]
+) -> dg.SkipReason | list[dg.RunRequest]:
+    """A run for each hour with answers that its `reviewed_transcripts` do not have yet, and that no run is at work on.
+
+    The key names the answers and the run before: a run that failed is asked for again at the next tick.
+    """
+    requests, answers = [], _answers(workspace)
+    known = set(workspace.grid.hours.get_partition_keys())
+    for key in answers.hours():
+        state = answers.state(key)
+        if key not in known or workspace.hour(key).answers_taken == state:
+            continue
+        runs = dg.RunsFilter(job_name=TAKE_CORRECTIONS, tags={PARTITION_TAG: key})
+        before = next(iter(context.instance.get_runs(runs, limit=1)), None)
+        if before is None or before.is_finished:
+            run_key = f"{key}/{state[:16]}/{before.run_id if before else 'first'}"
+            requests.append(dg.RunRequest(run_key=run_key, partition_key=key))
+    return requests or dg.SkipReason("nothing was answered that transcripts do not have")
+
+
+def _answers(workspace: Workspace) -> Answers:
+    return Answers(workspace.objects, workspace.settings.inference.double_share)
+
+
+def _figure(value: float | None) -> float | dg.NullMetadataValue:
+    return dg.MetadataValue.null() if value is None else round(value, 4)
 
 
 def _clipped(

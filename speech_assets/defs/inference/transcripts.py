@@ -5,7 +5,7 @@ from typing import Any
 
 import dagster as dg
 
-from deployment.batch.branch import FORMS, is_published, written
+from deployment.batch.branch import FORMS, is_published, write_forms
 from deployment.batch.hour import ARRIVALS, CHANGES, IN_FORCE, TRANSCRIPTS
 from deployment.batch.stages.items import Heard, Languages
 from deployment.batch.stages.merging import transcript_from
@@ -104,10 +104,7 @@ def published_transcripts(
         write_atomically(staging.path / ARRIVALS, hour.output("incoming_audio").read(ARRIVALS))
         write_atomically(staging.path / TRANSCRIPTS, to_lines(sure))
         write_atomically(staging.path / IN_FORCE, to_lines(counting))
-        for transcript in sure:
-            for form in FORMS:
-                text = written(transcript, form, str(transcript.id))
-                write_atomically(staging.path / form / f"{transcript.id}.{form}", text)
+        write_forms(sure, staging.path)
     published = staging.published
     return dg.MaterializeResult(
         metadata={

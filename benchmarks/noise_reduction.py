@@ -2,10 +2,11 @@
 
     python benchmarks/noise_reduction.py [--utterances 150] [--language en] [--home FOLDER]
 
-The utterances are the frozen benchmark set of the language, and the model is its champion, both as `make demo` left them
-in its data store (copied, so that it stays as it is); the noises are those of `SOUNDSTAGE_REAL_DATA/noise`. Each row is
-a signal-to-noise ratio; each column what `[inference]` may ask for, as WER and as difference to the sound as it came,
-with a 95 % interval over speakers. A setting helps where the whole interval is below zero, and harms where it is above.
+The utterances are the frozen benchmark set of the language, and the model is its champion, both as `make demo` left
+them in its data store (copied, so that it stays as it is); the noises are those of `SOUNDSTAGE_REAL_DATA/noise`. Each
+row is a signal-to-noise ratio or a level; each column what `[inference]` may ask for, as WER and as difference to the
+sound as it came, with a 95 % interval over speakers. A setting helps where the whole interval is below zero, and harms
+where it is above. Below stands how much of noise alone is then taken for speech.
 """
 
 import argparse
@@ -25,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 KEPT = ("bundles", "ledger", "verdicts", "mlflow", "launchers", "benchmark_set")  # of the demo's data store
 SNRS_DB = (None, 20.0, 10.0, 5.0, 0.0)  # None: as it is
 LEVEL = 0.05  # RMS that utterances are brought to before noise is added: -26 dBFS
-SOFTER_DB = -25.0  # of the last row, without noise: a far microphone
+LEVELS_DB = (15.0, -10.0, -25.0)  # of the last rows, without noise: close microphones and far ones
 LOUDNESS_LUFS = -23.0
 SETTINGS = """
 home = "store"
@@ -89,6 +90,27 @@ def noisy(said: np.ndarray, snr_db: float, noise: Sequence[np.ndarray], draw: np
     return np.clip(mixed, -1, 1).astype(np.float32)
 
 
+def at_level(samples: np.ndarray, by_db: float) -> np.ndarray:
+    """Louder or softer, as a 16 bit file holds it."""
+    return (np.rint(np.clip(samples * 10 ** (by_db / 20), -1, 1) * 32_767) / 32_767).astype(np.float32)
+
+
+def speech_in_noise(noise: Sequence[np.ndarray], by_db: float, treat: Treatment) -> float:
+    """Share of noise without speech, at 26 dB under full scale and so much louder, in which speech is found."""
+    from speech.vad import SpeechDetector, stretches
+
+    found_s = all_s = 0.0
+    for samples in noise:
+        level = LEVEL / max(1e-9, float(np.sqrt(np.mean(samples**2))))
+        heard = treat(at_level(samples * level, by_db))
+        duration_s = len(heard) / 16_000
+        found_s += sum(
+            one.end_s - one.start_s for one in stretches(SpeechDetector().probabilities([heard]), duration_s)
+        )
+        all_s += duration_s
+    return found_s / all_s
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; the exit code is 1 where a bar falls short, 2 where something to measure with is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -142,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         draw = np.random.default_rng(0)
         mixed = [samples if snr_db is None else noisy(samples, snr_db, noise, draw) for _, samples in said]
         rows.append(("as it is" if snr_db is None else f"{snr_db:g} dB", mixed))
-    rows.append((f"{-SOFTER_DB:g} dB softer", [samples * np.float32(10 ** (SOFTER_DB / 20)) for _, samples in said]))
+    rows += [(f"level {db:+g} dB", [at_level(samples, db) for _, samples in said]) for db in LEVELS_DB]
     for label, mixed in rows:
         line, before = f"{label:14}", None
         for treatment, treat in TREATMENTS.items():
@@ -159,6 +181,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             harms |= {treatment} if low > 0 else set()
             line += f"{wer:14.1f} {100 * change.estimate:+6.1f} [{low:+.1f}, {high:+.1f}]".rjust(34)
         print(line, flush=True)
+    print(f"\n{'noise alone, share in which speech is found, %'}")
+    for by_db in (0.0, -35.0):
+        shares = [100 * speech_in_noise(noise, by_db, treat) for treat in TREATMENTS.values()]
+        print(f"{f'level {by_db:+g} dB':14}" + "".join(f"{share:34.1f}" for share in shares), flush=True)
     print()
     settings = list(TREATMENTS)[1:]
     for treatment in settings:

@@ -44,7 +44,7 @@ _COHERENT = 0.5  # share of its energy that an echo has from the other channel
 _COHERENCE_WINDOWS = 25  # 0.8 s over which coherence is told
 _BY_CHANCE = 0.1  # the share that unrelated sound shows over as many, half of which overlap
 _REACH_WINDOWS = 8  # from the middle of those to windows that they speak for
-_LOWEST_BIN = 13  # 200 Hz: below it channels share the hum of the mains
+_COHERENCE_BINS = slice(13, 218)  # 200 to 3,400 Hz again, of windows twice as long
 _BLOCK_WINDOWS = 960  # worked on at once: 31 s
 _MARGIN_WINDOWS = 32  # heard on both sides of a block, 1 s
 _DELAYS_S = (-0.05, 0.6)  # of an echo: across a table, and around a network
@@ -167,21 +167,19 @@ def _both(first: Path, second: Path) -> Iterator[tuple[np.ndarray, np.ndarray, i
     margin, block = _MARGIN_WINDOWS * WINDOW, _BLOCK_WINDOWS * WINDOW
     with ExitStack() as stack:
         files = [stack.enter_context(soundfile.SoundFile(path)) for path in (first, second)]
-        frames = files[0].frames
-        for start in range(0, frames, block):
-            heard = np.zeros((2, 2 * margin + block), np.float32)
-            begin = max(0, start - margin)
-            for row, file in zip(heard, files, strict=True):
-                file.seek(begin)
-                samples = file.read(start + block + margin - begin, dtype="float32")
-                row[begin - start + margin :][: len(samples)] = samples
-            yield heard[0], heard[1], -(-min(block, frames - start) // WINDOW)
+        heard = np.zeros((2, margin), np.float32)
+        for start in range(0, files[0].frames, block):
+            more = 2 * margin + block - heard.shape[1]
+            following = [file.read(more, dtype="float32", fill_value=0.0) for file in files]
+            heard = np.concatenate((heard, following), axis=1)
+            yield heard[0], heard[1], -(-min(block, files[0].frames - start) // WINDOW)
+            heard = heard[:, block:]
 
 
 def _phases(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """The cross-spectrum of both, only its phases, summed over the seconds in which the source leads."""
     total = np.zeros(_DELAY_SAMPLES + 1, np.complex128)
-    for start in range(0, len(source) - _DELAY_SAMPLES + 1, _DELAY_SAMPLES // 2):
+    for start in range(0, len(source) - _DELAY_SAMPLES + 1, _DELAY_SAMPLES):
         theirs, ours = (some[start : start + _DELAY_SAMPLES] for some in (source, target))
         if np.square(theirs).mean() > max(_QUIETEST, _ECHO_BELOW * np.square(ours).mean()):
             cross = np.fft.rfft(ours, 2 * _DELAY_SAMPLES) * np.fft.rfft(theirs, 2 * _DELAY_SAMPLES).conj()
@@ -223,7 +221,7 @@ def _spectra(samples: np.ndarray) -> np.ndarray:
     """Of twice the length of each window around its middle, complex64 [windows, bins]."""
     padded = np.pad(samples, WINDOW // 2)
     frames = np.lib.stride_tricks.sliding_window_view(padded, 2 * WINDOW)[::WINDOW]
-    return np.fft.rfft(frames * np.hanning(2 * WINDOW).astype(np.float32), axis=1)[:, _LOWEST_BIN:].astype(np.complex64)
+    return np.fft.rfft(frames * np.hanning(2 * WINDOW).astype(np.float32), axis=1)[:, _COHERENCE_BINS].astype(np.complex64)
 
 
 def _averaged(values: np.ndarray) -> np.ndarray:

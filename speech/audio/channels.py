@@ -39,7 +39,7 @@ _LOUD_PERCENTILE = 95.0
 _SMOOTHED = 5  # windows, 0.16 s: a syllable
 _ECHO_WINDOWS = (16, 3)  # before and after a window, in which its sound may be loud elsewhere: 0.5 s and 0.1 s
 
-_ECHO_BELOW = 4.0  # in power: an echo is 6 dB under what it is of
+_AS_LOUD = 1.25  # in power, 1 dB: between channels that differ by less, nobody can say which one leaked
 _COHERENT = 0.5  # share of its energy that an echo has from the other channel
 _COHERENCE_WINDOWS = 25  # 0.8 s over which coherence is told
 _BY_CHANCE = 0.1  # the share that unrelated sound shows over as many, half of which overlap
@@ -145,20 +145,25 @@ def _loudest_around(power: np.ndarray) -> np.ndarray:
 
 def _echoes(channel: int, live: Sequence[int], paths: Sequence[Path]) -> tuple[Span, ...]:
     """Where a channel holds only what leaked from the other live ones."""
-    marks = [_leaked(paths[other], paths[channel]) for other in live if other != channel]
+    marks = [_leaked(paths[other], paths[channel], other < channel) for other in live if other != channel]
     if not marks:
         return ()
     edges = np.flatnonzero(np.diff(np.any(marks, axis=0), prepend=False, append=False)) * WINDOW / SAMPLE_RATE
     return tuple(Span(float(start), float(end)) for start, end in zip(edges[::2], edges[1::2], strict=True))
 
 
-def _leaked(source: Path, target: Path) -> np.ndarray:
-    """The windows of `target` that hold what leaked from `source`, bool [windows]."""
+def _leaked(source: Path, target: Path, source_first: bool) -> np.ndarray:
+    """The windows of `target` that hold what leaked from `source`, bool [windows].
+
+    What is as loud on both, such as an announcement that both hear, is the first channel's.
+    """
+    louder = 1 / _AS_LOUD if source_first else _AS_LOUD
     correlation = np.zeros(_DELAY_SAMPLES + 1, np.complex128)
     marks = []
     for ours, theirs, windows in _both(target, source):
-        correlation = _FORGET * correlation + _phases(theirs, ours)
-        marks.append(_is_echo(_delayed(theirs, _delay(correlation)), ours)[_MARGIN_WINDOWS:][:windows])
+        correlation = _FORGET * correlation + _phases(theirs, ours, louder)
+        aligned = _delayed(theirs, _delay(correlation))
+        marks.append(_is_echo(aligned, ours, louder)[_MARGIN_WINDOWS:][:windows])
     return np.concatenate(marks)
 
 
@@ -176,12 +181,12 @@ def _both(first: Path, second: Path) -> Iterator[tuple[np.ndarray, np.ndarray, i
             heard = heard[:, block:]
 
 
-def _phases(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The cross-spectrum of both, only its phases, summed over the seconds in which the source leads."""
+def _phases(source: np.ndarray, target: np.ndarray, louder: float) -> np.ndarray:
+    """The cross-spectrum of both, only its phases, summed over the seconds in which the source is so much louder."""
     total = np.zeros(_DELAY_SAMPLES + 1, np.complex128)
     for start in range(0, len(source) - _DELAY_SAMPLES + 1, _DELAY_SAMPLES):
         theirs, ours = (some[start : start + _DELAY_SAMPLES] for some in (source, target))
-        if np.square(theirs).mean() > max(_QUIETEST, _ECHO_BELOW * np.square(ours).mean()):
+        if np.square(theirs).mean() > max(_QUIETEST, louder * np.square(ours).mean()):
             cross = np.fft.rfft(ours, 2 * _DELAY_SAMPLES) * np.fft.rfft(theirs, 2 * _DELAY_SAMPLES).conj()
             total += cross / np.maximum(np.abs(cross), 1e-12)
     return total
@@ -200,8 +205,8 @@ def _delayed(samples: np.ndarray, by: int) -> np.ndarray:
     return moved
 
 
-def _is_echo(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The windows of `target` that are coherent with the much louder `source`, bool [windows]; samples are aligned."""
+def _is_echo(source: np.ndarray, target: np.ndarray, louder: float) -> np.ndarray:
+    """The windows of `target` that are coherent with `source`, which is so much louder; samples are aligned."""
     ours, theirs = _spectra(target), _spectra(source)
     cross = _averaged(ours * theirs.conj())
     our_power, their_power = _averaged(np.square(np.abs(ours))), _averaged(np.square(np.abs(theirs)))
@@ -210,10 +215,10 @@ def _is_echo(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     all_ours = our_power.sum(axis=1)
     over_noise = all_ours - np.percentile(at_once[at_once > 0], _NOISE_PERCENTILE) if at_once.any() else all_ours
     coherent = (from_theirs - _BY_CHANCE * all_ours > _COHERENT * over_noise) & (
-        their_power.sum(axis=1) > _ECHO_BELOW * all_ours
+        their_power.sum(axis=1) > louder * all_ours
     )
     reached = np.convolve(coherent, np.ones(2 * _REACH_WINDOWS + 1), "same") > 0.5
-    softer = np.square(np.abs(theirs)).sum(axis=1) > at_once
+    softer = np.square(np.abs(theirs)).sum(axis=1) > louder * at_once
     return reached & (coherent | softer)
 
 
@@ -221,7 +226,9 @@ def _spectra(samples: np.ndarray) -> np.ndarray:
     """Of twice the length of each window around its middle, complex64 [windows, bins]."""
     padded = np.pad(samples, WINDOW // 2)
     frames = np.lib.stride_tricks.sliding_window_view(padded, 2 * WINDOW)[::WINDOW]
-    return np.fft.rfft(frames * np.hanning(2 * WINDOW).astype(np.float32), axis=1)[:, _COHERENCE_BINS].astype(np.complex64)
+    return np.fft.rfft(frames * np.hanning(2 * WINDOW).astype(np.float32), axis=1)[:, _COHERENCE_BINS].astype(
+        np.complex64
+    )
 
 
 def _averaged(values: np.ndarray) -> np.ndarray:

@@ -1,21 +1,22 @@
 """Whether the channels of a recording hold different speakers, and where one of them holds only what leaked.
 
 A call is delivered with a speaker per channel, an interview as stereo of one scene, and no header tells them apart.
-What does is who leads. Where channels have speakers of their own, whoever speaks is far louder on one channel (echo and
-crosstalk are 10 dB and more below their talker: ITU-T G.122 asks for more), and each channel leads at some time; where
-a scene is recorded in stereo, the same voice is on both at about the same level. So sound that is on several channels
-within 9 dB is *shared*, sound that is on one alone *leads*, and the channels are apart where more of it leads than is
-shared. A channel that never leads is dead: it holds nothing, or nothing but the echo of others. Lines differ in their
-gain, so the same is asked of channels that are brought to one loudness, and where that tells more people apart, they
-are.
+What does is who leads. Where channels have speakers of their own, whoever speaks is far louder on one channel, and each
+channel leads at some time; where a scene is recorded in stereo, the same voice is on both at about the same level. So
+sound that is on several channels within 9 dB is *shared*, sound that is on one alone *leads*, and the channels are
+apart where more of it leads than is shared. The 9 dB lie between voices that a scene has 6 dB to a side and crosstalk
+of -12 dB, which `benchmarks/channels.py` both tells right, and measures how often. A channel that never leads is dead:
+it holds nothing, or nothing but the echo of others. Lines differ in their gain, so the same is asked of channels that
+are brought to one loudness, and where that tells more people apart, they are.
 
 What leaks is told by its coherence with the channel that it leaked from (Carter 1987, "Coherence and time delay
 estimation"): the share of a channel's energy that a linear filter could make of the other channel, after the delay of
 the path was found by generalised cross-correlation with phase transform (Knapp and Carter 1976). A person who speaks
-meanwhile shares no waveform with the other channel, however softly, and is not taken for an echo.
+meanwhile shares no waveform with the other channel, and is not taken for an echo unless far softer than it. The work
+grows with the pairs of channels that lead.
 
 Not covered: an echo that a codec has changed beyond linear filters, or that comes later than 0.6 s; two people on one
-channel, who are for a diarisation to tell apart. `benchmarks/channels.py` measures how often the rule errs.
+channel, who are for a diarisation to tell apart.
 """
 
 from collections.abc import Iterator, Sequence

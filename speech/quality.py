@@ -44,7 +44,6 @@ SNR_BOUNDS_DB = (-20.0, 100.0)
 
 SPECTRUM_SAMPLES = 512  # 32 ms, bins of 31.25 Hz
 BANDWIDTH_BELOW_PEAK_DB = 50.0
-HIGHEST_PEAK_DBFS = -1.0
 NARROW_BAND_HZ = 4_200.0  # half of 8 kHz and a few bins of leakage
 
 _BINS_PER_DB = 10
@@ -112,7 +111,7 @@ def measure(audio: Iterable[np.ndarray] | np.ndarray) -> Quality:
 def at_loudness(chunks: Iterable[np.ndarray], measured: Quality, lufs: float) -> Iterator[np.ndarray]:
     """A recording at another integrated loudness, by one gain for all of it.
 
-    What gets louder keeps its peak 1 dB below full scale (R 128), even if it stays softer than asked; silence stays.
+    What then lies beyond full scale, such as a click, is clipped: it must not keep a recording soft. Silence stays.
 
     Args:
         chunks: float samples [n].
@@ -121,9 +120,8 @@ def at_loudness(chunks: Iterable[np.ndarray], measured: Quality, lufs: float) ->
     """
     now = measured.loudness_lufs
     gain_db = 0.0 if now is None or now <= SILENT_LUFS else lufs - now
-    gain_db = min(gain_db, max(0.0, HIGHEST_PEAK_DBFS - measured.peak_dbfs))
     for chunk in chunks:
-        yield chunk * np.float32(10 ** (gain_db / 20))
+        yield np.clip(chunk * np.float32(10 ** (gain_db / 20)), -1, 1)
 
 
 def _dbfs(power: float) -> float:

@@ -1,21 +1,22 @@
 """Whether the channels of a recording hold different speakers, and where one of them holds only what leaked.
 
 A call is delivered with a speaker per channel, an interview as stereo of one scene, and no header tells them apart.
-What does is who leads. Where channels have speakers of their own, whoever speaks is far louder on one channel (echo and
-crosstalk are 10 dB and more below their talker: ITU-T G.122 asks for more), and each channel leads at some time; where
-a scene is recorded in stereo, the same voice is on both at about the same level. So sound that is on several channels
-within 9 dB is *shared*, sound that is on one alone *leads*, and the channels are apart where more of it leads than is
-shared. A channel that never leads is dead: it holds nothing, or nothing but the echo of others. Lines differ in their
-gain, so the same is asked of channels that are brought to one loudness, and where that tells more people apart, they
-are.
+What does is who leads. Where channels have speakers of their own, whoever speaks is far louder on one channel, and each
+channel leads at some time; where a scene is recorded in stereo, the same voice is on both at about the same level. So
+sound that is on several channels within 9 dB is *shared*, sound that is on one alone *leads*, and the channels are
+apart where more of it leads than is shared. The 9 dB lie between voices that a scene has 6 dB to a side and crosstalk
+of -12 dB, which `benchmarks/channels.py` both tells right, and measures how often. A channel that never leads is dead:
+it holds nothing, or nothing but the echo of others. Lines differ in their gain, so the same is asked of channels that
+are brought to one loudness, and where that tells more people apart, they are.
 
 What leaks is told by its coherence with the channel that it leaked from (Carter 1987, "Coherence and time delay
 estimation"): the share of a channel's energy that a linear filter could make of the other channel, after the delay of
 the path was found by generalised cross-correlation with phase transform (Knapp and Carter 1976). A person who speaks
-meanwhile shares no waveform with the other channel, however softly, and is not taken for an echo.
+meanwhile shares no waveform with the other channel, and is not taken for an echo unless far softer than it. The work
+grows with the pairs of channels that lead.
 
 Not covered: an echo that a codec has changed beyond linear filters, or that comes later than 0.6 s; two people on one
-channel, who are for a diarisation to tell apart. `benchmarks/channels.py` measures how often the rule errs.
+channel, who are for a diarisation to tell apart.
 """
 
 from collections.abc import Iterator, Sequence
@@ -39,12 +40,12 @@ _LOUD_PERCENTILE = 95.0
 _SMOOTHED = 5  # windows, 0.16 s: a syllable
 _ECHO_WINDOWS = (16, 3)  # before and after a window, in which its sound may be loud elsewhere: 0.5 s and 0.1 s
 
-_ECHO_BELOW = 4.0  # in power: an echo is 6 dB under what it is of
+_AS_LOUD = 1.25  # in power, 1 dB: between channels that differ by less, nobody can say which one leaked
 _COHERENT = 0.5  # share of its energy that an echo has from the other channel
 _COHERENCE_WINDOWS = 25  # 0.8 s over which coherence is told
 _BY_CHANCE = 0.1  # the share that unrelated sound shows over as many, half of which overlap
 _REACH_WINDOWS = 8  # from the middle of those to windows that they speak for
-_LOWEST_BIN = 13  # 200 Hz: below it channels share the hum of the mains
+_COHERENCE_BINS = slice(13, 218)  # 200 to 3,400 Hz again, of windows twice as long
 _BLOCK_WINDOWS = 960  # worked on at once: 31 s
 _MARGIN_WINDOWS = 32  # heard on both sides of a block, 1 s
 _DELAYS_S = (-0.05, 0.6)  # of an echo: across a table, and around a network
@@ -145,20 +146,25 @@ def _loudest_around(power: np.ndarray) -> np.ndarray:
 
 def _echoes(channel: int, live: Sequence[int], paths: Sequence[Path]) -> tuple[Span, ...]:
     """Where a channel holds only what leaked from the other live ones."""
-    marks = [_leaked(paths[other], paths[channel]) for other in live if other != channel]
+    marks = [_leaked(paths[other], paths[channel], other < channel) for other in live if other != channel]
     if not marks:
         return ()
     edges = np.flatnonzero(np.diff(np.any(marks, axis=0), prepend=False, append=False)) * WINDOW / SAMPLE_RATE
     return tuple(Span(float(start), float(end)) for start, end in zip(edges[::2], edges[1::2], strict=True))
 
 
-def _leaked(source: Path, target: Path) -> np.ndarray:
-    """The windows of `target` that hold what leaked from `source`, bool [windows]."""
+def _leaked(source: Path, target: Path, source_first: bool) -> np.ndarray:
+    """The windows of `target` that hold what leaked from `source`, bool [windows].
+
+    What is as loud on both, such as an announcement that both hear, is the first channel's.
+    """
+    louder = 1 / _AS_LOUD if source_first else _AS_LOUD
     correlation = np.zeros(_DELAY_SAMPLES + 1, np.complex128)
     marks = []
     for ours, theirs, windows in _both(target, source):
-        correlation = _FORGET * correlation + _phases(theirs, ours)
-        marks.append(_is_echo(_delayed(theirs, _delay(correlation)), ours)[_MARGIN_WINDOWS:][:windows])
+        correlation = _FORGET * correlation + _phases(theirs, ours, louder)
+        aligned = _delayed(theirs, _delay(correlation))
+        marks.append(_is_echo(aligned, ours, louder)[_MARGIN_WINDOWS:][:windows])
     return np.concatenate(marks)
 
 
@@ -167,23 +173,21 @@ def _both(first: Path, second: Path) -> Iterator[tuple[np.ndarray, np.ndarray, i
     margin, block = _MARGIN_WINDOWS * WINDOW, _BLOCK_WINDOWS * WINDOW
     with ExitStack() as stack:
         files = [stack.enter_context(soundfile.SoundFile(path)) for path in (first, second)]
-        frames = files[0].frames
-        for start in range(0, frames, block):
-            heard = np.zeros((2, 2 * margin + block), np.float32)
-            begin = max(0, start - margin)
-            for row, file in zip(heard, files, strict=True):
-                file.seek(begin)
-                samples = file.read(start + block + margin - begin, dtype="float32")
-                row[begin - start + margin :][: len(samples)] = samples
-            yield heard[0], heard[1], -(-min(block, frames - start) // WINDOW)
+        heard = np.zeros((2, margin), np.float32)
+        for start in range(0, files[0].frames, block):
+            more = 2 * margin + block - heard.shape[1]
+            following = [file.read(more, dtype="float32", fill_value=0.0) for file in files]
+            heard = np.concatenate((heard, following), axis=1)
+            yield heard[0], heard[1], -(-min(block, files[0].frames - start) // WINDOW)
+            heard = heard[:, block:]
 
 
-def _phases(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The cross-spectrum of both, only its phases, summed over the seconds in which the source leads."""
+def _phases(source: np.ndarray, target: np.ndarray, louder: float) -> np.ndarray:
+    """The cross-spectrum of both, only its phases, summed over the seconds in which the source is so much louder."""
     total = np.zeros(_DELAY_SAMPLES + 1, np.complex128)
-    for start in range(0, len(source) - _DELAY_SAMPLES + 1, _DELAY_SAMPLES // 2):
+    for start in range(0, len(source) - _DELAY_SAMPLES + 1, _DELAY_SAMPLES):
         theirs, ours = (some[start : start + _DELAY_SAMPLES] for some in (source, target))
-        if np.square(theirs).mean() > max(_QUIETEST, _ECHO_BELOW * np.square(ours).mean()):
+        if np.square(theirs).mean() > max(_QUIETEST, louder * np.square(ours).mean()):
             cross = np.fft.rfft(ours, 2 * _DELAY_SAMPLES) * np.fft.rfft(theirs, 2 * _DELAY_SAMPLES).conj()
             total += cross / np.maximum(np.abs(cross), 1e-12)
     return total
@@ -202,8 +206,8 @@ def _delayed(samples: np.ndarray, by: int) -> np.ndarray:
     return moved
 
 
-def _is_echo(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The windows of `target` that are coherent with the much louder `source`, bool [windows]; samples are aligned."""
+def _is_echo(source: np.ndarray, target: np.ndarray, louder: float) -> np.ndarray:
+    """The windows of `target` that are coherent with `source`, which is so much louder; samples are aligned."""
     ours, theirs = _spectra(target), _spectra(source)
     cross = _averaged(ours * theirs.conj())
     our_power, their_power = _averaged(np.square(np.abs(ours))), _averaged(np.square(np.abs(theirs)))
@@ -212,10 +216,10 @@ def _is_echo(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     all_ours = our_power.sum(axis=1)
     over_noise = all_ours - np.percentile(at_once[at_once > 0], _NOISE_PERCENTILE) if at_once.any() else all_ours
     coherent = (from_theirs - _BY_CHANCE * all_ours > _COHERENT * over_noise) & (
-        their_power.sum(axis=1) > _ECHO_BELOW * all_ours
+        their_power.sum(axis=1) > louder * all_ours
     )
     reached = np.convolve(coherent, np.ones(2 * _REACH_WINDOWS + 1), "same") > 0.5
-    softer = np.square(np.abs(theirs)).sum(axis=1) > at_once
+    softer = np.square(np.abs(theirs)).sum(axis=1) > louder * at_once
     return reached & (coherent | softer)
 
 
@@ -223,7 +227,9 @@ def _spectra(samples: np.ndarray) -> np.ndarray:
     """Of twice the length of each window around its middle, complex64 [windows, bins]."""
     padded = np.pad(samples, WINDOW // 2)
     frames = np.lib.stride_tricks.sliding_window_view(padded, 2 * WINDOW)[::WINDOW]
-    return np.fft.rfft(frames * np.hanning(2 * WINDOW).astype(np.float32), axis=1)[:, _LOWEST_BIN:].astype(np.complex64)
+    return np.fft.rfft(frames * np.hanning(2 * WINDOW).astype(np.float32), axis=1)[:, _COHERENCE_BINS].astype(
+        np.complex64
+    )
 
 
 def _averaged(values: np.ndarray) -> np.ndarray:

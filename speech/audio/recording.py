@@ -27,10 +27,8 @@ class Recording:
     media_type: str  # told from the bytes: "audio/flac"
     channels: int
     duration_s: float  # of what was decoded, at 16 kHz: times of transcripts lie within
-    open_end: bool = (
-        False  # nothing in the container says that the sound ends where the file does: it may have been cut
-    )
     container_start_s: float  # what the container's clock shows where the recording, and time 0 of transcripts, begins
+    open_end: bool = False  # nothing says that its sound ends where the file does: it may have been cut
 
     def __post_init__(self) -> None:
         """Refuse a time that means another moment elsewhere."""

@@ -167,13 +167,6 @@ def test_channels_that_change_on_the_way_are_mixed(store: Objects, tmp_path: Pat
     assert [sound.channel for sound in normalized_as(store, changing, tmp_path).sounds] == [None]
 
 
-def test_questions_about_people_who_speak_at_once_are_two(store: Objects, tmp_path: Path) -> None:
-    transcript = transcript_of(store, tmp_path, 0.2)
-    first, second = (replace(transcript.segments[0], channel=channel) for channel in (0, 1))
-    assert task_of(transcript, first).id != task_of(transcript, second).id
-    assert task_of(transcript, second).channel == 1
-
-
 def test_sounds_are_brought_to_a_loudness_where_settings_ask_for_it(store: Objects, tmp_path: Path) -> None:
     said = sound_bytes(tones(["one", "two", "three"], amplitude=0.05))
     as_it_came = recording_of(store, said, tmp_path).sounds[0]

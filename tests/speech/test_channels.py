@@ -95,6 +95,18 @@ def test_what_leaked_is_an_echo_and_what_somebody_says_meanwhile_is_not(
         assert echo[own].mean() < 0.02
 
 
+def test_an_announcement_that_both_channels_hear_is_of_one(voices: Voices, tmp_path: Path) -> None:
+    """A queue's greeting is on both legs; transcripts of calls that begin with it have shown it twice."""
+    made = call(voices, np.random.default_rng(8), count=8).samples
+    said = np.concatenate([voices[0][0], voices[1][1]])
+    announcement = 0.1 * said / np.sqrt(np.mean(said**2))
+    first, second = heard_apart(np.concatenate([np.stack([announcement] * 2, axis=1), made]), tmp_path)
+    end_s = len(announcement) / RATE
+    assert not [span for span in first.echoes if span.start_s < end_s]
+    heard_s = sum(min(span.end_s, end_s) - span.start_s for span in second.echoes if span.start_s < end_s)
+    assert heard_s > 0.9 * end_s
+
+
 def test_unrelated_channels_have_no_echoes(voices: Voices, tmp_path: Path) -> None:
     made = call(voices, np.random.default_rng(6))
     own = made.speaking

@@ -63,6 +63,7 @@ def test_a_recording_crosses_json_unchanged():
         "channels": 1,
         "duration_s": 2.0,
         "container_start_s": 0.0,
+        "open_end": False,
     }
     assert from_plain(Recording, plain) == recording
     for change, says in (({"received_at": "2026-11-26T14:30:00"}, "time zone"), ({"channels": "1"}, "channels")):

@@ -76,9 +76,7 @@ class Segment:
         str | None, Field(description="The words as people write them: '$42' for 'forty two dollars'.")
     ] = None
     intent: Intent | None = None
-    language: Annotated[
-        str | None, Field(description="What is spoken in it, or `unknown`; null: the transcript's.")
-    ] = None
+    language: Annotated[str | None, Field(description="What is spoken in it; null: the transcript's.")] = None
     channel: Annotated[
         int | None, Field(description="The channel it was heard on, counted from 0; null: the channels were mixed.")
     ] = None

@@ -38,6 +38,7 @@ LONGEST = (
 # Files that go with another, since they share what is long in the making: a trained deployment, an import of NeMo.
 TOGETHER = {
     "speech_assets/test_corpus.py": "speech_assets/test_main_job.py",
+    "training/test_labels.py": "training/test_run.py",
     "training/test_network.py": "training/test_export.py",
     "training/test_readings.py": "training/test_export.py",
 }

@@ -548,7 +548,8 @@ def test_an_unknown_language_is_heard_by_the_usual_champion_and_said_to_be(house
     assert house.changed(spoken_language=sure).transcribe().success
     (transcript,) = house.hour.transcripts()
     assert (transcript.language, transcript.degraded) == ("en", ("language",))
-    assert {segment.language for segment in transcript.segments} == {"unknown"}
+    assert {segment.language for segment in transcript.segments} == {None}
+    assert house.hour.languages()[0].spoken.language == "unknown"
 
 
 def test_a_language_model_that_may_not_be_used_stops_the_hour_and_names_its_asset(house: House) -> None:

@@ -27,6 +27,7 @@ MIN_SPEAKERS = 8  # fewer voices teach a network these voices, and not what tell
 READ_SHARE = 0.25  # of a language's examples are numbers read by a synthetic voice, as those of unknown languages are
 UNKNOWN_SHARE = 0.4  # of the examples of a language model
 NONSPEECH_SHARE = 0.3  # of those
+TUNES = 40
 _INT16 = np.float32(32_768)
 _Sound = Callable[[str], np.ndarray]  # from the name of an example
 
@@ -87,7 +88,7 @@ def examples_of(
     for tags, label in ((languages, None), (others, UNKNOWN)):
         for tag in tags:
             try:
-                for _, clip in numbers_read([tag], settings.foreign_clips * (1 if label else 3), "train"):
+                for _, clip in numbers_read([tag], settings.foreign_clips * (1 if label else 2), "train"):
                     read[label or tag].append(_as_int16(clip))
             except SynthesisError:  # a language that the synthesiser does not know is learnt from recordings alone
                 continue
@@ -105,6 +106,7 @@ class Batches:
 
     def __init__(self, examples: Examples, settings: LabelTrainingSettings) -> None:
         self.examples, self.settings = examples, settings
+        self._music = [music(CROP_S[1], number) for number in range(TUNES if examples.kind == "language" else 0)]
         self._augment = Augmentation(
             AugmentationSettings(
                 # a voice played faster is another voice; a language is not
@@ -151,7 +153,8 @@ class Batches:
         if kind < 0.05:
             return lambda key: np.zeros(count, np.float32)
         if kind < 0.35:
-            return lambda key: music(count / SAMPLE_RATE, seed)
+            tune = self._music[seed % len(self._music)]
+            return lambda key: tune * np.float32(10 ** (-(seed % 30) / 20))
         recorded = self.examples.recorded[int(draw.integers(len(self.examples.labels) - 1))]
         like = np.resize(recorded[int(draw.integers(len(recorded)))], count).astype(np.float32) / _INT16
 

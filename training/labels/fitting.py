@@ -13,7 +13,7 @@ from training.asr import Interrupted
 from training.labels.data import Batches, Examples
 from training.labels.network import new_model
 from training.labels.settings import LabelTrainingSettings
-from training.loop import cores, load_state, save_state
+from training.loop import load_state, save_state
 from training.recipe import TrainingError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def fit_labels(
     import torch
     from nemo.core.classes.common import typecheck
 
-    torch.set_num_threads(settings.threads or cores())
+    torch.set_num_threads(settings.threads)
     torch.set_flush_denormal(True)
     model = new_model(settings, len(examples.labels), settings.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=WEIGHT_DECAY)

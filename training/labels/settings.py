@@ -1,5 +1,7 @@
 """How label models are made, as `[label_models]` in soundstage.toml."""
 
+import os
+
 from pydantic import Field
 
 from speech.settings import Section
@@ -14,9 +16,9 @@ class LabelTrainingSettings(Section):
 
     width: int = Field(128, ge=16, description="Channels of the encoder.")
     dimensions: int = Field(96, ge=8, description="Length of an embedding.")
-    speaker_steps: int = Field(260, ge=1, description="Optimiser steps of the speaker model.")
-    language_steps: int = Field(260, ge=1, description="Optimiser steps of the language model.")
-    batch: int = Field(48, ge=2, description="Clips in a step.")
+    speaker_steps: int = Field(120, ge=1, description="Optimiser steps of the speaker model.")
+    language_steps: int = Field(100, ge=1, description="Optimiser steps of the language model.")
+    batch: int = Field(32, ge=2, description="Clips in a step.")
     learning_rate: float = Field(3e-3, gt=0, description="AdamW's highest rate.")
     per_speaker: int = Field(
         24, ge=2, description="Most utterances learnt of one speaker, so that who talks most does not count most."
@@ -34,4 +36,8 @@ class LabelTrainingSettings(Section):
         "`checkpoint.nemo`, `bundle/` and `training.json` in the folder named there.",
     )
     max_runtime_s: int = Field(7_200, gt=0, description="The training is stopped after this many seconds.")
-    threads: int = Field(0, ge=0, description="CPU threads; 0: one per core.")
+    threads: int = Field(
+        max(1, (os.cpu_count() or 1) // 2),
+        ge=1,
+        description="CPU threads of the training; more than cores that are free make it crawl.",
+    )

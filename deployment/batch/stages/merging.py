@@ -9,6 +9,7 @@ from deployment.batch.stages.items import Chosen, Heard, Languages, NormalizedRe
 from deployment.batch.stages.recognition import CONFIDENCE_DIGITS, order_of
 from deployment.batch.stages.understanding import understood
 from deployment.serving.transcription import segments_from_words
+from speech.labels import UNKNOWN
 from speech.language import Spoken, spoken_in
 from speech.transcript import Segment, Transcript
 
@@ -62,7 +63,7 @@ def merged(
         segments += [
             replace(
                 said,
-                language=language if language != main.language else None,
+                language=language if language not in (main.language, UNKNOWN) else None,
                 speaker=f"channel {piece.channel}" if apart else None,
                 channel=piece.channel,
             )

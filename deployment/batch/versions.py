@@ -21,6 +21,7 @@ RECORDING_CHARS = 32  # of a digest, which name a recording
 NUMBERED = ("id", "version", "supersedes")  # which version it is, and not what it says
 MADE_BY = ("models", "model_digests", "code_version", "settings")  # who says it, and not what
 EDITS_SHOWN, WER_DIGITS = 8, 4
+FEW_WORDS = 4  # of fewer, most are soon gone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,12 @@ class Change:
     models_before: dict[str, str]
     models_after: dict[str, str]
     edits: tuple[str, ...]  # the first of them, as people read them
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether most of what was heard before is gone: a model that is lost writes little."""
+        words = self.words_before - self.words_removed + self.words_added
+        return self.words_before >= FEW_WORDS and words < self.words_before / 2
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,6 +74,24 @@ def test_words_that_came_to_none_have_no_rate(objects: Objects) -> None:
     assert (gone.words_removed, gone.wer) == (2, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "collapsed"),
+    [
+        ("a b c d", "a b", False),
+        ("a b c d", "a", True),
+        ("a b c d", "", True),
+        ("a b c", "", False),
+        ("a b c d", "e f g h", False),
+    ],
+)
+def test_a_version_that_lost_most_words_is_told(objects: Objects, before: str, after: str, collapsed: bool) -> None:
+    """A transcript that a worse model replaces by next to nothing is what users of others lost unnoticed."""
+    Versions(objects).kept(said(before), HOUR)
+    change = change_of(Versions(objects).kept(said(after), HOUR))
+    assert change is not None
+    assert change.collapsed is collapsed
+
+
 def test_numbers_that_are_only_written_otherwise_are_no_edits(objects: Objects) -> None:
     versions = Versions(objects)
     versions.kept(said("room forty two"), HOUR)

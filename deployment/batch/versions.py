@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from evaluation.scoring import align
+from evaluation.scoring import Edit, align
 from speech.plain import from_lines, to_lines
 from speech.store.objects import LostRace, Objects, StoreError
 from speech.store.records import Records
@@ -50,7 +50,7 @@ class Change:
     confidence_after: float
     models_before: dict[str, str]
     models_after: dict[str, str]
-    edits: tuple[str, ...]  # the first of them, as people read them
+    edits: tuple[str, ...]  # the first of them, as people read them; none where personal data is taken out
 
     @property
     def collapsed(self) -> bool:
@@ -214,8 +214,12 @@ def change_of(versions: Sequence[Version]) -> Change | None:
         confidence_after=says.confidence,
         models_before=dict(was.models),
         models_after=dict(says.models),
-        edits=tuple(f"{edit.reference or '-'} > {edit.hypothesis or '-'}" for edit in other[:EDITS_SHOWN]),
+        edits=() if says.settings.get("redact") else tuple(map(_shown, other[:EDITS_SHOWN])),
     )
+
+
+def _shown(edit: Edit) -> str:
+    return f"{edit.reference or '-'} > {edit.hypothesis or '-'}"
 
 
 def shown(versions: Sequence[Version]) -> Version:

@@ -92,6 +92,14 @@ def test_a_version_that_lost_most_words_is_told(objects: Objects, before: str, a
     assert change.collapsed is collapsed
 
 
+def test_a_change_shows_no_word_where_personal_data_is_taken_out(objects: Objects) -> None:
+    """The version before may be of a time when it was not."""
+    Versions(objects).kept(said("call 5550100"), HOUR)
+    change = change_of(Versions(objects).kept(said("call [PHONE]", settings={"redact": ["PHONE_NUMBER"]}), HOUR))
+    assert change is not None
+    assert (change.words_replaced, change.edits) == (1, ())
+
+
 def test_numbers_that_are_only_written_otherwise_are_no_edits(objects: Objects) -> None:
     versions = Versions(objects)
     versions.kept(said("room forty two"), HOUR)

@@ -19,7 +19,13 @@ from speech.transcript import Transcript
 PLACE = "versions"  # in the data store
 RECORDING_CHARS = 32  # of a digest, which name a recording
 NUMBERED = ("id", "version", "supersedes")  # which version it is, and not what it says
-MADE_BY = ("models", "model_digests", "code_version", "settings")  # who says it, and not what
+MADE_BY = (
+    "models",
+    "model_digests",
+    "code_version",
+    "settings",
+    "quality",
+)  # by whom and of what, and not what it says
 EDITS_SHOWN, WER_DIGITS = 8, 4
 FEW_WORDS = 4  # of fewer, most are soon gone
 

@@ -8,6 +8,7 @@ import pytest
 
 from deployment.batch.lookup import Unknown, recording_called, version_called, versions_of
 from deployment.batch.versions import InForce, Versions, change_of, corrected, described, in_force, shown
+from speech.quality import Quality
 from speech.store.objects import Objects, StoreError
 from speech.transcript import Segment, Transcript, Word
 
@@ -37,7 +38,13 @@ def test_the_same_again_is_no_version_whoever_says_it(objects: Objects) -> None:
     versions = Versions(objects)
     (first,) = versions.kept(said("one two"), HOUR)
     assert (first.transcript.id, first.transcript.version, first.transcript.supersedes) == (f"{RECORDING}-1", 1, None)
-    for again in (said("one two"), said("one two", model="en-2"), said("one two", code_version="1.1")):
+    louder = Quality(10.0, -20.0000001, -3.0, 30.0, 0.0, 0.1, 8_000.0)  # as another machine sums
+    for again in (
+        said("one two"),
+        said("one two", model="en-2"),
+        said("one two", code_version="1.1"),
+        said("one two", quality=louder),
+    ):
         assert versions.kept(again, HOUR) == (first,)
 
 

@@ -175,7 +175,7 @@ def measured(hour: Hour, truth: Iterable[Truth] = ()) -> HourMeasures:
     return HourMeasures(
         arrived=len(arrivals),
         published=len(hour.published()),
-        asked_about=len({task.transcript for task in hour.tasks()}),
+        asked_about=len({task.transcript for task in hour.tasks() if task.why != "control"}),
         failed=len(dead),
         same_as_before=sum(arrival.same_as is not None for arrival in arrivals),
         failed_by_reason={reason: reasons[reason] for reason in REASONS},

@@ -15,9 +15,8 @@ from speech.understanding.personal import PersonalData
 from speech.vad import VadSettings
 
 HOUR_FORMAT = "%Y-%m-%d-%H"
-UNHEARD = frozenset(  # what no transcript of a recording depends on, but where it comes from and goes to
-    "uploads queue first_hour language publish_confidence alert_confidence alert_failed truth workers "
-    "control_share double_share reviewers claim_s redaction_padding_s".split()
+HEARD = frozenset(  # what a transcript depends on; the others say where recordings come from and transcripts go to
+    "channels loudness noise_reduction vad spoken_language written_forms redact".split()
 )
 HOUR_KEY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}-[0-9]{2}")
 
@@ -161,7 +160,7 @@ class InferenceSettings(Section):
 
     def heard_with(self) -> dict[str, Any]:
         """What a transcript depends on, as JSON values: it keeps them, to be made again by."""
-        return self.model_dump(mode="json", exclude=set(UNHEARD))
+        return self.model_dump(mode="json", include=set(HEARD))
 
     def folder(self, local: Path) -> Path:
         """The folder that recordings arrive in, where they do not arrive in a bucket."""

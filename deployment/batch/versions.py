@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from evaluation.scoring import align
+from evaluation.scoring import Edit, align
 from speech.plain import from_lines, to_lines
 from speech.store.objects import LostRace, Objects, StoreError
 from speech.store.records import Records
@@ -19,8 +19,15 @@ from speech.transcript import Transcript
 PLACE = "versions"  # in the data store
 RECORDING_CHARS = 32  # of a digest, which name a recording
 NUMBERED = ("id", "version", "supersedes")  # which version it is, and not what it says
-MADE_BY = ("models", "model_digests", "code_version", "settings")  # who says it, and not what
+MADE_BY = (
+    "models",
+    "model_digests",
+    "code_version",
+    "settings",
+    "quality",
+)  # by whom and of what, and not what it says
 EDITS_SHOWN, WER_DIGITS = 8, 4
+FEW_WORDS = 4  # of fewer, most are soon gone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +56,13 @@ class Change:
     confidence_after: float
     models_before: dict[str, str]
     models_after: dict[str, str]
-    edits: tuple[str, ...]  # the first of them, as people read them
+    edits: tuple[str, ...]  # the first of them, as people read them; none where personal data is taken out
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether most of what was heard before is gone: a model that is lost writes little."""
+        words = self.words_before - self.words_removed + self.words_added
+        return self.words_before >= FEW_WORDS and words < self.words_before / 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,8 +220,12 @@ def change_of(versions: Sequence[Version]) -> Change | None:
         confidence_after=says.confidence,
         models_before=dict(was.models),
         models_after=dict(says.models),
-        edits=tuple(f"{edit.reference or '-'} > {edit.hypothesis or '-'}" for edit in other[:EDITS_SHOWN]),
+        edits=() if says.settings.get("redact") else tuple(map(_shown, other[:EDITS_SHOWN])),
     )
+
+
+def _shown(edit: Edit) -> str:
+    return f"{edit.reference or '-'} > {edit.hypothesis or '-'}"
 
 
 def shown(versions: Sequence[Version]) -> Version:

@@ -142,6 +142,7 @@ def test_what_people_corrected_is_measured_apart(objects: Objects) -> None:
         ('{"name": "a.wav"}', "line 3: text: Field required"),
         ('{"name": "a.wav", "text": 7}', "line 3: text: "),
         ("[1]", "line 3: "),
+        ('{"name": "a.wav", "text": "one", "domain": "\\ud800"}', "line 3: "),
         ("one two", "line 3: "),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 
 from deployment.batch.lookup import Unknown, recording_called, version_called, versions_of
 from deployment.batch.versions import InForce, Versions, change_of, corrected, described, in_force, shown
+from speech.quality import Quality
 from speech.store.objects import Objects, StoreError
 from speech.transcript import Segment, Transcript, Word
 
@@ -37,7 +38,13 @@ def test_the_same_again_is_no_version_whoever_says_it(objects: Objects) -> None:
     versions = Versions(objects)
     (first,) = versions.kept(said("one two"), HOUR)
     assert (first.transcript.id, first.transcript.version, first.transcript.supersedes) == (f"{RECORDING}-1", 1, None)
-    for again in (said("one two"), said("one two", model="en-2"), said("one two", code_version="1.1")):
+    louder = Quality(10.0, -20.0000001, -3.0, 30.0, 0.0, 0.1, 8_000.0)  # as another machine sums
+    for again in (
+        said("one two"),
+        said("one two", model="en-2"),
+        said("one two", code_version="1.1"),
+        said("one two", quality=louder),
+    ):
         assert versions.kept(again, HOUR) == (first,)
 
 
@@ -72,6 +79,32 @@ def test_words_that_came_to_none_have_no_rate(objects: Objects) -> None:
     gone = change_of(versions.kept(said(""), HOUR))
     assert gone is not None
     assert (gone.words_removed, gone.wer) == (2, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "collapsed"),
+    [
+        ("a b c d", "a b", False),
+        ("a b c d", "a", True),
+        ("a b c d", "", True),
+        ("a b c", "", False),
+        ("a b c d", "e f g h", False),
+    ],
+)
+def test_a_version_that_lost_most_words_is_told(objects: Objects, before: str, after: str, collapsed: bool) -> None:
+    """A transcript that a worse model replaces by next to nothing is what users of others lost unnoticed."""
+    Versions(objects).kept(said(before), HOUR)
+    change = change_of(Versions(objects).kept(said(after), HOUR))
+    assert change is not None
+    assert change.collapsed is collapsed
+
+
+def test_a_change_shows_no_word_where_personal_data_is_taken_out(objects: Objects) -> None:
+    """The version before may be of a time when it was not."""
+    Versions(objects).kept(said("call 5550100"), HOUR)
+    change = change_of(Versions(objects).kept(said("call [PHONE]", settings={"redact": ["PHONE_NUMBER"]}), HOUR))
+    assert change is not None
+    assert (change.words_replaced, change.edits) == (1, ())
 
 
 def test_numbers_that_are_only_written_otherwise_are_no_edits(objects: Objects) -> None:

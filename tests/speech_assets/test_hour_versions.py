@@ -1,6 +1,7 @@
 """Hours that are transcribed again: by another champion, beside what people wrote; and `soundstage verify` of them."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -103,6 +104,31 @@ def test_the_same_bytes_under_other_names_have_one_transcript_that_each_name_fin
     found = {of(house, f"en/{name}.wav") for name in ("call", "again", "later")}
     assert len(found) == 1
     assert {row.name for row in house.hour.in_force()} == {"en/call.wav", "en/again.wav"}
+
+
+def test_two_homes_come_to_the_same_transcripts_with_one_worker_and_with_four(house: House, tmp_path: Path) -> None:
+    """Nothing of a transcript is of the machine, the moment or the neighbours in its hour."""
+    from speech_assets.defs.resources import Workspace
+
+    settings = house.workspace.settings
+    shutil.copytree(settings.home, tmp_path / "other")
+    other = replace(house, workspace=Workspace(settings.model_copy(update={"home": str(tmp_path / "other")})))
+    calls = {
+        "en__one_wav": said("one", "two", "three"),
+        "en__quiet_wav": said("six", "seven", amplitude=0.06),
+        "de__call_wav": said("vier", language="de"),
+        "en__silence_wav": said(),
+    }
+    house.upload(**calls, en__only_here_wav=said("four", "five", "six", "seven"))
+    house.receive()
+    other.receive(NOW.replace(hour=12))
+    later = other.workspace.hour("2026-11-26-12")
+    assert house.changed(workers=4).transcribe().success
+    assert other.changed(workers=1).transcribe(later.key).success
+    here, there = ({t.source_digest: t.to_json() for t in hour.transcripts()} for hour in (house.hour, later))
+    assert len(here) == 5
+    assert here == there
+    assert [task.id for task in house.hour.tasks()] == [task.id for task in later.tasks()]
 
 
 @pytest.fixture

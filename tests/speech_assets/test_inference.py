@@ -181,7 +181,9 @@ def test_each_recording_of_an_hour_goes_where_it_belongs(house: House) -> None:
     }
     assert checks(result) == {
         "every_recording_accounted_for": True,
+        "later_versions_hold": True,
         "mean_confidence": True,
+        "failing_share": False,
         "each_transcript_went_one_way": True,
         "failing_share": False,  # two of seven
     }

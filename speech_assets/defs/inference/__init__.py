@@ -61,6 +61,12 @@ def definitions(grid: Grid) -> dg.Definitions:
             deps=["recognized_segments", "normalized_recordings", "incoming_audio"],
             check_specs=[
                 check("every_recording_accounted_for", asset="transcripts", blocking=True),
+                check(
+                    "later_versions_hold",
+                    asset="transcripts",
+                    description="A later version in which most words of the one before are gone is named; `soundstage "
+                    "versions` gives either.",
+                ),
                 check("mean_confidence", asset="transcripts", description="An hour that is unsure is told to people."),
             ],
         )(transcripts),

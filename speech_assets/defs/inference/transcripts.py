@@ -37,6 +37,7 @@ def transcripts(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[W
     )
     made = [shown(versions).transcript for versions in kept]
     changes = [change for versions in kept if (change := change_of(versions)) is not None]
+    collapsed = [change for change in changes if change.collapsed]
     published = hour.publish("transcripts", {TRANSCRIPTS: to_lines(made), CHANGES: to_lines(changes)})
     arrivals = hour.arrivals()
     counts = {
@@ -72,6 +73,17 @@ def transcripts(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[W
                 check_name="every_recording_accounted_for",
                 passed=counts["arrived"] == sum(counts.values()) - counts["arrived"],
                 metadata=counts,
+            ),
+            dg.AssetCheckResult(
+                check_name="later_versions_hold",
+                passed=not collapsed,
+                severity=dg.AssetCheckSeverity.WARN,
+                description="; ".join(
+                    f"{change.after} lost {change.words_removed} of the {change.words_before} words of {change.before}"
+                    for change in collapsed
+                )
+                or None,
+                metadata={"later_versions": len(changes), "collapsed": len(collapsed)},
             ),
             dg.AssetCheckResult(
                 check_name="mean_confidence",

@@ -311,7 +311,7 @@ def test_a_recording_whose_language_has_no_champion_is_heard_by_the_usual_one_an
     house.forget_decisions("ledger/de")
     assert house.transcribe().success
     (transcript,) = house.hour.transcripts()
-    assert (transcript.language, transcript.degraded) == ("en", ("language",))
+    assert (transcript.language, transcript.degraded) == ("en", ("language", "speakers"))
 
 
 def test_a_champion_that_may_not_be_used_has_no_other_in_its_place(house: House) -> None:

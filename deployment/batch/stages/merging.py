@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from deployment.batch.settings import InferenceSettings
-from deployment.batch.stages.items import Chosen, Heard, Languages, NormalizedRecording
+from deployment.batch.stages.items import Chosen, Heard, Languages, NormalizedRecording, SpeakerTurns
 from deployment.batch.stages.recognition import CONFIDENCE_DIGITS, order_of
+from deployment.batch.stages.speakers import with_speakers
 from deployment.batch.stages.understanding import understood
 from deployment.serving.transcription import segments_from_words
 from speech.language import Spoken, spoken_in
@@ -20,12 +21,12 @@ def transcript_from(
     heard: Iterable[Heard],
     languages: Sequence[Languages],
     by: Mapping[str, Chosen],
+    turns: Sequence[SpeakerTurns],
     settings: InferenceSettings,
 ) -> Transcript:
     """The transcript that is kept of a recording: every stage after recognition, and the settings of all of them."""
-    said = understood(
-        merged(recording, heard, languages, by), settings, writes=by[spoken_of(languages).language].writes
-    )
+    said = with_speakers(merged(recording, heard, languages, by), turns)
+    said = understood(said, settings, writes=by[spoken_of(languages).language].writes)
     return replace(said, settings=settings.heard_with())
 
 

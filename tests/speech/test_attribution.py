@@ -17,8 +17,8 @@ def segment(*words: Word, **said: object) -> Segment:
     return Segment(words, words[0].start_s, words[-1].end_s, **said)  # type: ignore[arg-type]
 
 
-def word(text: str, start_s: float, end_s: float, channel: int | None = None) -> Word:
-    return Word(text, start_s, end_s, 0.9, channel=channel)
+def word(text: str, start_s: float, end_s: float) -> Word:
+    return Word(text, start_s, end_s, 0.9)
 
 
 def said_by(found: Transcript) -> list[tuple[str | None, str]]:
@@ -74,10 +74,10 @@ def test_changes_of_speaker_word_by_word_are_kept() -> None:
 
 
 def test_channels_have_turns_of_their_own() -> None:
-    words = [word("hello", 1.0, 1.5, channel=0), word("hi", 1.0, 1.5, channel=1)]
+    parts = [segment(word(text, 1.0, 1.5), channel=channel) for channel, text in enumerate(("hello", "hi"))]
     turns = {0: (Turn(0.0, 2.0, "speaker_0"),), 1: (Turn(0.0, 2.0, "speaker_1"),)}
-    found = attributed(transcript(*map(segment, words)), turns)
-    assert said_by(found) == [("speaker_0", "hello"), ("speaker_1", "hi")]
+    found = attributed(transcript(*parts, Segment((), 3.0, 4.0, channel=1)), turns)
+    assert said_by(found) == [("speaker_0", "hello"), ("speaker_1", "hi"), ("speaker_1", "")]
 
 
 def test_what_was_said_of_a_segment_stays_with_it_and_is_gone_where_it_is_cut() -> None:

@@ -202,7 +202,7 @@ def test_a_call_is_transcribed_by_channel_and_asked_about_by_channel(house: Hous
     (recording,) = house.hour.recordings()
     assert [sound.channel for sound in recording.sounds] == [0, 1]
     (transcript,) = house.hour.transcripts()
-    assert [segment.speaker for segment in transcript.segments] == ["channel 0", "channel 1"]
+    assert [segment.speaker for segment in transcript.segments] == ["speaker_0", "speaker_1"]
     clips = {task.channel: house.workspace.objects.located(task.clip) for task in house.hour.tasks()}
     peaks = {channel: np.abs(soundfile.read(clip)[0]).max() for channel, clip in clips.items()}
     assert peaks == {0: pytest.approx(LOUD, rel=0.05), 1: pytest.approx(QUIET, rel=0.05)}

@@ -46,10 +46,8 @@ def merged(
     """The transcript of a recording, from what was heard in its stretches, in order of time.
 
     `languages` is what is spoken in its sounds, and `by` says who heard each language. A stretch of speech in which no
-    word was recognised is a segment without words: somebody speaks there. Where a recording has several sounds, each
-    has its speaker, who is called by the channel.
+    word was recognised is a segment without words: somebody speaks there.
     """
-    apart = len(recording.sounds) > 1
     pieces = sorted(heard, key=order_of)
     spoken = spoken_of(languages)
     main = by[spoken.language]
@@ -64,7 +62,6 @@ def merged(
             replace(
                 said,
                 language=language if language != main.language else None,
-                speaker=f"channel {piece.channel}" if apart else None,
                 channel=piece.channel,
             )
             for said in segments_from_words(piece.words) or (silent,)

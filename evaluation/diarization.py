@@ -86,7 +86,7 @@ def cpwer(reference: Mapping[str, str], hypothesis: Mapping[str, str]) -> tuple[
 
     if not reference:  # every word is one too many, and there is nothing to name anybody by
         return sum(len(said.split()) for said in hypothesis.values()), 0
-    found = cp_word_error_rate(reference=dict(reference), hypothesis=dict(hypothesis))
+    found = cp_word_error_rate(dict(reference), dict(hypothesis), reference_sort=False, hypothesis_sort=False)
     return int(found.errors), int(found.length)
 
 

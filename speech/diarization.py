@@ -29,6 +29,7 @@ FRAME_S = 0.05  # that a moment lasts: edges of turns are as fine
 _BLOCK = 500  # groups that are compared with each other at once: six minutes of speech, 2 MB
 _FEWEST_OF_A_BLOCK = 50  # small groups that a block of windows is brought to, more than people who speak in it
 _WINDOWS = 256  # heard at once: 25 MB of sound
+_CHEAP = 1e-3  # of a change: fewer changes are not made for it
 _SOMEWHERE = 1e-6  # weight of a window for a moment that it does not cover
 
 
@@ -226,7 +227,11 @@ def turns(
     alike = embeddings.astype(np.float64) @ speakers.T
     frames = [max(1, round((stretch.end_s - stretch.start_s) / FRAME_S)) for stretch in stretches]
     scores = np.concatenate([*_scores(stretches, frames, heard, alike)])
-    first = _path(scores * FRAME_S, settings.change_cost)
+    cost, wanted = settings.change_cost, min(settings.counts[0], len(speakers))
+    first = _path(scores * FRAME_S, cost)
+    while len(np.unique(first)) < wanted and cost > _CHEAP:  # who is known to speak has a turn
+        cost /= 2
+        first = _path(scores * FRAME_S, cost)
     active = np.zeros(scores.shape, bool)
     every = np.arange(len(scores))
     active[every, first] = True

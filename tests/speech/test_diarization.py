@@ -114,8 +114,10 @@ def test_one_window_that_sounds_otherwise_is_no_turn() -> None:
     speaker = [0] * len(found)
     speaker[5] = 1
     vectors = heard([*speaker, 1])
-    said = turns(stretches, found, vectors[:-1], voices(vectors, np.array([*speaker, 1])))
-    assert said == [(0.0, 12.0, 0)]
+    both = voices(vectors, np.array([*speaker, 1]))
+    assert turns(stretches, found, vectors[:-1], both) == [(0.0, 12.0, 0)]
+    known = turns(stretches, found, vectors[:-1], both, DiarizationSettings(speakers=2))
+    assert [speaker for _, _, speaker in known] == [0, 1, 0]  # unless two are known to speak
 
 
 def test_two_speak_at_once_where_both_are_as_likely_and_only_if_asked_for() -> None:

@@ -14,6 +14,7 @@ INFERENCE = (
     "incoming_audio",
     "normalized_recordings",
     "speech_segments",
+    "speaker_turns",
     "spoken_language",
     "recognized_segments",
     "transcripts",

@@ -364,6 +364,84 @@ def verify(
     raise typer.Exit(1 if "differs" in outcomes else 2 if "unknown" in outcomes else 0)
 
 
+speakers = typer.Typer(help="People whose voices are known, so that transcripts name them.", no_args_is_help=True)
+app.add_typer(speakers, name="speakers")
+
+
+@speakers.command()
+def enrol(
+    name: Annotated[str, typer.Argument(help="What transcripts call the person.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Recordings in which nobody else speaks.")],
+    false_accepts: Annotated[
+        float, typer.Option(min=0.0001, max=0.5, help="Share of strangers who may be taken for an enrolled person.")
+    ] = 0.01,
+) -> None:
+    """Learn a person's voice; another enrolment of the name takes the place of the former."""
+    from datetime import UTC
+
+    from deployment.batch.enrolment import EnrolmentError, Enrolments, calibrated, enrolled, strangers_of
+    from deployment.promotion.decisions import REFUSALS
+    from deployment.registry.label_champions import label_champion
+    from speech.audio.source import AudioError
+    from speech.labels import LabelNetwork
+    from speech.store.outputs import DataStore
+    from speech.vad import SpeechDetector
+
+    settings = _settings()
+    with _refusing(EnrolmentError, AudioError, OSError, *REFUSALS):
+        store = DataStore(settings.objects)
+        bundle = label_champion(store, "speaker")
+        if bundle is None:
+            raise EnrolmentError("there is no speaker model to hear voices with: materialise `speaker_model`")
+        network = LabelNetwork(bundle)
+        person = enrolled(name, files, network, SpeechDetector(), settings.inference, datetime.now(UTC))
+        calibration = calibrated(strangers_of(store, network), false_accepts)
+        enrolments = Enrolments(store.objects)
+        enrolments.keep_calibration(bundle.digest, calibration)
+        enrolments.add(person)
+    typer.echo(
+        f"{person.name} is enrolled from {person.speech_s:g} s of speech; a voice has the name from a likeness of "
+        f"{calibration.threshold:.2f} on, which at most {false_accepts:g} of {calibration.strangers} strangers reach"
+    )
+
+
+@speakers.command("list")
+def list_speakers() -> None:
+    """Who is enrolled, and whose enrolment is of a former speaker model."""
+    from deployment.batch.enrolment import Enrolments
+    from deployment.promotion.decisions import REFUSALS
+    from deployment.registry.label_champions import label_champion
+    from speech.store.outputs import DataStore
+
+    settings = _settings()
+    with _refusing(OSError, *REFUSALS):
+        bundle = label_champion(DataStore(settings.objects), "speaker")
+        for person in Enrolments(settings.objects).all():
+            stale = "" if bundle and person.model == bundle.digest else ", of a former speaker model: enrol again"
+            typer.echo(
+                f"{person.name}: {person.speech_s:g} s of {len(person.recordings)} recordings, "
+                f"{person.enrolled_at:%Y-%m-%d}, model {person.model[:12]}{stale}"
+            )
+
+
+@speakers.command()
+def forget(name: Annotated[str, typer.Argument(help="As `soundstage speakers list` says it.")]) -> None:
+    """Erase a person's voice for every speaker model, and say which files still carry the name."""
+    from deployment.batch.enrolment import Enrolments, carriers, checked_name
+    from deployment.promotion.decisions import REFUSALS
+
+    objects = _settings().objects
+    with _refusing(OSError, *REFUSALS):
+        called = checked_name(name)
+        typer.echo(f"{Enrolments(objects).forget(called)} enrolments of {called} erased")
+        found = carriers(objects, called)
+    if found:
+        typer.echo(
+            f"{len(found)} files still carry the name; transcribing their hours again makes new ones without it:"
+        )
+        typer.echo("\n".join(found))
+
+
 @app.command()
 def serve(
     home: Home = None,

@@ -6,7 +6,15 @@ from typing import TypeVar
 
 from deployment.batch.arrivals import Arrival, arrivals_of
 from deployment.batch.branch import ReviewTask
-from deployment.batch.stages.items import Chosen, DeadLetter, Heard, Languages, NormalizedRecording, Speech
+from deployment.batch.stages.items import (
+    Chosen,
+    DeadLetter,
+    Heard,
+    Languages,
+    NormalizedRecording,
+    SpeakerTurns,
+    Speech,
+)
 from deployment.batch.versions import Change, InForce
 from speech.plain import from_lines
 from speech.store.objects import Missing
@@ -14,7 +22,8 @@ from speech.store.outputs import DataStore, Published, write_atomically
 from speech.transcript import Transcript
 
 ARRIVALS, RECORDINGS, DEAD_LETTERS = "arrivals.jsonl", "recordings.jsonl", "dead_letters.jsonl"
-SPEECH, LANGUAGES, CHOSEN, HEARD = "speech.jsonl", "languages.jsonl", "models.jsonl", "heard.jsonl"
+SPEECH, TURNS, LANGUAGES = "speech.jsonl", "turns.jsonl", "languages.jsonl"
+CHOSEN, HEARD = "models.jsonl", "heard.jsonl"
 TRANSCRIPTS, TASKS = "transcripts.jsonl", "tasks.jsonl"
 CHANGES, IN_FORCE = "changes.jsonl", "in_force.jsonl"
 MEASURES = "measures.json"
@@ -69,6 +78,10 @@ class Hour:
     def speech(self) -> list[Speech]:
         """Where somebody speaks."""
         return self._records("speech_segments", SPEECH, Speech)
+
+    def turns(self) -> list[SpeakerTurns]:
+        """Who speaks when."""
+        return self._records("speaker_turns", TURNS, SpeakerTurns)
 
     def languages(self) -> list[Languages]:
         """What is spoken where."""

@@ -9,6 +9,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 
 from deployment.aws import s3_place
 from deployment.batch.webhooks import keys_of
+from speech.diarization import DiarizationSettings
 from speech.language import LanguageSettings
 from speech.settings import Section, Share
 from speech.understanding.personal import PersonalData
@@ -112,6 +113,7 @@ class InferenceSettings(Section):
     )
     vad: VadSettings = Field(default_factory=VadSettings)
     spoken_language: LanguageSettings = Field(default_factory=LanguageSettings)
+    speakers: DiarizationSettings = Field(default_factory=DiarizationSettings)
 
     @field_validator("uploads")
     @classmethod

@@ -4,6 +4,8 @@ Equal means equal in every field but the number of the version. What cannot be t
 audio or a bundle that is gone, words that people wrote, settings that this version of Soundstage does not know, and
 whatever differs where the transcript was written by other code.
 
+Who a voice belongs to is not told again, only that it is one voice: enrolled people may have been forgotten since.
+
 Not covered: another machine. Decoders and networks sum in another order there, which rounding hides mostly and not
 always; compare on the kind of machine that wrote it.
 """
@@ -21,6 +23,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from deployment.batch.arrivals import Arrival
+from deployment.batch.enrolment import NUMBERED_SPEAKER
 from deployment.batch.settings import InferenceSettings
 from deployment.batch.stages.items import Chosen, DeadLetter, Languages
 from deployment.batch.stages.language import Speaking, as_given, languages_in
@@ -34,6 +37,7 @@ from deployment.batch.stages.merging import (
 from deployment.batch.stages.models import Models
 from deployment.batch.stages.normalization import normalized
 from deployment.batch.stages.recognition import batches, pieces_of, recognized
+from deployment.batch.stages.speakers import STAGE, turns_in
 from deployment.batch.stages.speech import speech_in
 from deployment.batch.versions import NUMBERED, Versions, corrected, recording_of
 from deployment.registry.shelf import Shelf
@@ -132,19 +136,32 @@ def made_again(transcript: Transcript, objects: Objects) -> Transcript:
         sounds = tuple(replace(sound, audio=str(folder / sound.audio)) for sound in recording.sounds)
         recording = replace(recording, sounds=sounds)
         given = _given(transcript)
+        speech = [speech_in(sound, models, settings.vad) for sound in sounds]
         languages = []
-        for sound in sounds:
-            speaking = Speaking(sound=sound, speech=speech_in(sound, models, settings.vad), otherwise=given)
-            told = languages_in(speaking, models, settings.spoken_language) if labels else as_given(speaking)
+        for sound, found in zip(sounds, speech, strict=True):
+            speaking = Speaking(sound=sound, speech=found, otherwise=given)
+            listened = "language" in labels
+            told = languages_in(speaking, models, settings.spoken_language) if listened else as_given(speaking)
             languages.append(told)
         by = _heard_by(languages, bundles)
         pieces = pieces_of([recording], languages, by)
+        turns = turns_in((recording, tuple(speech)), models, settings.speakers)
         heard = [piece for batch in batches(pieces) for piece in recognized(batch, models)]
-    return transcript_from(recording, heard, languages, by, settings)
+    return _named_as(transcript_from(recording, heard, languages, by, turns, settings), transcript)
+
+
+def _named_as(again: Transcript, kept: Transcript) -> Transcript:
+    """The transcript with the names of people whose place a numbered speaker has: enrolments come and go."""
+    names: dict[str | None, str] = {}
+    for segment, named in zip(again.segments, kept.segments, strict=False):
+        if named.speaker is not None and not NUMBERED_SPEAKER.fullmatch(named.speaker):
+            names.setdefault(segment.speaker, named.speaker)
+    segments = (replace(segment, speaker=names.get(segment.speaker, segment.speaker)) for segment in again.segments)
+    return replace(again, segments=tuple(segments))
 
 
 def _models(transcript: Transcript, shelf: Shelf) -> tuple[dict[str, ModelBundle], dict[Kind, LabelBundle]]:
-    """The recognisers by what they heard ("": what is spoken in most of it), and the language model if one listened.
+    """The recognisers by what they heard ("": what is spoken in most of it), and the label models that listened.
 
     Raises:
         Untellable: one of them is not there.
@@ -156,9 +173,8 @@ def _models(transcript: Transcript, shelf: Shelf) -> tuple[dict[str, ModelBundle
     }
     try:
         bundles = {spoken: shelf.load(digest) for spoken, digest in heard.items()}
-        if (listened := digests.get(SPOKEN_LANGUAGE)) is None:
-            return bundles, {}
-        return bundles, {"language": shelf.load_labels(listened, "language")}
+        listened: dict[Kind, str | None] = {"language": digests.get(SPOKEN_LANGUAGE), "speaker": digests.get(STAGE)}
+        return bundles, {kind: shelf.load_labels(digest, kind) for kind, digest in listened.items() if digest}
     except BundleError as gone:
         raise Untellable(f"its model cannot be used: {gone}") from None
 

@@ -18,8 +18,10 @@ from deployment.batch.stages.merging import merged
 from deployment.batch.stages.models import BATCH, Models
 from deployment.batch.stages.normalization import normalized
 from deployment.batch.stages.recognition import batches, pieces_of, recognized
+from deployment.batch.stages.speakers import turns_in, with_speakers
 from deployment.batch.stages.speech import speech_in
 from speech.audio.decode import decode_chunks
+from speech.diarization import DiarizationSettings
 from speech.language import Spoken
 from speech.quality import measure
 from speech.store.objects import Objects, open_objects
@@ -67,14 +69,16 @@ def normalized_as(store: Objects, data: bytes, folder: Path, **settings: Any) ->
 
 def transcribed(recording: NormalizedRecording, models: Models) -> Transcript:
     """By the toy bundle of English."""
+    speech = tuple(speech_in(sound, models, TONES_ARE_SPEECH) for sound in recording.sounds)
     languages = [
-        as_given(Speaking(sound=sound, speech=speech_in(sound, models, TONES_ARE_SPEECH), otherwise=ENGLISH))
-        for sound in recording.sounds
+        as_given(Speaking(sound=sound, speech=found, otherwise=ENGLISH))
+        for sound, found in zip(recording.sounds, speech, strict=True)
     ]
     by = {"en": Chosen(spoken="en", language="en", bundle=models.bundles["en"].digest, model="toy")}
     pieces = pieces_of([recording], languages, by)
     heard = [said for batch in batches(pieces) for said in recognized(batch, models)]
-    return merged(recording, heard, languages, by)
+    turns = turns_in((recording, speech), models, DiarizationSettings())
+    return with_speakers(merged(recording, heard, languages, by), turns)
 
 
 def call_of(leak: float = 0.0) -> np.ndarray:
@@ -137,7 +141,7 @@ def test_a_call_has_a_speaker_a_channel_and_nothing_twice(store: Objects, tmp_pa
     transcript = transcribed(recording, Models(store, {"en": write_toy_bundle(tmp_path / "bundle")}))
     assert transcript.text == "one two three two one two three two"
     assert [word.channel for word in transcript.words] == [0, 0, 1, 1] * 2
-    assert [segment.speaker for segment in transcript.segments] == ["channel 0", "channel 1"] * 2
+    assert [segment.speaker for segment in transcript.segments] == ["speaker_0", "speaker_1"] * 2
     assert [segment.channel for segment in transcript.segments] == [0, 1] * 2
     assert [line.split()[1] for line in written(transcript, "ctm", "r").splitlines()] == ["1"] * 4 + ["2"] * 4
     assert [line.split()[2] for line in written(transcript, "rttm", "r").splitlines()] == ["1", "2"] * 2

@@ -20,6 +20,7 @@ from deployment.batch.stages.merging import transcript_from
 from deployment.batch.stages.models import Models
 from deployment.batch.stages.normalization import normalized
 from deployment.batch.stages.recognition import batches, pieces_of, recognized
+from deployment.batch.stages.speakers import turns_in
 from deployment.batch.stages.speech import speech_in
 from deployment.batch.verify import verify
 from deployment.batch.versions import Versions
@@ -56,10 +57,11 @@ def heard(objects: Objects, folder: Path, *calls: bytes, settings: InferenceSett
         made = normalized(arrival, models, folder, settings)
         assert isinstance(made, NormalizedRecording)
         recordings.append(replace(made, sounds=(replace(made.sounds[0], audio=str(folder / made.sounds[0].audio)),)))
+    speech = {row.id: tuple(speech_in(sound, models, settings.vad) for sound in row.sounds) for row in recordings}
     languages = {
         row.id: [
-            as_given(Speaking(sound=sound, speech=speech_in(sound, models, settings.vad), otherwise=Spoken("en", None)))
-            for sound in row.sounds
+            as_given(Speaking(sound=sound, speech=found, otherwise=Spoken("en", None)))
+            for sound, found in zip(row.sounds, speech[row.id], strict=True)
         ]
         for row in recordings
     }
@@ -72,6 +74,7 @@ def heard(objects: Objects, folder: Path, *calls: bytes, settings: InferenceSett
             [piece for piece in said if piece.id == row.id],
             languages[row.id],
             by,
+            turns_in((row, speech[row.id]), models, settings.speakers),
             settings,
         )
         for row in recordings
@@ -157,7 +160,7 @@ def edited(field: str) -> Callable[[Transcript], Transcript]:
         ("dropped", "words: 3 are kept, 4 come out; the first other one is word 3"),
         ("times", "end_s: of 1 words, by at most 0.2500, first of 'three' at 2.30 s"),
         ("confidence", "confidence: of 1 words, by at most 0."),
-        ("speaker", "speaker: of 1 words, first of 'three' at 2.30 s: Ada is kept, None comes out"),
+        ("speaker", "speaker: of 1 words, first of 'three' at 2.30 s: Ada is kept, speaker_0 comes out"),
         ("intent", "segments: first the one at 1.35 s, in its written"),
         ("duration", "duration_s: "),
     ],

@@ -32,9 +32,10 @@ GRAPH = {
     "incoming_audio": [],
     "normalized_recordings": ["incoming_audio"],
     "speech_segments": ["normalized_recordings"],
+    "speaker_turns": ["normalized_recordings", "speech_segments"],
     "spoken_language": ["normalized_recordings", "speech_segments"],
     "recognized_segments": ["normalized_recordings", "spoken_language"],
-    "transcripts": ["incoming_audio", "normalized_recordings", "recognized_segments"],
+    "transcripts": ["incoming_audio", "normalized_recordings", "recognized_segments", "speaker_turns"],
     "published_transcripts": ["incoming_audio", "transcripts"],
     "review_tasks": ["normalized_recordings", "published_transcripts", "transcripts"],
     "hour_measures": [

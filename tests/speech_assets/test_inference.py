@@ -205,7 +205,7 @@ def test_a_call_is_transcribed_by_channel_and_asked_about_by_channel(house: Hous
     (recording,) = house.hour.recordings()
     assert [sound.channel for sound in recording.sounds] == [0, 1]
     (transcript,) = house.hour.transcripts()
-    assert [segment.speaker for segment in transcript.segments] == ["channel 0", "channel 1"]
+    assert [segment.speaker for segment in transcript.segments] == ["speaker_0", "speaker_1"]
     clips = {task.channel: house.workspace.objects.located(task.clip) for task in house.hour.tasks()}
     peaks = {channel: np.abs(soundfile.read(clip)[0]).max() for channel, clip in clips.items()}
     assert peaks == {0: pytest.approx(LOUD, rel=0.05), 1: pytest.approx(QUIET, rel=0.05)}
@@ -314,7 +314,7 @@ def test_a_recording_whose_language_has_no_champion_is_heard_by_the_usual_one_an
     house.forget_decisions("ledger/de")
     assert house.transcribe().success
     (transcript,) = house.hour.transcripts()
-    assert (transcript.language, transcript.degraded) == ("en", ("language",))
+    assert (transcript.language, transcript.degraded) == ("en", ("language", "speakers"))
 
 
 def test_a_champion_that_may_not_be_used_has_no_other_in_its_place(house: House) -> None:

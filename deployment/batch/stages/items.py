@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from speech.audio.channels import Span
 from speech.audio.recording import Recording
+from speech.diarization import Turn
 from speech.language import Part, Spoken
 from speech.quality import Quality
 from speech.transcript import Word
@@ -50,6 +51,17 @@ class Speech:
     id: str  # of its recording
     channel: int | None
     stretches: tuple[Stretch, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeakerTurns:
+    """Who speaks when in a sound."""
+
+    id: str  # of its recording
+    channel: int | None
+    turns: tuple[Turn, ...]  # in order of time; those of two speakers may overlap
+    model: str | None  # that told speakers apart, as people call it; None: all of the sound counts as one speaker's
+    bundle: str | None  # its digest
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from deployment.batch.settings import InferenceSettings
-from deployment.batch.stages.items import Chosen, Heard, Languages, NormalizedRecording
+from deployment.batch.stages.items import Chosen, Heard, Languages, NormalizedRecording, SpeakerTurns
 from deployment.batch.stages.recognition import CONFIDENCE_DIGITS, order_of
+from deployment.batch.stages.speakers import with_speakers
 from deployment.batch.stages.understanding import understood
 from deployment.serving.transcription import segments_from_words
 from speech.labels import UNKNOWN
@@ -21,12 +22,12 @@ def transcript_from(
     heard: Iterable[Heard],
     languages: Sequence[Languages],
     by: Mapping[str, Chosen],
+    turns: Sequence[SpeakerTurns],
     settings: InferenceSettings,
 ) -> Transcript:
     """The transcript that is kept of a recording: every stage after recognition, and the settings of all of them."""
-    said = understood(
-        merged(recording, heard, languages, by), settings, writes=by[spoken_of(languages).language].writes
-    )
+    said = with_speakers(merged(recording, heard, languages, by), turns)
+    said = understood(said, settings, writes=by[spoken_of(languages).language].writes)
     return replace(said, settings=settings.heard_with())
 
 
@@ -46,10 +47,8 @@ def merged(
     """The transcript of a recording, from what was heard in its stretches, in order of time.
 
     `languages` is what is spoken in its sounds, and `by` says who heard each language. A stretch of speech in which no
-    word was recognised is a segment without words: somebody speaks there. Where a recording has several sounds, each
-    has its speaker, who is called by the channel.
+    word was recognised is a segment without words: somebody speaks there.
     """
-    apart = len(recording.sounds) > 1
     pieces = sorted(heard, key=order_of)
     spoken = spoken_of(languages)
     main = by[spoken.language]
@@ -64,7 +63,6 @@ def merged(
             replace(
                 said,
                 language=language if language not in (main.language, UNKNOWN) else None,
-                speaker=f"channel {piece.channel}" if apart else None,
                 channel=piece.channel,
             )
             for said in segments_from_words(piece.words) or (silent,)

@@ -29,6 +29,7 @@ from speech_assets.defs.inference.people import (
 )
 from speech_assets.defs.inference.recognition import recognized_segments
 from speech_assets.defs.inference.sound import normalized_recordings, requeue, speech_segments
+from speech_assets.defs.inference.speakers import speaker_turns
 from speech_assets.defs.inference.transcripts import published_transcripts, transcripts
 from speech_assets.defs.partitions import CPU_POOL, Grid
 from speech_assets.defs.resources import version_of
@@ -53,12 +54,17 @@ def definitions(grid: Grid) -> dg.Definitions:
         asset(
             kinds={"onnx"},
             deps=["speech_segments", "normalized_recordings"],
+            code_version=version_of(settings.speakers),
+        )(speaker_turns),
+        asset(
+            kinds={"onnx"},
+            deps=["speech_segments", "normalized_recordings"],
             code_version=version_of(settings.spoken_language),
         )(spoken_language),
         asset(kinds={"onnx"}, deps=["spoken_language", "normalized_recordings"])(recognized_segments),
         asset(
             code_version=version_of(f"{settings.written_forms} {settings.redact}"),
-            deps=["recognized_segments", "normalized_recordings", "incoming_audio"],
+            deps=["recognized_segments", "speaker_turns", "normalized_recordings", "incoming_audio"],
             check_specs=[
                 check("every_recording_accounted_for", asset="transcripts", blocking=True),
                 check(

@@ -7,7 +7,7 @@ import dagster as dg
 
 from deployment.batch.branch import FORMS, is_published, write_forms
 from deployment.batch.hour import ARRIVALS, CHANGES, IN_FORCE, TRANSCRIPTS
-from deployment.batch.stages.items import Heard, Languages
+from deployment.batch.stages.items import Heard, Languages, SpeakerTurns
 from deployment.batch.stages.merging import transcript_from
 from deployment.batch.versions import Change, InForce, Versions, change_of, recording_of, shown
 from speech.plain import to_lines
@@ -32,9 +32,13 @@ def transcripts(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[W
     languages: dict[str, list[Languages]] = {row.id: [] for row in recordings}
     for one in hour.languages():
         languages[one.id].append(one)
-    kept = Versions(workspace.objects).kept_each(
-        (transcript_from(row, heard[row.id], languages[row.id], by, settings) for row in recordings), hour.key
+    turns: dict[str, list[SpeakerTurns]] = {row.id: [] for row in recordings}
+    for part in hour.turns():
+        turns[part.id].append(part)
+    made_now = (
+        transcript_from(row, heard[row.id], languages[row.id], by, turns[row.id], settings) for row in recordings
     )
+    kept = Versions(workspace.objects).kept_each(made_now, hour.key)
     made = [shown(versions).transcript for versions in kept]
     changes = [change for versions in kept if (change := change_of(versions)) is not None]
     collapsed = [change for change in changes if change.collapsed]

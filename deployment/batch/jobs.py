@@ -26,10 +26,11 @@ from pydantic import Field
 from deployment.aws import client, s3_place
 from deployment.batch.arrivals.bucket import Place, place_of, upload_from
 from deployment.batch.arrivals.receipts import Arrival, Unreadable, arrival_of, file, hour_of, keep, kept, named
-from deployment.batch.hour import ARRIVALS, CHOSEN, DEAD_LETTERS, RECORDINGS, SPEECH, TRANSCRIPTS, Hour
+from deployment.batch.hour import ARRIVALS, DEAD_LETTERS, LANGUAGES, RECORDINGS, SPEECH, TRANSCRIPTS, Hour
 from deployment.batch.notices import Notice, announce, body_of
 from deployment.batch.settings import InferenceSettings
 from deployment.batch.stages.items import DeadLetter
+from deployment.batch.versions import Versions, in_force
 from deployment.batch.webhooks import WebhookRefused, checked
 from deployment.serving.problems import Problem
 from speech.plain import from_lines, from_plain, to_plain
@@ -39,14 +40,15 @@ from speech.store.outputs import DataStore, parse_json, to_json
 from speech.transcript import Transcript
 
 WAITING, RECORDS, ENDS, KEYS = "jobs/waiting", "jobs/records", "jobs/ends", "jobs/keys"
-# What a recording goes through, each with the file that tells that it has.
+# What a recording goes through, each with the asset and file in which it stands afterwards. (What was recognised stands
+# by stretch of speech, and a silent recording has none: it is known to be over by what is made of it.)
 STAGES = (
-    ("incoming_audio", ARRIVALS),
-    ("normalized_recordings", RECORDINGS),
-    ("speech_segments", SPEECH),
-    ("recognized_segments", CHOSEN),
-    ("transcripts", TRANSCRIPTS),
-    ("published_transcripts", ARRIVALS),
+    ("incoming_audio", "incoming_audio", ARRIVALS),
+    ("normalized_recordings", "normalized_recordings", RECORDINGS),
+    ("speech_segments", "speech_segments", SPEECH),
+    ("spoken_language", "spoken_language", LANGUAGES),
+    ("recognized_segments", "transcripts", TRANSCRIPTS),
+    ("published_transcripts", "published_transcripts", ARRIVALS),
 )
 LONGEST_KEY = 255  # characters of an idempotency key
 LONGEST_NAME = 200  # characters of a recording's name
@@ -282,13 +284,16 @@ class Jobs:
         raise Problem(409, "job-ended", "Job has ended", detail)
 
     def transcript(self, job: Job) -> Transcript:
-        """The transcript of a job's recording. Raises Problem where there is none (yet)."""
-        view = self.view(job)
-        if view.status == "done" and view.hour is not None:
-            arrival = self._first(job)
-            for transcript in Hour(self._store, view.hour).transcripts():
-                if arrival is not None and transcript.source_digest == arrival.digest:
-                    return transcript
+        """The transcript of a job's recording that is in force, with what people corrected.
+
+        Raises:
+            Problem: there is none, or none yet.
+        """
+        view, arrival = self.view(job), self._first(job)
+        if view.status == "done" and arrival is not None:
+            counts = in_force(Versions(self.objects).of(arrival.recording))
+            if counts is not None:
+                return counts.transcript
         if view.status in ("queued", "running"):
             detail = f"Job {job.id} is {view.status}: ask for its status, or give a webhook."
             raise Problem(409, "job-not-done", "Job not done yet", detail, retry_after_s=10)
@@ -392,7 +397,7 @@ class Jobs:
             return asked
         hour = hour_of(arrival.received_at)
         passed = 0
-        for asset, manifest in STAGES:
+        for _, asset, manifest in STAGES:
             if (arrival.id if manifest == ARRIVALS else arrival.recording).encode() not in read(hour, asset, manifest):
                 break
             passed += 1

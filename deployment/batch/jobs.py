@@ -39,7 +39,7 @@ from speech.store.objects import LostRace, Missing, Objects, StoreError
 from speech.store.outputs import DataStore, parse_json, to_json
 from speech.transcript import Transcript
 
-WAITING, RECORDS, ENDS, KEYS = "jobs/waiting", "jobs/records", "jobs/ends", "jobs/keys"
+WAITING, RECORDS, ENDS, KEYS, DELAYS = "jobs/waiting", "jobs/records", "jobs/ends", "jobs/keys", "jobs/delays"
 # What a recording goes through, each with the asset and file in which it stands afterwards. (What was recognised stands
 # by stretch of speech, and a silent recording has none: it is known to be over by what is made of it.)
 STAGES = (
@@ -92,6 +92,13 @@ class End:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Delay:
+    """Why an hour that jobs wait for is not made yet."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class JobView:
     """Where a job stands."""
 
@@ -108,6 +115,9 @@ class JobView:
     stage: Annotated[str | None, Field(description="What is being made of it now.")] = None
     stages_done: int = 0
     stages: Annotated[int, Field(description="How many there are.")] = len(STAGES)
+    delayed: Annotated[
+        str | None, Field(description="Why the last run of its hour failed, which is tried again; null: it did not.")
+    ] = None
     published: Annotated[
         bool | None, Field(description="Whether the transcript was sure enough; else people are asked. Null: not done.")
     ] = None
@@ -275,9 +285,9 @@ class Jobs:
     def cancel(self, job: Job, now: datetime) -> JobView:
         """End a job. Raises Problem where it has ended."""
         view = self.view(job)
-        if view.status not in ENDED and self._end(job, End(status="cancelled", at=now)).at == now:
-            return self.view(job)
-        view = self.view(job)
+        if view.status not in ENDED:
+            self._end(job, End(status="cancelled", at=now))
+            view = self.view(job)
         if view.status == "cancelled":
             return view
         detail = f"Job {job.id} is {view.status}: what has ended cannot be cancelled."
@@ -323,6 +333,14 @@ class Jobs:
             self._announce(job, end)
             self.objects.delete([f"{WAITING}/{job.id}.json"])
         return view
+
+    def delay(self, hour: str, reason: str | None) -> None:
+        """Have the jobs of an hour say why it is not made yet; None: nothing is wrong with it."""
+        key = f"{DELAYS}/{hour}.json"
+        if reason is None:
+            self.objects.delete([key])
+        elif self._found(Delay, key) != Delay(reason=reason):
+            self.objects.put(key, to_json(to_plain(Delay(reason=reason))))
 
     def fetch(self, now: datetime, told: Callable[[str], None]) -> list[Arrival]:
         """Fetch the recordings that waiting jobs name; a job whose recording cannot be had has failed.
@@ -401,15 +419,16 @@ class Jobs:
             if (arrival.id if manifest == ARRIVALS else arrival.recording).encode() not in read(hour, asset, manifest):
                 break
             passed += 1
-        under_way = replace(asked, hour=hour, stages_done=passed)
+        delay = self._found(Delay, f"{DELAYS}/{hour}.json")
+        under_way = replace(asked, hour=hour, stages_done=passed, delayed=delay.reason if delay else None)
         if passed == 0:
             return under_way
         if passed == len(STAGES):
             public = arrival.recording.encode() in read(hour, "published_transcripts", TRANSCRIPTS)
-            return replace(under_way, status="done", published=public, result=result)
+            return replace(under_way, status="done", delayed=None, published=public, result=result)
         for letter in from_lines(DeadLetter, read(hour, "normalized_recordings", DEAD_LETTERS)):
             if letter.id == arrival.recording:
-                return replace(under_way, status="failed", code=letter.code, reason=letter.reason)
+                return replace(under_way, status="failed", delayed=None, code=letter.code, reason=letter.reason)
         return replace(under_way, status="running", stage=STAGES[passed][0])
 
     def _reader(self) -> "_Reader":

@@ -26,10 +26,11 @@ from pydantic import Field
 from deployment.aws import client, s3_place
 from deployment.batch.arrivals.bucket import Place, place_of, upload_from
 from deployment.batch.arrivals.receipts import Arrival, Unreadable, arrival_of, file, hour_of, keep, kept, named
-from deployment.batch.hour import ARRIVALS, CHOSEN, DEAD_LETTERS, RECORDINGS, SPEECH, TRANSCRIPTS, Hour
+from deployment.batch.hour import ARRIVALS, DEAD_LETTERS, LANGUAGES, RECORDINGS, SPEECH, TRANSCRIPTS, Hour
 from deployment.batch.notices import Notice, announce, body_of
 from deployment.batch.settings import InferenceSettings
 from deployment.batch.stages.items import DeadLetter
+from deployment.batch.versions import Versions, in_force
 from deployment.batch.webhooks import WebhookRefused, checked
 from deployment.serving.problems import Problem
 from speech.plain import from_lines, from_plain, to_plain
@@ -38,15 +39,16 @@ from speech.store.objects import LostRace, Missing, Objects, StoreError
 from speech.store.outputs import DataStore, parse_json, to_json
 from speech.transcript import Transcript
 
-WAITING, RECORDS, ENDS, KEYS = "jobs/waiting", "jobs/records", "jobs/ends", "jobs/keys"
-# What a recording goes through, each with the file that tells that it has.
+WAITING, RECORDS, ENDS, KEYS, DELAYS = "jobs/waiting", "jobs/records", "jobs/ends", "jobs/keys", "jobs/delays"
+# What a recording goes through, each with the asset and file in which it stands afterwards. (What was recognised stands
+# by stretch of speech, and a silent recording has none: it is known to be over by what is made of it.)
 STAGES = (
-    ("incoming_audio", ARRIVALS),
-    ("normalized_recordings", RECORDINGS),
-    ("speech_segments", SPEECH),
-    ("recognized_segments", CHOSEN),
-    ("transcripts", TRANSCRIPTS),
-    ("published_transcripts", ARRIVALS),
+    ("incoming_audio", "incoming_audio", ARRIVALS),
+    ("normalized_recordings", "normalized_recordings", RECORDINGS),
+    ("speech_segments", "speech_segments", SPEECH),
+    ("spoken_language", "spoken_language", LANGUAGES),
+    ("recognized_segments", "transcripts", TRANSCRIPTS),
+    ("published_transcripts", "published_transcripts", ARRIVALS),
 )
 LONGEST_KEY = 255  # characters of an idempotency key
 LONGEST_NAME = 200  # characters of a recording's name
@@ -90,6 +92,13 @@ class End:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Delay:
+    """Why an hour that jobs wait for is not made yet."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class JobView:
     """Where a job stands."""
 
@@ -106,6 +115,9 @@ class JobView:
     stage: Annotated[str | None, Field(description="What is being made of it now.")] = None
     stages_done: int = 0
     stages: Annotated[int, Field(description="How many there are.")] = len(STAGES)
+    delayed: Annotated[
+        str | None, Field(description="Why the last run of its hour failed, which is tried again; null: it did not.")
+    ] = None
     published: Annotated[
         bool | None, Field(description="Whether the transcript was sure enough; else people are asked. Null: not done.")
     ] = None
@@ -273,22 +285,25 @@ class Jobs:
     def cancel(self, job: Job, now: datetime) -> JobView:
         """End a job. Raises Problem where it has ended."""
         view = self.view(job)
-        if view.status not in ENDED and self._end(job, End(status="cancelled", at=now)).at == now:
-            return self.view(job)
-        view = self.view(job)
+        if view.status not in ENDED:
+            self._end(job, End(status="cancelled", at=now))
+            view = self.view(job)
         if view.status == "cancelled":
             return view
         detail = f"Job {job.id} is {view.status}: what has ended cannot be cancelled."
         raise Problem(409, "job-ended", "Job has ended", detail)
 
     def transcript(self, job: Job) -> Transcript:
-        """The transcript of a job's recording. Raises Problem where there is none (yet)."""
-        view = self.view(job)
-        if view.status == "done" and view.hour is not None:
-            arrival = self._first(job)
-            for transcript in Hour(self._store, view.hour).transcripts():
-                if arrival is not None and transcript.source_digest == arrival.digest:
-                    return transcript
+        """The transcript of a job's recording that is in force, with what people corrected.
+
+        Raises:
+            Problem: there is none, or none yet.
+        """
+        view, arrival = self.view(job), self._first(job)
+        if view.status == "done" and arrival is not None:
+            counts = in_force(Versions(self.objects).of(arrival.recording))
+            if counts is not None:
+                return counts.transcript
         if view.status in ("queued", "running"):
             detail = f"Job {job.id} is {view.status}: ask for its status, or give a webhook."
             raise Problem(409, "job-not-done", "Job not done yet", detail, retry_after_s=10)
@@ -318,6 +333,14 @@ class Jobs:
             self._announce(job, end)
             self.objects.delete([f"{WAITING}/{job.id}.json"])
         return view
+
+    def delay(self, hour: str, reason: str | None) -> None:
+        """Have the jobs of an hour say why it is not made yet; None: nothing is wrong with it."""
+        key = f"{DELAYS}/{hour}.json"
+        if reason is None:
+            self.objects.delete([key])
+        elif self._found(Delay, key) != Delay(reason=reason):
+            self.objects.put(key, to_json(to_plain(Delay(reason=reason))))
 
     def fetch(self, now: datetime, told: Callable[[str], None]) -> list[Arrival]:
         """Fetch the recordings that waiting jobs name; a job whose recording cannot be had has failed.
@@ -392,19 +415,20 @@ class Jobs:
             return asked
         hour = hour_of(arrival.received_at)
         passed = 0
-        for asset, manifest in STAGES:
+        for _, asset, manifest in STAGES:
             if (arrival.id if manifest == ARRIVALS else arrival.recording).encode() not in read(hour, asset, manifest):
                 break
             passed += 1
-        under_way = replace(asked, hour=hour, stages_done=passed)
+        delay = self._found(Delay, f"{DELAYS}/{hour}.json")
+        under_way = replace(asked, hour=hour, stages_done=passed, delayed=delay.reason if delay else None)
         if passed == 0:
             return under_way
         if passed == len(STAGES):
             public = arrival.recording.encode() in read(hour, "published_transcripts", TRANSCRIPTS)
-            return replace(under_way, status="done", published=public, result=result)
+            return replace(under_way, status="done", delayed=None, published=public, result=result)
         for letter in from_lines(DeadLetter, read(hour, "normalized_recordings", DEAD_LETTERS)):
             if letter.id == arrival.recording:
-                return replace(under_way, status="failed", code=letter.code, reason=letter.reason)
+                return replace(under_way, status="failed", delayed=None, code=letter.code, reason=letter.reason)
         return replace(under_way, status="running", stage=STAGES[passed][0])
 
     def _reader(self) -> "_Reader":

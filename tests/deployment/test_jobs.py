@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from deployment.batch.hour import ARRIVALS, DEAD_LETTERS, RECORDINGS, TRANSCRIPT
 from deployment.batch.jobs import STAGES, WAITING, Job, Jobs
 from deployment.batch.settings import InferenceSettings
 from deployment.batch.stages.items import DeadLetter
+from deployment.batch.versions import Versions
 from deployment.serving.problems import Problem
 from speech.plain import to_lines
 from speech.store.objects import Objects
@@ -55,8 +57,11 @@ def pass_through(jobs: Jobs, hour: str, count: int, published: bool = True) -> N
     store = Hour(DataStore(jobs.objects), hour)
     lines = to_lines(arrivals)
     ids = b"".join(json.dumps({"id": arrival.recording}).encode() + b"\n" for arrival in arrivals)
-    said = to_lines([transcript_of(arrival.digest) for arrival in arrivals])
-    for asset, manifest in STAGES[:count]:
+    made = [transcript_of(arrival.digest) for arrival in arrivals]
+    said = to_lines(made)
+    if count > 4:
+        Versions(jobs.objects).kept_each(made, hour)
+    for _, asset, manifest in STAGES[:count]:
         files = {manifest: lines if manifest == ARRIVALS else said if manifest == TRANSCRIPTS else ids}
         if manifest == RECORDINGS:
             files[DEAD_LETTERS] = b""
@@ -83,11 +88,21 @@ def test_a_job_goes_from_stage_to_stage_to_its_transcript(jobs: Jobs, recording:
         pass_through(jobs, HOUR, count)
         view = jobs.view(job)
         seen.append((view.status, view.stage, view.stages_done))
-    names = [asset for asset, _ in STAGES]
+    names = [stage for stage, _, _ in STAGES]
     running = [("running", stage, done) for done, stage in enumerate(names) if done]
     assert seen == [("queued", None, 0), *running, ("done", None, len(STAGES))]
     assert jobs.transcript(job).text == "hello"
     assert jobs.view(job).published is True
+
+
+def test_what_people_corrected_is_the_result(jobs: Jobs, recording: Path) -> None:
+    job = given(jobs, recording)
+    jobs.settle(job, NOW)
+    pass_through(jobs, HOUR, len(STAGES))
+    written = jobs.transcript(job)
+    segment = Segment((Word("goodbye", 0.0, 0.5, 1.0),), 0.0, 0.5)
+    Versions(jobs.objects).kept(replace(written, segments=(segment,)), HOUR, by="Ada")
+    assert jobs.transcript(job).text == "goodbye"
 
 
 def test_an_unsure_transcript_is_a_result_that_is_not_published(jobs: Jobs, recording: Path) -> None:

@@ -47,7 +47,7 @@ def test_a_recording_is_taken_and_its_transcript_given_in_every_form(http: TestC
     jobs.settle(job, NOW)
     pass_through(jobs, "2026-11-26-09", 3)
     running = http.get(place).json()
-    assert (running["status"], running["stage"], running["stages_done"]) == ("running", "recognized_segments", 3)
+    assert (running["status"], running["stage"], running["stages_done"]) == ("running", "spoken_language", 3)
     pass_through(jobs, "2026-11-26-09", len(STAGES))
     done = http.get(place).json()
     assert (done["status"], done["result"]) == ("done", f"{place}/result")

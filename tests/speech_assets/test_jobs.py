@@ -63,10 +63,11 @@ def test_a_job_is_transcribed_and_its_giver_told_with_nobody_launching_anything(
     assert "0 jobs wait, 0 notices" in tick(jobs).skip_message
 
 
-def test_jobs_that_come_meanwhile_share_the_next_run(jobs: House) -> None:
+def test_jobs_that_come_meanwhile_share_the_next_run(jobs: House, monkeypatch: pytest.MonkeyPatch) -> None:
     import dagster as dg
 
     from speech_assets.definitions import build
+    from speech_assets.defs.inference import arrivals
 
     given(jobs, said("one"), language="en")
     (first,) = tick(jobs).run_requests
@@ -75,9 +76,31 @@ def test_jobs_that_come_meanwhile_share_the_next_run(jobs: House) -> None:
     run = jobs.instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED, tags=tags)
     given(jobs, said("two"), language="en")
     assert f"{first.partition_key} is being made" in tick(jobs).skip_message
-    jobs.instance.report_run_failed(run)
+    jobs.instance.report_run_canceled(run)
+    monkeypatch.setattr(arrivals, "AFTER_FAILURE_S", 0.0)
     (second,) = tick(jobs).run_requests
     assert second.run_key != first.run_key
+
+
+def test_a_job_whose_hour_failed_says_why_until_it_is_made(jobs: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client would else ask for ever without a word."""
+    from speech_assets.defs.inference import arrivals
+
+    job = given(jobs, said("one"), language="en")
+    (asked,) = tick(jobs).run_requests
+    ledger = {item.key: jobs.workspace.objects.read(item.key).data for item in jobs.workspace.objects.list("ledger")}
+    jobs.forget_decisions("ledger")
+    assert not jobs.transcribe(asked.partition_key).success
+    assert "tried again later" in tick(jobs).skip_message
+    assert "no language has a champion" in jobs.workspace.jobs.view(job).delayed
+    monkeypatch.setattr(arrivals, "AFTER_FAILURE_S", 0.0)
+    (again,) = tick(jobs).run_requests
+    assert again.run_key != asked.run_key
+    for key, data in ledger.items():
+        jobs.workspace.objects.put(key, data)
+    assert jobs.transcribe(again.partition_key).success
+    tick(jobs)
+    assert (jobs.workspace.jobs.view(job).status, jobs.workspace.jobs.view(job).delayed) == ("done", None)
 
 
 def test_a_job_that_names_its_recording_is_fetched_by_a_run(jobs: House, aws: Any) -> None:

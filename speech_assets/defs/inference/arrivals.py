@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import dagster as dg
@@ -19,7 +20,7 @@ from speech_assets.defs.resources import Workspace
 from speech_assets.defs.retries import retried_when_unreachable
 from speech_assets.partition_keys import PARTITION_TAG
 
-AFTER_FAILURE_S = 300.0  # until what a run failed to fetch is asked for again
+AFTER_FAILURE_S = 300.0  # until what a run failed to make is asked for again
 
 
 @retried_when_unreachable
@@ -94,20 +95,36 @@ def fetching(context: dg.SensorEvaluationContext, waits: Iterable[str]) -> dg.Ru
     names = tuple(waits)
     if not names:
         return "nothing waits to be fetched"
-    last = next(iter(context.instance.get_run_records(dg.RunsFilter(job_name=receive_uploads.name), limit=1)), None)
-    failed = ""
-    if last is not None:
-        run = last.dagster_run
-        if not run.is_finished:
-            return "a run is fetching what waits"
-        failed = run.run_id if run.is_failure_or_canceled else ""
-        if failed and time.time() - (last.end_time or 0.0) < AFTER_FAILURE_S:
-            return f"run {failed[:8]} failed to fetch what waits, which is tried again later"
+    last = last_run(context.instance, dg.RunsFilter(job_name=receive_uploads.name))
+    if last.goes_on:
+        return "a run is fetching what waits"
+    if last.failed_lately:
+        return f"run {last.failed[:8]} failed to fetch what waits, which is tried again later"
     return dg.RunRequest(
-        run_key=f"{digest_of(names)}/{failed or 'first'}",
+        run_key=f"{digest_of(names)}/{last.failed or 'first'}",
         job_name=receive_uploads.name,
         run_config={"ops": {"receive_what_came": {"config": {"listing": False}}}},
     )
+
+
+@dataclass(frozen=True)
+class LastRun:
+    """How the last run of something went."""
+
+    goes_on: bool = False
+    failed: str = ""  # its id, if it has failed or was cancelled
+    failed_lately: bool = False
+
+
+def last_run(instance: dg.DagsterInstance, runs: dg.RunsFilter) -> LastRun:
+    """The last of these runs; one that there is not has neither begun nor failed."""
+    record = next(iter(instance.get_run_records(runs, limit=1)), None)
+    if record is None:
+        return LastRun()
+    run = record.dagster_run
+    failed = run.run_id if run.is_failure_or_canceled else ""
+    lately = time.time() - (record.end_time or 0.0) < AFTER_FAILURE_S
+    return LastRun(goes_on=not run.is_finished, failed=failed, failed_lately=bool(failed) and lately)
 
 
 def digest_of(names: Iterable[str]) -> str:

@@ -8,7 +8,8 @@ import dagster as dg
 from deployment.batch.arrivals import arrivals_of
 from deployment.batch.jobs import ENDED
 from deployment.batch.notices import deliver
-from speech_assets.defs.inference.arrivals import digest_of, fetching
+from speech_assets.defs.alerts import why_failed
+from speech_assets.defs.inference.arrivals import digest_of, fetching, last_run
 from speech_assets.defs.resources import Workspace
 from speech_assets.partition_keys import PARTITION_TAG
 
@@ -19,7 +20,7 @@ def waiting_jobs(context: dg.SensorEvaluationContext, workspace: dg.ResourcePara
     """Runs for the hours that jobs wait for, and for recordings that they name; notices of those that have ended.
 
     An hour is asked for once for each set of its recordings, and not while it is being made, so jobs that come
-    meanwhile share the next run. One whose run failed is left to the schedule `hourly_transcription`.
+    meanwhile share the next run. One whose run failed is asked for again some minutes later.
     """
     jobs = workspace.jobs
     waiting = {job.id: job for job in jobs.waiting()}
@@ -56,11 +57,19 @@ def waiting_jobs(context: dg.SensorEvaluationContext, workspace: dg.ResourcePara
 
 
 def _made(context: dg.SensorEvaluationContext, workspace: Workspace, hour: str) -> dg.RunRequest | str:
-    """A run of an hour; or why none is asked for."""
+    """A run of an hour; or why none is asked for, which its jobs say where something is wrong."""
     if hour < (workspace.grid.hours.get_first_partition_key() or ""):
-        return f"{hour} is of no partition: set `first_hour` to it"
-    run = next(iter(context.instance.get_runs(dg.RunsFilter(tags={PARTITION_TAG: hour}), limit=1)), None)
-    if run is not None and not run.is_finished:
+        reason = f"{hour} is of no partition: set `first_hour` of [inference] to it"
+        workspace.jobs.delay(hour, reason)
+        return reason
+    last = last_run(context.instance, dg.RunsFilter(tags={PARTITION_TAG: hour}))
+    if last.goes_on:
         return f"{hour} is being made"
+    run = context.instance.get_run_by_id(last.failed) if last.failed else None
+    why = why_failed(context.instance, run, "the run failed without a sentence") if run is not None else None
+    workspace.jobs.delay(hour, why)
+    if last.failed_lately:
+        return f"{hour} failed, and is tried again later: {why}"
     recordings = digest_of(arrival.id for arrival in arrivals_of(workspace.objects, hour))
-    return dg.RunRequest(run_key=f"{hour}/{recordings}", job_name="transcribe_hour", partition_key=hour)
+    key = f"{hour}/{recordings}/{last.failed or 'first'}"
+    return dg.RunRequest(run_key=key, job_name="transcribe_hour", partition_key=hour)

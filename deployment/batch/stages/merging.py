@@ -11,6 +11,7 @@ from deployment.batch.stages.understanding import understood
 from deployment.serving.transcription import segments_from_words
 from speech.language import Spoken, spoken_in
 from speech.transcript import Segment, Transcript
+from speech.understanding.intents import IntentModel
 
 RECOGNITION, SPOKEN_LANGUAGE = "recognition", "spoken_language"  # of the digests in a transcript
 
@@ -21,10 +22,14 @@ def transcript_from(
     languages: Sequence[Languages],
     by: Mapping[str, Chosen],
     settings: InferenceSettings,
+    intents: Mapping[str, IntentModel] | None = None,
 ) -> Transcript:
     """The transcript that is kept of a recording: every stage after recognition, and the settings of all of them."""
     said = understood(
-        merged(recording, heard, languages, by), settings, writes=by[spoken_of(languages).language].writes
+        merged(recording, heard, languages, by),
+        settings,
+        writes=by[spoken_of(languages).language].writes,
+        intents=intents,
     )
     return replace(said, settings=settings.heard_with())
 

@@ -32,12 +32,14 @@ from deployment.registry.settings import RegistrySettings
 from deployment.serving.settings import ServingSettings
 from evaluation.corpus.expectations import CorpusSettings
 from evaluation.gates import GateSettings
+from evaluation.intents import IntentGateSettings
 from evaluation.labels import LabelGateSettings
 from speech.corpus.manifest import LANGUAGE_TAG, QUARTER_KEY
 from speech.corpus.sources import Source
 from speech.corpus.synthetic import SyntheticSettings
 from speech.settings import Section
 from speech.store.objects import Objects, open_objects
+from training.intents import IntentSettings
 from training.labels.settings import LabelTrainingSettings
 from training.settings import TrainingSettings
 
@@ -136,6 +138,8 @@ class Settings(BaseSettings):
     training: TrainingSettings = Field(default_factory=TrainingSettings)
     gates: GateSettings = Field(default_factory=GateSettings)
     label_models: LabelTrainingSettings = Field(default_factory=LabelTrainingSettings)
+    intents: IntentSettings = Field(default_factory=IntentSettings)
+    intent_gates: IntentGateSettings = Field(default_factory=IntentGateSettings)
     label_gates: LabelGateSettings = Field(default_factory=LabelGateSettings)
     corpus: CorpusSettings = Field(default_factory=CorpusSettings)
     dagster_url: WebAddress = Field(

@@ -39,7 +39,9 @@ from deployment.batch.stages.normalization import normalized
 from deployment.batch.stages.recognition import batches, pieces_of, recognized
 from deployment.batch.stages.speakers import STAGE, turns_in
 from deployment.batch.stages.speech import speech_in
+from deployment.batch.stages.understanding import INTENTS
 from deployment.batch.versions import NUMBERED, Versions, corrected, recording_of
+from deployment.registry.intent_champions import load_intent_model
 from deployment.registry.shelf import Shelf
 from speech.bundle import BundleError, ModelBundle
 from speech.labels import UNKNOWN, Kind, LabelBundle
@@ -47,6 +49,7 @@ from speech.language import Spoken
 from speech.store.objects import Missing, Objects
 from speech.store.outputs import DIGEST, digest_file
 from speech.transcript import Transcript, Word
+from speech.understanding.intents import IntentModel, IntentModelError
 
 SHOWN = 120  # characters of a value in a sentence
 WRITTEN_ELSEWHERE = (
@@ -127,6 +130,7 @@ def made_again(transcript: Transcript, objects: Objects) -> Transcript:
     )
     _verify_audio(arrival, objects)
     bundles, labels = _models(transcript, Shelf(objects))
+    intents = _intents(transcript, objects)
     models = Models(objects, {bundle.language: bundle for bundle in bundles.values()}, labels)
     with tempfile.TemporaryDirectory(prefix="soundstage-verify-") as name:
         folder = Path(name)
@@ -147,7 +151,7 @@ def made_again(transcript: Transcript, objects: Objects) -> Transcript:
         pieces = pieces_of([recording], languages, by)
         turns = turns_in((recording, tuple(speech)), models, settings.speakers)
         heard = [piece for batch in batches(pieces) for piece in recognized(batch, models)]
-    return _named_as(transcript_from(recording, heard, languages, by, turns, settings), transcript)
+    return _named_as(transcript_from(recording, heard, languages, by, turns, settings, intents), transcript)
 
 
 def _named_as(again: Transcript, kept: Transcript) -> Transcript:
@@ -177,6 +181,18 @@ def _models(transcript: Transcript, shelf: Shelf) -> tuple[dict[str, ModelBundle
         return bundles, {kind: shelf.load_labels(digest, kind) for kind, digest in listened.items() if digest}
     except BundleError as gone:
         raise Untellable(f"its model cannot be used: {gone}") from None
+
+
+def _intents(transcript: Transcript, objects: Objects) -> dict[str, IntentModel]:
+    """The intent models by their language. Raises Untellable where one of them is not there."""
+    try:
+        return {
+            name.removeprefix(INTENTS): load_intent_model(objects, digest)
+            for name, digest in transcript.model_digests.items()
+            if name.startswith(INTENTS)
+        }
+    except IntentModelError as gone:
+        raise Untellable(f"its intent model cannot be used: {gone}") from None
 
 
 def _given(transcript: Transcript) -> Spoken:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,14 @@ class LabelledSentence:
 def embedded_languages() -> tuple[str, ...]:
     """The languages that have templates here."""
     return tuple(sorted(path.stem for path in TEMPLATES.glob("*.yaml")))
+
+
+def edition() -> str:
+    """A digest of the templates, so that one can tell when sentences would come out different."""
+    made_by = hashlib.sha256()
+    for path in sorted(TEMPLATES.glob("*.yaml")):
+        made_by.update(path.read_bytes())
+    return made_by.hexdigest()
 
 
 def embedded_sentences(language: str, seed: int = 0) -> list[LabelledSentence]:
@@ -90,11 +98,15 @@ def read_sentences(path: Path, language: str) -> list[LabelledSentence]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise SentencesError(f"{path} cannot be read ({error}): it must be a file of UTF-8 text") from error
-    rows = _csv_rows(text) if path.suffix.lower() == ".csv" else _json_rows(text)
+    is_table = path.suffix.lower() == ".csv"
+    rows: list[Any] = (
+        list(csv.DictReader(text.splitlines())) if is_table else list(filter(str.strip, text.splitlines()))
+    )
     found = []
     for number, row in enumerate(rows, 1):
         try:
-            found.append(_of_row(row, language))
+            read = {**row, "slots": json.loads(row.get("slots") or "{}")} if is_table else json.loads(row)
+            found.append(_of_row(read, language))
         except (ValueError, TypeError, AttributeError) as error:
             raise SentencesError(f"{path}, sentence {number}: {error}") from None
     if not found:
@@ -137,15 +149,6 @@ def digest_of(sentences: Iterable[LabelledSentence]) -> str:
     for sentence in sentences:
         made.update(json.dumps([sentence.words, sentence.intent, sentence.tags, sentence.before]).encode())
     return made.hexdigest()
-
-
-def _csv_rows(text: str) -> Iterator[dict[str, Any]]:
-    for row in csv.DictReader(text.splitlines()):
-        yield {**row, "slots": json.loads(row.get("slots") or "{}")}
-
-
-def _json_rows(text: str) -> Iterator[Any]:
-    yield from (json.loads(line) for line in text.splitlines() if line.strip())
 
 
 def _of_row(row: Any, language: str) -> LabelledSentence:

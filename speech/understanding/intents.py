@@ -70,6 +70,7 @@ class IntentModel:
     temperature: float
     threshold: float  # of confidence
     lineage: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    digest: str = field(default="", compare=False)  # of the bytes that it was read from
 
     def probabilities(self, words: Sequence[str], before: Sequence[str] = ()) -> np.ndarray:
         """Of each of `intents.labels`, calibrated; words are of the scoring form."""
@@ -135,6 +136,7 @@ class IntentModel:
             temperature=said["temperature"],
             threshold=said["threshold"],
             lineage=said["lineage"],
+            digest=digest,
         )
 
 
@@ -171,25 +173,29 @@ def _runs(word: str) -> Iterator[str]:
     return (bounded[at : at + size] for size in NGRAMS for at in range(len(bounded) - size + 1))
 
 
-def with_intents(segments: Sequence[Segment], model: IntentModel) -> tuple[Segment, ...]:
-    """Segments with what their speakers want; nothing is said of those without words and of what is not known.
+def with_intents(segments: Sequence[Segment], models: Mapping[str, IntentModel], language: str) -> tuple[Segment, ...]:
+    """Segments with what their speakers want, by the model of their language, which else is `language`.
 
-    What was said before is what others said last; without speakers and channels, the segment before.
+    Nothing is said of what has no words, is not known, or is of a language without a model. What was said before is
+    what others said last; without speakers and channels, the segment before.
     """
-    found = []
+    found: list[Segment] = []
     said: list[tuple[str | None, float, list[str]]] = []  # by whom, until when, which words
     for segment in segments:
+        model = models.get(segment.language or language)
+        if model is None or not segment.words:
+            found.append(segment)
+            continue
         words, owners = _scored(segment.words, model.language)
-        by = segment.speaker or (None if not segment.words else _channel(segment.words[0]))
+        by = segment.speaker or _channel(segment.words[0])
         before = [
             word
             for speaker, end_s, theirs in said
-            if segment.start_s - end_s <= BEFORE_S and (speaker != by or by is None)
+            if segment.start_s - end_s <= BEFORE_S and (by is None or speaker != by)
             for word in theirs
         ]
-        found.append(replace(segment, intent=_intent(segment, words, owners, before, model)) if words else segment)
-        if words:
-            said = [*(said if by is not None else [])[-3:], (by, segment.end_s, words)]
+        found.append(replace(segment, intent=_intent(segment, words, owners, before, model)))
+        said = [*(said[-3:] if by is not None else []), (by, segment.end_s, words)]
     return tuple(found)
 
 
@@ -209,18 +215,21 @@ def _intent(
     name, confidence = model.intent(words, before)
     if name == UNKNOWN:
         return None
+    tagged: dict[int, list[str]] = {}
+    for owner, tag in zip(owners, model.tags(words, name), strict=True):
+        tagged.setdefault(owner, []).append(tag)
     slots: dict[str, str] = {}
-    tagged = zip(model.tags(words, name), owners, strict=True)
-    for tag, group in itertools.groupby(tagged, lambda pair: pair[0]):
-        places = sorted({place for _, place in group})
-        if tag != NO_SLOT:
-            number = sum(slot == tag or slot.startswith(f"{tag}_") for slot in slots) + 1
-            slots[tag if number == 1 else f"{tag}_{number}"] = _value([segment.words[place] for place in places])
+    for slot, pieces in itertools.groupby(_pieces(segment.words, tagged), lambda piece: piece[0]):
+        if slot != NO_SLOT:
+            number = sum(other == slot or other.startswith(f"{slot}_") for other in slots) + 1
+            slots[slot if number == 1 else f"{slot}_{number}"] = join_words(form for _, form in pieces)
     return Intent(name, round(confidence, CONFIDENCE_DIGITS), slots)
 
 
-def _value(words: Sequence[Word]) -> str:
-    """As people write it, or as it was spoken where a part of something written is meant."""
-    forms = [word.written for word in words if word.written]
-    whole = words[0].written != "" and len(forms) == sum(word.written != "" for word in words) and forms
-    return join_words(forms if whole else [word.text for word in words])
+def _pieces(words: Sequence[Word], tagged: Mapping[int, Sequence[str]]) -> Iterator[tuple[str, str]]:
+    """Words that are written as one, with the slot that most of them belong to if any does: "$42" is one value."""
+    firsts = [place for place, word in enumerate(words) if not place or word.written != ""]
+    for first, end in zip(firsts, [*firsts[1:], len(words)], strict=True):
+        slots = Counter(tag for place in range(first, end) for tag in tagged.get(place, ()) if tag != NO_SLOT)
+        written = words[first].written
+        yield (slots.most_common(1)[0][0] if slots else NO_SLOT), (words[first].text if written is None else written)

@@ -22,6 +22,7 @@ GRAPH = {
     "base_model": ["base_corpus", "benchmark_set"],
     "speaker_model": ["base_corpus"],
     "language_id_model": ["base_corpus"],
+    "intent_model": [],
     "finetuned_model": ["base_model", "training_data", "utterances"],
     "model_bundle": ["finetuned_model"],
     "evaluation": ["benchmark_set", "model_bundle", "utterances"],
@@ -49,7 +50,7 @@ GRAPH = {
 }
 BY_HOUR = {*INFERENCE, "reviewed_transcripts"}
 MADE_BY = dict.fromkeys(LABEL_MODELS, "label_models")  # functions that make several assets
-BY_LANGUAGE = {"benchmark_set", "base_model", "champion", "serving_release"}
+BY_LANGUAGE = {"intent_model", "benchmark_set", "base_model", "champion", "serving_release"}
 JOBS = {
     "promote",
     "rollback",

@@ -185,7 +185,6 @@ def test_each_recording_of_an_hour_goes_where_it_belongs(house: House) -> None:
         "mean_confidence": True,
         "failing_share": False,
         "each_transcript_went_one_way": True,
-        "failing_share": False,  # two of seven
     }
     output = house.hour.output("published_transcripts")
     assert all(output.read(f"{form}/{public[0].id}.{form}") for form in FORMS if public[0].words)

@@ -13,6 +13,7 @@ from deployment.serving.transcription import segments_from_words
 from speech.labels import UNKNOWN
 from speech.language import Spoken, spoken_in
 from speech.transcript import Segment, Transcript
+from speech.understanding.intents import IntentModel
 
 RECOGNITION, SPOKEN_LANGUAGE = "recognition", "spoken_language"  # of the digests in a transcript
 
@@ -24,10 +25,11 @@ def transcript_from(
     by: Mapping[str, Chosen],
     turns: Sequence[SpeakerTurns],
     settings: InferenceSettings,
+    intents: Mapping[str, IntentModel] | None = None,
 ) -> Transcript:
     """The transcript that is kept of a recording: every stage after recognition, and the settings of all of them."""
     said = with_speakers(merged(recording, heard, languages, by), turns)
-    said = understood(said, settings, writes=by[spoken_of(languages).language].writes)
+    said = understood(said, settings, writes=by[spoken_of(languages).language].writes, intents=intents)
     return replace(said, settings=settings.heard_with())
 
 

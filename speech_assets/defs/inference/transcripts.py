@@ -7,17 +7,19 @@ import dagster as dg
 
 from deployment.batch.branch import FORMS, is_published, write_forms
 from deployment.batch.hour import ARRIVALS, CHANGES, IN_FORCE, TRANSCRIPTS
-from deployment.batch.stages.items import Heard, Languages, SpeakerTurns
+from deployment.batch.stages.items import Chosen, Heard, Languages, SpeakerTurns
 from deployment.batch.stages.merging import transcript_from
 from deployment.batch.versions import Change, InForce, Versions, change_of, recording_of, shown
+from deployment.registry.intent_champions import intent_champion
 from speech.plain import to_lines
 from speech.store.outputs import write_atomically
 from speech.transcript import Transcript
+from speech.understanding.intents import IntentModel, IntentModelError
 from speech.understanding.personal import kinds_in
 from speech_assets.defs.alerts import tell
 from speech_assets.defs.metadata import markdown_table, place_of
 from speech_assets.defs.resources import Workspace
-from speech_assets.defs.retries import retried_when_unreachable
+from speech_assets.defs.retries import refusals_are_final, retried_when_unreachable
 
 
 @retried_when_unreachable
@@ -35,8 +37,10 @@ def transcripts(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[W
     turns: dict[str, list[SpeakerTurns]] = {row.id: [] for row in recordings}
     for part in hour.turns():
         turns[part.id].append(part)
+    intents = _intent_models(workspace, by.values())
     made_now = (
-        transcript_from(row, heard[row.id], languages[row.id], by, turns[row.id], settings) for row in recordings
+        transcript_from(row, heard[row.id], languages[row.id], by, turns[row.id], settings, intents)
+        for row in recordings
     )
     kept = Versions(workspace.objects).kept_each(made_now, hour.key)
     made = [shown(versions).transcript for versions in kept]
@@ -165,6 +169,16 @@ def _changed(changes: Sequence[Change]) -> dict[str, Any]:
             ],
         ),
     }
+
+
+def _intent_models(workspace: Workspace, chosen: Iterable[Chosen]) -> dict[str, IntentModel]:
+    """The intent models in use of the languages that were heard; a language without one has no intents."""
+    try:
+        with refusals_are_final():
+            found = {choice.language: intent_champion(workspace.store, choice.language) for choice in chosen}
+    except IntentModelError as damaged:
+        raise dg.Failure(str(damaged), allow_retries=False) from damaged
+    return {language: model for language, model in found.items() if model is not None}
 
 
 def _conversations(named: Iterable[tuple[str, Transcript]]) -> dg.MarkdownMetadataValue:

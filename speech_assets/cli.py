@@ -33,7 +33,7 @@ Home = Annotated[
     str | None, typer.Option(help="Data store, a folder or s3://bucket/prefix (default: from the settings).")
 ]
 Hour = Annotated[str | None, typer.Option(metavar="KEY", help="Hour of its arrival, such as 2026-11-26-09.")]
-Form = Literal["text", "json", "srt", "vtt", "ctm"]
+Form = Literal["text", "json", "amazon.json", "srt", "vtt", "ctm"]
 Names = Annotated[list[str] | None, typer.Option(metavar="TAG,...", help="Languages (default: all of the settings).")]
 
 

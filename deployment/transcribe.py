@@ -29,9 +29,11 @@ def transcribe_file(path: Path, recognizer: Recognizer) -> Transcript:
 
 
 def written(transcript: Transcript, form: str, recording: str) -> str:
-    """A transcript as text, json, srt, vtt, ctm or rttm, ended by a line break; JSON is one line."""
+    """A transcript as text, json, amazon.json, srt, vtt, ctm or rttm, ended by a line break; JSON is one line."""
     if form == "json":
         return json.dumps(transcript.to_json(), ensure_ascii=False) + "\n"
+    if form == "amazon.json":
+        return json.dumps(transcript.to_amazon(recording), ensure_ascii=False) + "\n"
     if form in ("ctm", "rttm"):
         return transcript.to_ctm(recording) if form == "ctm" else transcript.to_rttm(recording)
     return {"srt": transcript.to_srt, "vtt": transcript.to_vtt, "text": lambda: f"{transcript.text}\n"}[form]()

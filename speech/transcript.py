@@ -23,6 +23,9 @@ SCHEMA_VERSION = 2
 CUE_SECONDS = 6.0  # subtitles change about this often at the slowest
 CUE_LINE = 42  # columns of one line of subtitles, what broadcasters hold to
 CUE_COLUMNS = 2 * CUE_LINE
+PUNCTUATION = (
+    ".,?!;:\u2026\u3002\u3001\uff0c\uff1f\uff01\u060c\u061b\u061f\u0964"  # what Amazon's layout keeps apart from words
+)
 SHORTEST_CUE_S = 0.001  # players reject a cue that ends when it begins
 
 
@@ -192,6 +195,15 @@ class Transcript:
             blocks.append(f"{_clock(cue.start_s, '.')} --> {_clock(cue.end_s, '.')}\n{text}\n")
         return "\n".join(blocks)
 
+    def to_amazon(self, recording: str) -> dict[str, Any]:
+        """The layout of Amazon Transcribe's output, so that what reads that reads this.
+
+        Times and confidences are texts; punctuation is an item of its own, without times; speakers are `spk_0` and on,
+        by who speaks first. `recording` stands for the job's name. (Amazon Transcribe Developer Guide, "Data input and
+        output" and "Partitioning speakers".)
+        """
+        return _Amazon(self).document(recording)
+
     def to_ctm(self, recording: str) -> str:
         """NIST CTM: recording, channel (from 1), start, duration, word and confidence of each, by channel and time."""
         return "".join(
@@ -287,6 +299,89 @@ def _turns(transcript: Transcript) -> Iterator[tuple[float, float, str, int]]:
         for speaker, turn in itertools.groupby(words, lambda word: word.speaker):
             said = list(turn)
             yield said[0].start_s, said[-1].end_s, speaker or "unknown", channel
+
+
+class _Amazon:
+    """A transcript as Amazon Transcribe writes one."""
+
+    def __init__(self, transcript: Transcript) -> None:
+        self.transcript = transcript
+        speakers = dict.fromkeys(word.speaker for word in transcript.words if word.speaker is not None)
+        self.labels = {speaker: f"spk_{number}" for number, speaker in enumerate(speakers)}
+        self.channels = sorted({word.channel for word in transcript.words if word.channel is not None})
+        self.items: list[dict[str, Any]] = []
+        self.texts: list[str] = []
+        self.segments = [self._segment(number, segment) for number, segment in enumerate(transcript.segments)]
+
+    def document(self, recording: str) -> dict[str, Any]:
+        results: dict[str, Any] = {"transcripts": [{"transcript": join_words(filter(None, self.texts))}]}
+        if self.labels:
+            turns = [part for segment in self.transcript.segments for part in self._turns(segment)]
+            results["speaker_labels"] = {"speakers": len(self.labels), "segments": turns}
+        if self.channels:
+            labelled = [
+                {
+                    "channel_label": f"ch_{n}",
+                    "items": [item for item in self.items if item["channel_label"] == f"ch_{n}"],
+                }
+                for n in self.channels
+            ]
+            results["channel_labels"] = {"number_of_channels": len(self.channels), "channels": labelled}
+        if self.transcript.language_confidence is not None:
+            score, code = _figure(self.transcript.language_confidence), self.transcript.language
+            results |= {"language_code": code, "language_identification": [{"score": score, "code": code}]}
+        results |= {"items": self.items, "audio_segments": self.segments}
+        return {"jobName": recording, "accountId": "", "status": "COMPLETED", "results": results}
+
+    def _segment(self, number: int, segment: Segment) -> dict[str, Any]:
+        """A segment, its items added to those of all."""
+        first, texts = len(self.items), list[str]()
+        for word in _words_with_speaker(segment):
+            if word.written == "" and len(self.items) > first:  # the one before stands for this word, too
+                next(i for i in reversed(self.items) if "end_time" in i)["end_time"] = _figure(word.end_s)
+                continue
+            content = word.written or word.text
+            spoken = content.rstrip(PUNCTUATION) or content
+            texts.append(content)
+            times = {"start_time": _figure(word.start_s), "end_time": _figure(word.end_s)}
+            self._add("pronunciation", spoken, _figure(word.confidence), word, times)
+            for mark in content[len(spoken) :]:
+                self._add("punctuation", mark, "0.0", word, {})
+        self.texts.append(join_words(texts))
+        return {
+            "id": number,
+            "transcript": self.texts[-1],
+            "start_time": _figure(segment.start_s),
+            "end_time": _figure(segment.end_s),
+            **({"speaker_label": self.labels[segment.speaker]} if segment.speaker in self.labels else {}),
+            "items": list(range(first, len(self.items))),
+        }
+
+    def _add(self, kind: str, content: str, confidence: str, word: Word, times: Mapping[str, str]) -> None:
+        item: dict[str, Any] = {"id": len(self.items), "type": kind, **times}
+        item["alternatives"] = [{"confidence": confidence, "content": content}]
+        if word.speaker is not None:
+            item["speaker_label"] = self.labels[word.speaker]
+        if self.channels:
+            item["channel_label"] = f"ch_{word.channel or 0}"
+        self.items.append(item)
+
+    def _turns(self, segment: Segment) -> Iterator[dict[str, Any]]:
+        for speaker, said in itertools.groupby(_words_with_speaker(segment), lambda word: word.speaker):
+            words = list(said)
+            if speaker is not None:
+                yield {
+                    **self._turn(words[0].start_s, words[-1].end_s, speaker),
+                    "items": [self._turn(word.start_s, word.end_s, speaker) for word in words],
+                }
+
+    def _turn(self, start_s: float, end_s: float, speaker: str) -> dict[str, Any]:
+        return {"start_time": _figure(start_s), "end_time": _figure(end_s), "speaker_label": self.labels[speaker]}
+
+
+def _figure(value: float) -> str:
+    """A time or confidence as text, with as many of three decimals as it has."""
+    return str(round(float(value), 3))
 
 
 def _clock(seconds: float, separator: str) -> str:

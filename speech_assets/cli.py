@@ -33,7 +33,7 @@ Home = Annotated[
     str | None, typer.Option(help="Data store, a folder or s3://bucket/prefix (default: from the settings).")
 ]
 Hour = Annotated[str | None, typer.Option(metavar="KEY", help="Hour of its arrival, such as 2026-11-26-09.")]
-Form = Literal["text", "json", "srt", "vtt", "ctm"]
+Form = Literal["text", "json", "amazon.json", "srt", "vtt", "ctm"]
 Names = Annotated[list[str] | None, typer.Option(metavar="TAG,...", help="Languages (default: all of the settings).")]
 
 
@@ -495,6 +495,55 @@ def pages(
         settings = _settings(home)
         links = {"Dagster": settings.dagster_url, "MLflow": f"{settings.registry.ui_url}/#/models"}
         run(settings.objects, url or settings.pages.listens, links, settings)
+
+
+@app.command()
+def review(
+    export: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write what waits as tasks that Label Studio imports.")
+    ] = None,
+    import_: Annotated[
+        Path | None, typer.Option("--import", metavar="FILE", help="Take the answers of its export, as JSON.")
+    ] = None,
+    people: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NUMBER=NAME,...", help="Who the numbers in that file are, as reviewers are named."),
+    ] = None,
+    label_studio: Annotated[
+        str | None, typer.Option(metavar="URL", help="Give a server what waits, and take what was answered there.")
+    ] = None,
+    key: Annotated[
+        str, typer.Option(envvar="LABEL_STUDIO_API_KEY", help="Access token for that server.", show_default=False)
+    ] = "",
+) -> None:
+    """Review tasks in Label Studio: as files, or on a server; exit code 1 when an answer cannot be taken."""
+    from deployment.review.desk import Desk
+    from deployment.review.label_studio import LabelStudio, LabelStudioError, Taken, annotations, take, to_label_studio
+    from speech.store.objects import StoreError
+    from speech.store.outputs import parse_json, write_json
+
+    taken = Taken(0, 0, ())
+    with _refusing(LabelStudioError, StoreError, OSError, ValueError):
+        settings = _settings()
+        desk = Desk(settings.objects, settings.inference)
+        if export is not None:
+            waiting = [asked for asked in desk.every() if asked.outcome.settled is None]
+            clips = f"{settings.pages.url}/review/clip"
+            write_json(export, [to_label_studio(asked, f"{clips}/{asked.task.id}") for asked in waiting])
+            typer.echo(f"{export}: {len(waiting)} tasks")
+        if import_ is not None:
+            named = {int(number): name for number, _, name in (word.partition("=") for word in _words(people))}
+            taken = take(desk, annotations(parse_json(import_.read_bytes()), named))
+        if label_studio is not None:
+            with LabelStudio(label_studio, key) as project:
+                taken = project.take(desk)
+                typer.echo(f"{project.give(desk)} tasks given to {label_studio}")
+    if import_ is not None or label_studio is not None:
+        typer.echo(f"{taken.taken} answers taken, {taken.known} taken before")
+    for sentence in taken.refused:
+        _told(sentence)
+    if taken.refused:
+        raise typer.Exit(1)
 
 
 @app.command()

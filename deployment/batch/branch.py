@@ -20,7 +20,7 @@ from speech.store.outputs import write_atomically
 from speech.transcript import Segment, Transcript, Word
 
 EDITION = "2"  # counted up when transcripts go other ways
-FORMS = ("json", "srt", "vtt", "ctm", "rttm", "txt")
+FORMS = ("json", "amazon.json", "srt", "vtt", "ctm", "rttm", "txt")
 CLIP_PADDING_S = 0.5  # heard before and after a segment, so that its first and last word are whole
 LEARNT_PADDING_S = 0.25  # likewise for training, where no word of a neighbour may be in it
 

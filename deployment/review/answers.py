@@ -190,7 +190,11 @@ class Answers:
 
     def outcome(self, hour: str, task: ReviewTask) -> Outcome:
         """What a task's answers come to at this moment."""
-        return outcome_of(self._all(self._records(hour, task)), is_doubled(task.id, self.double_share))
+        return outcome_of(self.history(hour, task), is_doubled(task.id, self.double_share))
+
+    def history(self, hour: str, task: ReviewTask) -> tuple[Answer, ...]:
+        """Every answer to a task, in order, those that are taken back or superseded too."""
+        return self._all(self._records(hour, task))
 
     def add(
         self,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 
 from deployment.batch.branch import ReviewTask
 from deployment.batch.hour import Hour
@@ -103,11 +104,18 @@ class Desk:
         return None
 
     def answer(
-        self, who: str, task: str, kind: Kind, text: str = "", reason: str = "", seconds: float = 0.0
+        self,
+        who: str,
+        task: str,
+        kind: Kind,
+        text: str = "",
+        reason: str = "",
+        seconds: float = 0.0,
+        at: datetime | None = None,
     ) -> Outcome:
         """Somebody's answer to a task; raises what `Answers.add` and `find` do."""
         asked = self.find(task)
-        outcome = self.answers.add(asked.hour, asked.task, who, kind, text, reason, seconds)
+        outcome = self.answers.add(asked.hour, asked.task, who, kind, text, reason, seconds, at)
         self._known(asked, outcome)
         self._free(asked, who)
         return outcome

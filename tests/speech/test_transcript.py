@@ -184,3 +184,85 @@ def test_empty_transcript_is_a_document_too() -> None:
     silent = transcript()
     assert (silent.to_srt(), silent.to_vtt(), silent.to_ctm("x"), silent.to_rttm("x")) == ("", "WEBVTT\n", "", "")
     assert Transcript.from_json(silent.to_json()) == silent
+
+
+def test_amazons_layout_is_that_of_its_documentation() -> None:
+    """Who switches reads times and confidences as texts, and puts punctuation behind the word before it."""
+    first = Segment(
+        (
+            Word("sorry", 4.87, 5.02, 0.9991),
+            Word("about", 5.1, 5.2, 1.0),
+            Word("that", 5.25, 5.64, 0.5, written="that."),
+        ),
+        4.87,
+        5.64,
+        speaker="B",
+    )
+    second = Segment(
+        (Word("forty", 8.0, 8.4, 0.8, written="42"), Word("two", 8.4, 9.24, 0.8, written="")), 8, 9.24, "A"
+    )
+    said = Transcript(language="en", confidence=0.8, duration_s=10.0, source_digest="0" * 64, segments=(first, second))
+    document = said.to_amazon("call-1")
+    assert {key: document[key] for key in ("jobName", "accountId", "status")} == {
+        "jobName": "call-1",
+        "accountId": "",
+        "status": "COMPLETED",
+    }
+    results = document["results"]
+    assert list(results) == ["transcripts", "speaker_labels", "items", "audio_segments"]
+    assert results["transcripts"] == [{"transcript": "sorry about that. 42"}]
+    assert results["items"][0] == {
+        "id": 0,
+        "type": "pronunciation",
+        "start_time": "4.87",
+        "end_time": "5.02",
+        "alternatives": [{"confidence": "0.999", "content": "sorry"}],
+        "speaker_label": "spk_0",
+    }
+    assert results["items"][3] == {
+        "id": 3,
+        "type": "punctuation",
+        "alternatives": [{"confidence": "0.0", "content": "."}],
+        "speaker_label": "spk_0",
+    }
+    assert [(item["alternatives"][0]["content"], item.get("end_time")) for item in results["items"][4:]] == [
+        ("42", "9.24")
+    ]
+    labels = results["speaker_labels"]
+    assert labels["speakers"] == 2
+    assert labels["segments"][1] == {
+        "start_time": "8.0",
+        "end_time": "9.24",
+        "speaker_label": "spk_1",
+        "items": [
+            {"start_time": "8.0", "end_time": "8.4", "speaker_label": "spk_1"},
+            {"start_time": "8.4", "end_time": "9.24", "speaker_label": "spk_1"},
+        ],
+    }
+    assert results["audio_segments"][1] == {
+        "id": 1,
+        "transcript": "42",
+        "start_time": "8.0",
+        "end_time": "9.24",
+        "speaker_label": "spk_1",
+        "items": [4],
+    }
+
+
+def test_amazons_layout_of_two_channels_of_silence_and_of_a_script_without_spaces() -> None:
+    def said(*segments: Segment, **more: object) -> dict[str, Any]:
+        plain = {"language": "ja", "confidence": 0.8, "duration_s": 10.0, "source_digest": "0" * 64, **more}
+        return Transcript(segments=segments, **plain).to_amazon("call")["results"]  # type: ignore[arg-type]
+
+    silence = said()
+    assert silence == {"transcripts": [{"transcript": ""}], "items": [], "audio_segments": []}
+    words = [Word(text, n, n + 0.5, 0.9, channel=n) for n, text in enumerate(("電気", "を。"))]
+    both = said(*(Segment((word,), word.start_s, word.end_s) for word in words), language_confidence=0.97)
+    assert both["transcripts"] == [{"transcript": "電気を。"}]
+    assert both["channel_labels"]["number_of_channels"] == 2
+    assert [[item["id"] for item in channel["items"]] for channel in both["channel_labels"]["channels"]] == [
+        [0],
+        [1, 2],
+    ]
+    assert both["language_identification"] == [{"score": "0.97", "code": "ja"}]
+    assert "speaker_labels" not in both

@@ -7,6 +7,7 @@ A group holds the assets that are made together for the same partition: quarter 
 CORPUS = ("recordings", "normalized_audio", "utterances")
 BASE_CORPUS = ("base_corpus",)  # the first quarters only
 LANGUAGE_BASE = ("benchmark_set", "base_model")
+LANGUAGE_INTENTS = ("intent_model",)
 LABEL_MODELS = ("speaker_model", "language_id_model")  # of all languages, and of no partition
 MODELS = ("finetuned_model", "model_bundle")
 JUDGEMENT = ("evaluation", "verdict", "registered_model")

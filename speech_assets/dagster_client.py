@@ -259,7 +259,7 @@ class DagsterClient:
         return Deployment(said.get(HOME_METADATA, ""), keys.get("language", ()), keys.get("quarter", ()), versions)
 
     def materialize(self, assets: Sequence[str], partition: str, tags: Mapping[str, str] | None = None) -> str:
-        """Launch a run of some assets' partition; returns the run's id."""
+        """Launch a run of some assets' partition, or of assets without (""); returns the run's id."""
         return self._launch(ASSET_JOB, {**partition_tags(partition), **(tags or {})}, assets=assets)
 
     def launch_job(self, job: str, config: Mapping[str, Any]) -> str:
@@ -407,8 +407,9 @@ class DagsterClient:
         return checks or steps or ["the run failed without a step's error: open it in Dagster"]
 
     def stale(self, assets: Sequence[str], partition: str) -> dict[str, str]:
-        """Per asset: FRESH, STALE (an input or the code changed) or MISSING."""
-        nodes = self.query(STALE, keys=[{"path": [asset]} for asset in assets], partition=partition)["assetNodes"]
+        """Per asset: FRESH, STALE (an input or the code changed) or MISSING; `partition` is "" where there are none."""
+        keys = [{"path": [asset]} for asset in assets]
+        nodes = self.query(STALE, keys=keys, partition=partition or None)["assetNodes"]
         return {node["assetKey"]["path"][-1]: node["staleStatus"] for node in nodes}
 
 

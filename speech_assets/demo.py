@@ -29,7 +29,16 @@ from speech.corpus.manifest import Utterance, hours_of
 from speech.corpus.normalize import rows_of
 from speech.store.outputs import StoreError
 from speech_assets.backfill import UP_TO_DATE, unfinished
-from speech_assets.chain import BASE_CORPUS, CORPUS, INFERENCE, JUDGEMENT, LANGUAGE_BASE, MODELS
+from speech_assets.chain import (
+    BASE_CORPUS,
+    CORPUS,
+    INFERENCE,
+    JUDGEMENT,
+    LABEL_MODELS,
+    LANGUAGE_BASE,
+    LANGUAGE_INTENTS,
+    MODELS,
+)
 from speech_assets.dagster_client import ENDED, LAUNCHED_BY, DagsterClient, DagsterError
 from speech_assets.defs.corpus import refused_by
 from speech_assets.defs.evaluation import load_evaluation
@@ -318,8 +327,9 @@ def _demonstrate(settings: Settings, console: Console) -> None:
                 for language in languages
             ]
         )
-    console.rule("2. a base model for each language, from scratch")
-    demo.run_all([Step(f"base model, {language}", LANGUAGE_BASE, language) for language in languages])
+    console.rule("2. models from scratch: a base and intents for each language; voices and languages told apart")
+    bases = [Step(f"base model, {language}", LANGUAGE_BASE + LANGUAGE_INTENTS, language) for language in languages]
+    demo.run_all([*bases, Step("voices and languages", LABEL_MODELS, "")])
     console.rule("3. every quarter: fine-tune, evaluate, judge, register")
     demo.run_all(
         [

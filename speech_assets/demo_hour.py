@@ -1,7 +1,8 @@
 """The last part of the demo: an hour of uploads in many formats, and a table of where each recording went.
 
-What is uploaded are recordings of test speakers, as they were delivered, a call of two of them on a channel each, one
-that noise makes hard to hear, and what arrives by mistake: silence and half a file.
+What is uploaded are recordings of test speakers, as they were delivered, a call of two of them on a channel each, the
+same two on one channel, one that noise makes hard to hear, and what arrives by mistake: silence and half a file. Only
+those of the first language say by their folder what is spoken in them.
 """
 
 import io
@@ -49,13 +50,16 @@ def write_uploads(folder: Path, spoken: Mapping[str, Iterable[Spoken]]) -> dict[
         for form in FORMATS[: None if place == 0 else 2]:
             one = next((one for one in longest_first if one.delivered.suffix == form), None)
             if one is not None:
-                name = f"{language}/{one.utterance.id.rsplit('-', 1)[-1]}{form}"
+                folder_of = f"{language}/" if place == 0 else ""
+                name = f"{folder_of}{one.utterance.id.rsplit('-', 1)[-1]}{form}"
                 files[name], truth[name] = one.delivered.read_bytes(), one.utterance.text
         if place == 0:
             agent = longest_first[0]
             customer = next((o for o in longest_first if o.utterance.speaker != agent.utterance.speaker), agent)
-            call, street = f"{language}/call.wav", f"{language}/street.wav"
-            files[call], truth[call] = _call(agent, customer), f"{agent.utterance.text} {customer.utterance.text}"
+            call, street, room = (f"{language}/{name}.wav" for name in ("call", "street", "room"))
+            sides = _call(agent, customer)
+            files[call], files[room] = _wav(sides), _wav(sides.mean(axis=1))
+            truth[call] = truth[room] = f"{agent.utterance.text} {customer.utterance.text}"
             files[street], truth[street] = _wav(_in_noise(agent)), agent.utterance.text
             files["broken.wav"] = files[call][: len(files[call]) // 2]
     files["silence.wav"] = _wav(np.zeros(5 * CALL_RATE, np.float32))
@@ -68,7 +72,7 @@ def write_uploads(folder: Path, spoken: Mapping[str, Iterable[Spoken]]) -> dict[
 def outcome(hour: Hour, truth: Mapping[str, str]) -> Table:
     """A row for each recording of the hour: what it was, how well it was heard, where it went."""
     table = Table(title=f"Recordings of {hour.key} (UTC)")
-    for column in ("recording", "language", "seconds", "WER", "confidence", "where it went"):
+    for column in ("recording", "language", "speakers", "seconds", "WER", "confidence", "where it went"):
         table.add_column(column)
     heard = {transcript.source_digest: transcript for transcript in hour.transcripts()}
     asked = Counter(task.transcript for task in hour.tasks())
@@ -77,11 +81,13 @@ def outcome(hour: Hour, truth: Mapping[str, str]) -> Table:
         count = asked[str(said.id)]
         people = f"{count} segment{'s' if count > 1 else ''}"
         went = f"[yellow]to people: {people}[/yellow]" if count else "[green]published[/green]"
-        language = f"{said.language} (none of its own)" if said.degraded else said.language
+        language = f"{said.language} (none of its own)" if "language" in said.degraded else said.language
+        speakers = len({word.speaker for word in said.words})
         wer = _wer(said, truth.get(row.name))
-        table.add_row(escape(row.name), language, f"{said.duration_s:.1f}", wer, f"{said.confidence:.2f}", went)
+        seconds = f"{said.duration_s:.1f}"
+        table.add_row(escape(row.name), language, str(speakers), seconds, wer, f"{said.confidence:.2f}", went)
     for letter in hour.dead_letters():
-        table.add_row(escape(letter.name), "-", "-", "-", "-", f"[red]dead letter: {letter.code}[/red]")
+        table.add_row(escape(letter.name), *5 * "-", f"[red]dead letter: {letter.code}[/red]")
     return table
 
 
@@ -93,14 +99,15 @@ def _wer(said: Transcript, truth: str | None) -> str:
     return f"{edits[WORD_EDITS].sum() / max(1, edits[WORDS]):.0%}"
 
 
-def _call(agent: Spoken, customer: Spoken) -> bytes:
-    """Two people in turn, each on a channel of their own, as a telephone exchange records it."""
+def _call(agent: Spoken, customer: Spoken) -> np.ndarray:
+    """Two people in turn, each on a channel of their own, as a telephone exchange records it: [n, 2]."""
     sides = [_by_telephone(one) for one in (agent, customer)]
     pause = np.zeros(round(PAUSE_S * CALL_RATE), np.float32)
     first, second = (np.zeros_like(side) for side in sides)
     left = np.concatenate([sides[0], pause, second])
     right = np.concatenate([first, pause, sides[1]])
-    return _wav(np.stack([left, right], axis=1))
+    sides_apart: np.ndarray = np.stack([left, right], axis=1)
+    return sides_apart
 
 
 def _in_noise(one: Spoken) -> np.ndarray:

@@ -18,7 +18,9 @@ def quarter_and_language_of(partition: str) -> tuple[str, str]:
 
 
 def partition_tags(partition: str) -> dict[str, str]:
-    """The tags by which Dagster finds the runs of a partition, and those of its quarter and language."""
+    """The tags by which Dagster finds the runs of a partition, and those of its quarter and language; none for ""."""
+    if not partition:
+        return {}
     quarter, language = quarter_and_language_of(partition)
     dimensions = {f"{PARTITION_TAG}/language": language, f"{PARTITION_TAG}/quarter": quarter} if quarter else {}
     return {PARTITION_TAG: partition, **dimensions}

@@ -13,8 +13,9 @@ import pytest
 from deployment.batch.arrivals import arrivals_of, hours_with_arrivals
 from deployment.batch.arrivals.receipts import arrival_of
 from deployment.batch.hour import ARRIVALS, DEAD_LETTERS, RECORDINGS, TRANSCRIPTS, Hour
-from deployment.batch.jobs import STAGES, WAITING, Job, Jobs
+from deployment.batch.jobs import WAITING, Job, Jobs
 from deployment.batch.notices import TRIES, deliver
+from deployment.batch.progress import STAGES
 from deployment.batch.settings import InferenceSettings
 from deployment.batch.stages.items import DeadLetter
 from deployment.batch.versions import Versions

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from speech.store.objects import StoreError, StoreUnavailable
+from speech.store.s3 import connect
 
 CONNECT_S, READ_S = 3.0, 10.0
 ATTEMPTS = 2
@@ -24,24 +25,13 @@ def client(service: str) -> Any:
     Raises:
         StoreError: nobody said in which region.
     """
-    elsewhere = os.environ.get(f"AWS_ENDPOINT_URL_{service.upper()}") or os.environ.get("AWS_ENDPOINT_URL")
     with asking(service.upper()):
-        return _made(service, elsewhere, os.getpid())
+        return _made(service, os.environ.get("AWS_ENDPOINT_URL"), os.getpid())
 
 
 @cache
-def _made(service: str, elsewhere: str | None, _: int) -> Any:
-    import boto3
-    from botocore.config import Config
-
-    config = Config(
-        connect_timeout=CONNECT_S,
-        read_timeout=READ_S,
-        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
-        # services other than Amazon's rarely answer at bucket.host
-        s3={"addressing_style": "path"} if elsewhere and ".amazonaws.com" not in elsewhere else {},
-    )
-    return boto3.session.Session().client(service, config=config)
+def _made(service: str, *_: object) -> Any:
+    return connect(service, connect_s=CONNECT_S, read_s=READ_S, attempts=ATTEMPTS)
 
 
 @contextmanager

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, TypeVar
 
@@ -26,30 +25,19 @@ from pydantic import Field
 from deployment.aws import client, s3_place
 from deployment.batch.arrivals.bucket import Place, place_of, upload_from
 from deployment.batch.arrivals.receipts import Arrival, Unreadable, arrival_of, file, hour_of, keep, kept, named
-from deployment.batch.hour import ARRIVALS, DEAD_LETTERS, LANGUAGES, RECORDINGS, SPEECH, TRANSCRIPTS, Hour
 from deployment.batch.notices import Notice, announce, body_of
+from deployment.batch.progress import STAGES, Reader
 from deployment.batch.settings import InferenceSettings
-from deployment.batch.stages.items import DeadLetter
 from deployment.batch.versions import Versions, in_force
 from deployment.batch.webhooks import WebhookRefused, checked
 from deployment.serving.problems import Problem
-from speech.plain import from_lines, from_plain, to_plain
+from speech.plain import from_plain, to_plain
 from speech.scripts import primary_language
 from speech.store.objects import LostRace, Missing, Objects, StoreError
 from speech.store.outputs import DataStore, parse_json, to_json
 from speech.transcript import Transcript
 
 WAITING, RECORDS, ENDS, KEYS, DELAYS = "jobs/waiting", "jobs/records", "jobs/ends", "jobs/keys", "jobs/delays"
-# What a recording goes through, each with the asset and file in which it stands afterwards. (What was recognised stands
-# by stretch of speech, and a silent recording has none: it is known to be over by what is made of it.)
-STAGES = (
-    ("incoming_audio", "incoming_audio", ARRIVALS),
-    ("normalized_recordings", "normalized_recordings", RECORDINGS),
-    ("speech_segments", "speech_segments", SPEECH),
-    ("spoken_language", "spoken_language", LANGUAGES),
-    ("recognized_segments", "transcripts", TRANSCRIPTS),
-    ("published_transcripts", "published_transcripts", ARRIVALS),
-)
 LONGEST_KEY = 255  # characters of an idempotency key
 LONGEST_NAME = 200  # characters of a recording's name
 SCANNED = 500  # jobs looked at for a page
@@ -267,15 +255,15 @@ class Jobs:
 
     def view(self, job: Job) -> JobView:
         """Where a job stands."""
-        return self._viewed(job, self._reader())
+        return self._viewed(job, Reader(self._store))
 
     def page(self, status: Status | None, limit: int, before: str | None) -> tuple[list[JobView], str | None]:
         """Jobs from the newest on, and what `before` is for the next page; None where there is none."""
         names = sorted((PurePosixPath(item.key).stem for item in self.objects.list(RECORDS)), reverse=True)
         rest = [name for name in names if before is None or name < before]
-        read, views = self._reader(), []
+        reader, views = Reader(self._store), []
         for count, name in enumerate(rest, 1):
-            view = self._viewed(self.job(name), read)
+            view = self._viewed(self.job(name), reader)
             if status in (None, view.status):
                 views.append(view)
             if len(views) == limit or count == SCANNED:
@@ -388,7 +376,7 @@ class Jobs:
         arrival = arrival_of(job.upload, self.objects)
         return arrival_of(arrival.same_as, self.objects) if arrival is not None and arrival.same_as else arrival
 
-    def _viewed(self, job: Job, read: "_Reader") -> JobView:
+    def _viewed(self, job: Job, reader: Reader) -> JobView:
         result = f"/v1/jobs/{job.id}/result"
         asked = JobView(
             id=job.id,
@@ -413,35 +401,15 @@ class Jobs:
         arrival = self._first(job)
         if arrival is None:
             return asked
-        hour = hour_of(arrival.received_at)
-        passed = 0
-        for _, asset, manifest in STAGES:
-            if (arrival.id if manifest == ARRIVALS else arrival.recording).encode() not in read(hour, asset, manifest):
-                break
-            passed += 1
+        hour, progress = hour_of(arrival.received_at), reader.progress(arrival)
+        reached = replace(asked, hour=hour, stages_done=progress.done)
+        if progress.over:
+            return replace(reached, status="done", published=progress.published, result=result)
+        if progress.dead is not None:
+            return replace(reached, status="failed", code=progress.dead.code, reason=progress.dead.reason)
         delay = self._found(Delay, f"{DELAYS}/{hour}.json")
-        under_way = replace(asked, hour=hour, stages_done=passed, delayed=delay.reason if delay else None)
-        if passed == 0:
-            return under_way
-        if passed == len(STAGES):
-            public = arrival.recording.encode() in read(hour, "published_transcripts", TRANSCRIPTS)
-            return replace(under_way, status="done", delayed=None, published=public, result=result)
-        for letter in from_lines(DeadLetter, read(hour, "normalized_recordings", DEAD_LETTERS)):
-            if letter.id == arrival.recording:
-                return replace(under_way, status="failed", delayed=None, code=letter.code, reason=letter.reason)
-        return replace(under_way, status="running", stage=STAGES[passed][0])
-
-    def _reader(self) -> "_Reader":
-        """Reads files of hours once each; what is not there is empty."""
-
-        @cache
-        def read(hour: str, asset: str, name: str) -> bytes:
-            try:
-                return Hour(self._store, hour).output(asset).read(name)
-            except Missing:
-                return b""
-
-        return read
+        status: Status = "running" if progress.done else "queued"
+        return replace(reached, status=status, stage=progress.stage, delayed=delay.reason if delay else None)
 
     def _end_of(self, view: JobView, job: Job, now: datetime) -> End:
         arrival = self._first(job)
@@ -476,9 +444,6 @@ class Jobs:
 
     def _read(self, kind: type[KindT], key: str) -> KindT:
         return from_plain(kind, parse_json(self.objects.read(key).data))
-
-
-_Reader = Callable[[str, str, str], bytes]
 
 
 def _asked(job: Job) -> str:

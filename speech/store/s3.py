@@ -161,7 +161,7 @@ class S3Objects(Objects):
     def _client(self) -> Any:
         """A client of this process: connections do not survive a fork."""
         if self._made is None or self._made[0] != os.getpid():
-            self._made = (os.getpid(), _connect())
+            self._made = (os.getpid(), connect())
         return self._made[1]
 
     def _pages(self, prefix: str, **how: str) -> Any:
@@ -354,20 +354,23 @@ class _Body(io.RawIOBase):
         super().close()
 
 
-def _connect() -> Any:
+def connect(
+    service: str = "s3", *, connect_s: float = CONNECT_S, read_s: float = READ_S, attempts: int = ATTEMPTS
+) -> Any:
+    """A client of a service of AWS, or of another's that speaks its protocol."""
     import boto3
     from botocore.config import Config
 
-    elsewhere = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    elsewhere = os.environ.get(f"AWS_ENDPOINT_URL_{service.upper()}") or os.environ.get("AWS_ENDPOINT_URL")
     config = Config(
-        connect_timeout=CONNECT_S,
-        read_timeout=READ_S,
+        connect_timeout=connect_s,
+        read_timeout=read_s,
         max_pool_connections=2 * THREADS,
-        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+        retries={"mode": "standard", "total_max_attempts": attempts},
         # services other than Amazon's rarely answer at bucket.host
         s3={"addressing_style": "path"} if elsewhere and ".amazonaws.com" not in elsewhere else {},
     )
-    return boto3.session.Session().client("s3", config=config)
+    return boto3.session.Session().client(service, config=config)
 
 
 def _broken() -> tuple[type[Exception], ...]:

@@ -13,7 +13,9 @@ import pytest
 from deployment.batch.arrivals import arrivals_of, hours_with_arrivals
 from deployment.batch.arrivals.receipts import arrival_of
 from deployment.batch.hour import ARRIVALS, DEAD_LETTERS, RECORDINGS, TRANSCRIPTS, Hour
-from deployment.batch.jobs import STAGES, WAITING, Job, Jobs
+from deployment.batch.jobs import WAITING, Job, Jobs
+from deployment.batch.notices import TRIES, deliver
+from deployment.batch.progress import STAGES
 from deployment.batch.settings import InferenceSettings
 from deployment.batch.stages.items import DeadLetter
 from deployment.batch.versions import Versions
@@ -360,3 +362,23 @@ def test_nothing_at_a_uri_is_said_at_once(calls: Calls) -> None:
     with pytest.raises(Problem) as refused:
         calls.jobs.found(f"s3://{calls.bucket}/in/none.wav")
     assert refused.value.code == "no-object"
+
+
+def test_a_job_and_its_notice_go_their_way_in_a_folder_and_in_s3(objects: Objects, recording: Path) -> None:
+    settings = InferenceSettings(webhook_secret=SECRET, webhook_http=True, webhook_private=True)  # type: ignore[arg-type]
+    jobs = Jobs(objects, settings, LANGUAGES)
+    nobody = "http://127.0.0.1:9/"
+    job = given(jobs, recording, "key", webhook=nobody)
+    assert given(jobs, recording, "key", webhook=nobody) == job
+    jobs.settle(job, NOW)
+    jobs.delay(HOUR, "the run failed")
+    assert jobs.view(job).delayed == "the run failed"
+    jobs.delay(HOUR, None)
+    pass_through(jobs, HOUR, len(STAGES))
+    assert jobs.settle(job, NOW).status == "done"
+    assert jobs.transcript(job).text == "hello"
+    assert [view.status for view in jobs.page(None, 10, None)[0]] == ["done"]
+    assert list(jobs.waiting()) == []
+    looks = [deliver(objects, settings, NOW + timedelta(days=day)) for day in range(TRIES + 1)]
+    assert [len(look.later) for look in looks] == [1] * (TRIES - 1) + [0, 0]
+    assert [len(look.dead) for look in looks] == [0] * (TRIES - 1) + [1, 0]

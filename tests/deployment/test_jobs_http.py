@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from deployment.batch.jobs import STAGES, Jobs
+from deployment.batch.jobs import Jobs
+from deployment.batch.progress import STAGES
 from deployment.batch.settings import InferenceSettings
 from deployment.serving.core import ServingOptions
 from deployment.serving.http import create_app

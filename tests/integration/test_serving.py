@@ -112,6 +112,22 @@ def test_every_answer_is_as_the_interface_describes_it(shared_tier, speech_of, w
         assert set(schema["properties"]) == set(schema["required"]) == {*kind.__dataclass_fields__, *computed}
 
 
+def test_a_replica_takes_jobs_for_later(shared_tier, speech_of):
+    """It waits in the data store for whoever makes its hour: the replica that took it may go."""
+    tier, url = shared_tier
+    audio, key = speech_of("one", "two"), {"Idempotency-Key": "call-7"}
+    answer = httpx.post(f"{url}/v1/jobs", params={"language": "en"}, content=audio, headers=key)
+    assert answer.status_code == 202, answer.text
+    again = httpx.post(f"{url}/v1/jobs", params={"language": "en"}, files={"file": ("a.wav", audio)}, headers=key)
+    assert again.json() == answer.json()
+    assert httpx.get(url + answer.headers["location"]).json()["status"] == "queued"
+    _problem(httpx.get(f"{url}{answer.headers['location']}/result"), 409, "job-not-done")
+    refused = httpx.post(f"{url}/v1/jobs", json={"uri": "file:///etc/passwd"})
+    assert "job_sources" in _problem(refused, 403, "uri-not-allowed")["detail"]
+    assert tier.objects.read(f"originals/{hashlib.sha256(audio).hexdigest()}").data == audio
+    assert httpx.delete(url + answer.headers["location"]).json()["status"] == "cancelled"
+
+
 def test_a_part_without_a_file_name_is_a_recording(shared_tier, speech_of):
     """Hand-written clients leave it out; the part is named `file`, which says enough."""
     _, url = shared_tier

@@ -207,6 +207,15 @@ class Settings(BaseSettings):
             raise ValueError(f"{', '.join(unknown)}: not among `languages`, {', '.join(known)}")
         return section
 
+    @field_validator("inference")
+    @classmethod
+    def _uploads_beside_the_home(cls, inference: InferenceSettings, info: ValidationInfo) -> InferenceSettings:
+        """Else what is kept would be received as uploads, again and again."""
+        home, uploads = (f"{place or ''}".rstrip("/") + "/" for place in (info.data.get("home"), inference.uploads))
+        if "://" in uploads and home.startswith(uploads):
+            raise ValueError(f"uploads: '{inference.uploads}' holds the data store, {home[:-1]}: choose another prefix")
+        return inference
+
     @field_validator("first_quarter")
     @classmethod
     def _quarter_start(cls, quarter: str) -> str:

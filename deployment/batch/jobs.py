@@ -166,7 +166,7 @@ class Jobs:
         except ValueError as error:
             detail = f"A job's URI {error}; recordings may be named below: {allowed}."
             raise Problem(403, "uri-not-allowed", "URI not allowed", detail) from None
-        if not key or {"", ".", ".."} & set(key.split("/")) or not key.isprintable() or not self._allows(bucket, key):
+        if not key or {"", ".", ".."} & set(key.split("/")) or not self._allows(bucket, key):
             detail = f"'{uri[:200]}' is not below what jobs may name: {allowed}. Upload the recording instead."
             raise Problem(403, "uri-not-allowed", "URI not allowed", detail)
         try:

@@ -26,7 +26,7 @@ TRIES = 12  # over about 14 hours
 FIRST_WAIT_S, LONGEST_WAIT_S = 30.0, 6 * 3600.0
 JITTER = 0.25  # of a wait, more or less
 AT_ONCE = 16
-MOST = 64  # notices sent in a look: 4 rounds of those at once, each of `webhooks.ANSWER_S` at most
+MOST = 32  # notices sent in a look: 2 rounds of those at once, each of `webhooks.ANSWER_S` at most
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -146,7 +146,15 @@ def until_it_comes_again(line: Line) -> Taken:
 
 @pytest.mark.parametrize(
     "key",
-    ["in/a b.wav", "in/a+b.wav", "in/Grüße 100%.wav", "in/a%20b.wav", "in/year=2025/10:47;.wav", "in/電話/「一」.wav"],
+    [
+        "in/a b.wav",
+        "in/a+b.wav",
+        "in/Grüße 100%.wav",
+        "in/a%20b.wav",
+        "in/year=2025/10:47;.wav",
+        "in/電話/「一」.wav",
+        "in/at 9.41\u202fAM.wav",
+    ],
 )
 def test_keys_are_as_people_wrote_them(line: Line, key: str) -> None:
     line.send({"Records": [line.put(key)]})
@@ -203,6 +211,8 @@ def test_what_tells_of_no_upload_is_counted(line: Line) -> None:
         "[" * 5_000,
         '{"a": "\\ud800"}',
         '{"Records": [{"eventName": "ObjectCreated:Put", "s3": {"bucket": {"name": 1}, "object": {"key": "in/a"}}}]}',
+        '{"source": "aws.s3", "detail-type": "Object Created", "detail": {"bucket": {"name": "b"}, "object": '
+        '{"key": "in/\\ud800", "etag": "e"}}}',
     ],
 )
 def test_a_message_that_says_nothing_is_put_aside_once_and_comes_no_more(line: Line, body: str) -> None:

@@ -77,6 +77,10 @@ de = "stt_de_fastconformer"
         ("home = 's3:/recordings'", "home: must be a folder or s3://bucket/prefix"),
         ("[inference]\nuploads = 's3:/bucket/in'", "inference.uploads: must be s3://bucket/..., got 's3:/bucket/in'"),
         ("[inference]\nuploads = 'gs://bucket/in'", "inference.uploads: must be s3://bucket/..., got 'gs://bucket/in'"),
+        (
+            "home = 's3://b/home'\n[inference]\nuploads = 's3://b'",
+            "uploads: 's3://b' holds the data store, s3://b/home",
+        ),
         ("[inference]\njob_sources = ['/calls']", "inference.job_sources: must be s3://bucket/..., got '/calls'"),
         ("[inference]\ntopic = 'jobs'", "inference.topic: must be the ARN of a topic"),
         ("[inference]\nwebhook_secret = 'hush'", "inference.webhook_secret: must be whsec_ and the base64 of"),

@@ -57,11 +57,11 @@ def found_in_bucket(uploads: str, languages: Collection[str]) -> Iterator[Upload
     s3 = client("s3")
     pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix.rstrip("/"))
     with asking(uploads):
-        listed = [item for page in pages for item in page.get("Contents", ())]
-    for item in sorted(listed, key=lambda item: str(item["Key"])):
-        place = Place(bucket=bucket, key=item["Key"], etag=item["ETag"].strip('"'))
-        if (name := name_below(uploads, place)) is not None:
-            yield upload_from(place, place.id, name, language_of(name, languages), s3)
+        for page in pages:
+            for item in page.get("Contents", ()):
+                place = Place(bucket=bucket, key=item["Key"], etag=item["ETag"].strip('"'))
+                if (name := name_below(uploads, place)) is not None:
+                    yield upload_from(place, place.id, name, language_of(name, languages), s3)
 
 
 def upload_from(place: Place, identity: str, name: str, language: str | None, s3: Any) -> Upload:

@@ -155,5 +155,9 @@ def _of_eventbridge(event: Mapping[str, Any]) -> tuple[str, Place | None]:
 def _place(bucket: Any, key: Any, etag: Any, version: Any) -> Place:
     if not (isinstance(bucket, str) and isinstance(key, str) and isinstance(etag, str) and bucket and key and etag):
         raise NoEvent("a message tells of an object without bucket, key or ETag")
+    try:
+        f"{bucket}{key}{etag}{version}".encode()
+    except UnicodeEncodeError:
+        raise NoEvent("a message tells of an object whose name is no valid text") from None
     known = isinstance(version, str) and version not in ("", "null")
     return Place(bucket=bucket, key=key, etag=etag.strip('"'), version=version if known else None)

@@ -55,8 +55,8 @@ def at_one_loudness(samples: np.ndarray) -> np.ndarray:
 
 TREATMENTS: dict[str, Treatment] = {
     "as it came": lambda samples: samples,
-    "spectral gating": with_noise_reduced,
-    f"{LOUDNESS_LUFS:g} LUFS": at_one_loudness,
+    "spectral-gating": with_noise_reduced,
+    f"{LOUDNESS_LUFS} LUFS": at_one_loudness,
 }
 
 
@@ -190,8 +190,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for treatment in settings:
         said_of_it = [word for word, some in (("helps", helps), ("harms", harms)) if treatment in some]
         print(f"{treatment}: {' and '.join(said_of_it) or 'changes nothing that this many words could show'}")
-    wins = [treatment for treatment in settings if treatment in helps and treatment not in harms]
-    return end([Bar("settings that are off, help somewhere and harm nowhere", len(wins), 0)])
+    off = [treatment for treatment in settings if not _is_on(treatment)]
+    return end(
+        [
+            Bar("settings that are on and harm somewhere", len(harms.difference(off)), 0),
+            Bar("settings that are off, help somewhere and harm nowhere", len((helps - harms).intersection(off)), 0),
+        ]
+    )
+
+
+def _is_on(treatment: str) -> bool:
+    """Whether `[inference]` does it unless told otherwise."""
+    from deployment.batch.settings import InferenceSettings
+
+    usual = InferenceSettings()
+    return treatment in (usual.noise_reduction, f"{usual.loudness} LUFS")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
@@ -105,8 +105,10 @@ class InferenceSettings(Section):
         description="Channels of a recording: heard each alone where they hold different speakers, as in a call, and "
         "mixed where they are stereo of one scene (auto), always mixed, or always each alone.",
     )
-    loudness: float | None = Field(
-        None, ge=-50, le=-5, description="Integrated loudness that sounds are brought to, in LUFS; None: as they came."
+    loudness: Annotated[float, Field(ge=-50, le=-5)] | Literal["off"] = Field(
+        -23.0,
+        description="Integrated loudness in LUFS that sounds are brought to before anybody listens, or 'off'. Models "
+        "know the levels that they were trained on: far microphones cost them most of their words.",
     )
     noise_reduction: Literal["spectral-gating"] | None = Field(
         None, description="Takes noise out before anybody listens. Measure first: it makes most models worse."

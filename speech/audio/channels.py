@@ -41,6 +41,7 @@ _SMOOTHED = 5  # windows, 0.16 s: a syllable
 _ECHO_WINDOWS = (16, 3)  # before and after a window, in which its sound may be loud elsewhere: 0.5 s and 0.1 s
 
 _AS_LOUD = 1.25  # in power, 1 dB: between channels that differ by less, nobody can say which one leaked
+_FAR_LOUDER = 4.0  # in power, 6 dB: beside an echo, what is softer than that belongs to it
 _COHERENT = 0.5  # share of its energy that an echo has from the other channel
 _COHERENCE_WINDOWS = 25  # 0.8 s over which coherence is told
 _BY_CHANCE = 0.1  # the share that unrelated sound shows over as many, half of which overlap
@@ -219,7 +220,7 @@ def _is_echo(source: np.ndarray, target: np.ndarray, louder: float) -> np.ndarra
         their_power.sum(axis=1) > louder * all_ours
     )
     reached = np.convolve(coherent, np.ones(2 * _REACH_WINDOWS + 1), "same") > 0.5
-    softer = np.square(np.abs(theirs)).sum(axis=1) > louder * at_once
+    softer = np.square(np.abs(theirs)).sum(axis=1) > _FAR_LOUDER * at_once
     return reached & (coherent | softer)
 
 

@@ -125,6 +125,7 @@ def house(deployment, tmp_path: Path, empty_registry: Callable[[Path], None]) ->
                 "uploads": str(tmp_path / "uploads"),
                 "first_hour": "2026-11-26-00",
                 "vad": VadSettings(threshold=0.02, release=0.002),  # tones are hardly speech
+                "loudness": "off",  # by which a toy bundle is sure
             }
         ),
     }

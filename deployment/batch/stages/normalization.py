@@ -122,7 +122,7 @@ def _sound(name: str, line: _Line, folder: Path, settings: InferenceSettings) ->
         path = path.with_suffix(".quiet.flac")
         write_flac_chunks(reduced(decode_chunks(line.path)), path)
         now = measure(decode_chunks(path))
-    if settings.loudness is None:
+    if settings.loudness == "off":
         shutil.move(path, place)
     else:
         write_flac_chunks(at_loudness(decode_chunks(path), now, settings.loudness), place)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 WARMUP_SHARE = 0.1  # of the steps
 # Additive margin on the cosine (Wang et al., 2018, "Additive Margin Softmax for Face Verification"), and its scale.
-MARGIN, SCALE = 0.2, 24.0
+MARGIN, SCALE = 0.0, 16.0
 SMOOTHING = 0.05  # of a language's label: what is neither is often nearly one of them
 WEIGHT_DECAY = 0.02
 CLIP = 5.0  # gradients are scaled down to this norm

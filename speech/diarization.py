@@ -235,8 +235,9 @@ def turns(
     active = np.zeros(scores.shape, bool)
     every = np.arange(len(scores))
     active[every, first] = True
-    if settings.overlap_margin is not None and len(speakers) > 1:
-        others = np.where(active, -math.inf, scores)
+    speaking = active.any(axis=0)  # a voice without a moment of its own is no second one either
+    if settings.overlap_margin is not None and speaking.sum() > 1:
+        others = np.where(active | ~speaking, -math.inf, scores)
         second = others.argmax(axis=1)
         active[every, second] |= scores[every, first] - others[every, second] < settings.overlap_margin
     found = []

@@ -33,10 +33,9 @@ from speech.vad import SpeechDetector, Stretch
 from speech.vad import stretches as speech_stretches
 
 PLACE, CALIBRATIONS = "enrolments", "enrolment_calibrations"  # in the data store
-CARRIERS = ("speaker_turns", "transcripts", "published_transcripts", "reviewed_transcripts", "versions")  # say names
-SHORTEST_S = (
-    5.0  # of speech, that a voice is enrolled from: less says little of it (NIST SRE's shortest condition is 10)
-)
+# where the data store keeps what says names: outputs of hours, and versions of transcripts
+CARRIERS = ("speaker_turns", "transcripts", "published_transcripts", "review_tasks", "reviewed_transcripts", "versions")
+SHORTEST_S = 5.0  # of speech, that a voice is enrolled from: less says little of it
 LIKE_ITSELF = 0.5  # share of the windows of an enrolment that must be liker to its voice than a stranger's
 FEWEST_STRANGERS, MOST_STRANGERS = 20, 200
 CLIPS_OF_A_STRANGER = 6
@@ -108,13 +107,11 @@ class Enrolments:
         return sorted((found for _, found in self._kept()), key=lambda one: (one.name, one.model))
 
     def known(self, model: str) -> KnownVoices | None:
-        """Those who enrolled with a speaker model; None where nobody did."""
+        """Those who enrolled with a speaker model; None where nobody did, or it is not calibrated."""
         found = [one for one in self.all() if one.model == model]
-        if not found:
-            return None
         calibration = self.calibration(model)
-        if calibration is None:
-            raise EnrolmentError(f"the calibration of speaker model {model[:12]} is gone: enrol {found[0].name} again")
+        if not found or calibration is None:
+            return None
         return KnownVoices(
             names=tuple(one.name for one in found),
             voices=tuple(one.voice for one in found),
@@ -122,9 +119,9 @@ class Enrolments:
         )
 
     def stale(self, model: str) -> tuple[str, ...]:
-        """Those who enrolled with other speaker models alone."""
-        found = self.all()
-        return tuple(sorted({one.name for one in found} - {one.name for one in found if one.model == model}))
+        """Those who enrolled, and not in a way that counts with a speaker model."""
+        known = self.known(model)
+        return tuple(sorted({one.name for one in self.all()} - set(known.names if known else ())))
 
     def add(self, enrolment: Enrolment) -> None:
         """Keep an enrolment, in place of what the same name has with that model."""

@@ -13,7 +13,7 @@ always; compare on the kind of machine that wrote it.
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import zip_longest
@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from deployment.batch.arrivals import Arrival
 from deployment.batch.enrolment import NUMBERED_SPEAKER
 from deployment.batch.settings import InferenceSettings
-from deployment.batch.stages.items import Chosen, DeadLetter, Languages
+from deployment.batch.stages.items import Chosen, DeadLetter, Languages, SpeakerTurns
 from deployment.batch.stages.language import Speaking, as_given, languages_in
 from deployment.batch.stages.merging import (
     RECOGNITION,
@@ -151,17 +151,20 @@ def made_again(transcript: Transcript, objects: Objects) -> Transcript:
         pieces = pieces_of([recording], languages, by)
         turns = turns_in((recording, tuple(speech)), models, settings.speakers)
         heard = [piece for batch in batches(pieces) for piece in recognized(batch, models)]
-    return _named_as(transcript_from(recording, heard, languages, by, turns, settings, intents), transcript)
+    again = transcript_from(recording, heard, languages, by, turns, settings, intents)
+    return transcript_from(recording, heard, languages, by, _named_as(transcript, again, turns), settings, intents)
 
 
-def _named_as(again: Transcript, kept: Transcript) -> Transcript:
-    """The transcript with the names of people whose place a numbered speaker has: enrolments come and go."""
-    names: dict[str | None, str] = {}
+def _named_as(kept: Transcript, again: Transcript, turns: Iterable[SpeakerTurns]) -> list[SpeakerTurns]:
+    """The turns with the names of people whose place a numbered speaker has: enrolments come and go."""
+    names: dict[str, str] = {}
     for segment, named in zip(again.segments, kept.segments, strict=False):
-        if named.speaker is not None and not NUMBERED_SPEAKER.fullmatch(named.speaker):
+        if segment.speaker and named.speaker and not NUMBERED_SPEAKER.fullmatch(named.speaker):
             names.setdefault(segment.speaker, named.speaker)
-    segments = (replace(segment, speaker=names.get(segment.speaker, segment.speaker)) for segment in again.segments)
-    return replace(again, segments=tuple(segments))
+    return [
+        replace(part, turns=tuple(replace(turn, speaker=names.get(turn.speaker, turn.speaker)) for turn in part.turns))
+        for part in turns
+    ]
 
 
 def _models(transcript: Transcript, shelf: Shelf) -> tuple[dict[str, ModelBundle], dict[Kind, LabelBundle]]:

@@ -116,6 +116,8 @@ def test_one_window_that_sounds_otherwise_is_no_turn() -> None:
     vectors = heard([*speaker, 1])
     both = voices(vectors, np.array([*speaker, 1]))
     assert turns(stretches, found, vectors[:-1], both) == [(0.0, 12.0, 0)]
+    overlapped = DiarizationSettings(overlap_margin=2.0)
+    assert turns(stretches, found, vectors[:-1], both, overlapped) == [(0.0, 12.0, 0)]
     known = turns(stretches, found, vectors[:-1], both, DiarizationSettings(speakers=2))
     assert [speaker for _, _, speaker in known] == [0, 1, 0]  # unless two are known to speak
 

@@ -525,7 +525,7 @@ def test_each_part_of_a_recording_is_heard_by_the_champion_of_its_language(house
     assert verify(transcript, house.workspace.objects).outcome == "equal"
     assert transcript.language_confidence == languages.spoken.confidence
     assert {segment.language for segment in transcript.segments} == {None, other}
-    assert transcript.degraded == ()
+    assert transcript.degraded == ("speakers",)
 
 
 def test_what_a_folder_says_wins_unless_a_setting_says_otherwise(house: House) -> None:
@@ -549,7 +549,7 @@ def test_an_unknown_language_is_heard_by_the_usual_champion_and_said_to_be(house
     house.receive()
     assert house.changed(spoken_language=sure).transcribe().success
     (transcript,) = house.hour.transcripts()
-    assert (transcript.language, transcript.degraded) == ("en", ("language",))
+    assert (transcript.language, transcript.degraded) == ("en", ("language", "speakers"))
     assert {segment.language for segment in transcript.segments} == {None}
     assert house.hour.languages()[0].spoken.language == "unknown"
 

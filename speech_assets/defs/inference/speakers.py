@@ -9,6 +9,7 @@ from deployment.batch.enrolment import Enrolments
 from deployment.batch.hour import TURNS
 from deployment.batch.stages.speakers import spoken_of, turns_in, undivided
 from speech.plain import to_lines
+from speech_assets.defs.inference.measures import note_times
 from speech_assets.defs.inference.pool import label_model, pool_of, told
 from speech_assets.defs.metadata import place_of
 from speech_assets.defs.resources import Workspace
@@ -28,12 +29,13 @@ def speaker_turns(context: dg.AssetExecutionContext, workspace: dg.ResourceParam
         context.log.warning("no speaker model is in use: everybody on a channel counts as one speaker")
     if stale:
         context.log.warning(
-            f"{', '.join(stale)} enrolled with a former speaker model, and not looked for: enrol them again"
+            f"not looked for, as their enrolment is of a former speaker model: {', '.join(stale)}; enrol them again"
         )
     with pool_of(workspace, labels={"speaker": model} if model else None) as pool:
         work = partial(turns_in, settings=settings, known=known)
         done = told(context, pool.each(work, spoken), len(spoken))
         found = [part for one in done for part in (undivided(one.item) if isinstance(one, Lost) else one)]
+    took = [(recording.id, took_s) for (recording, _), took_s in pool.times]
     published = hour.publish("speaker_turns", {TURNS: to_lines(found)})
     speakers = [{turn.speaker for part in found if part.id == row.id for turn in part.turns} for row, _ in spoken]
     return dg.MaterializeResult(
@@ -44,6 +46,7 @@ def speaker_turns(context: dg.AssetExecutionContext, workspace: dg.ResourceParam
             "recordings_of_several": sum(len(some) > 1 for some in speakers),
             "enrolled": len(known.names) if known else 0,
             "enrolled_anew": ", ".join(stale) or "nobody",
+            **note_times(context, workspace, pool, took, sum(row.recording.duration_s for row, _ in spoken)),
             "manifest": place_of(published, TURNS),
         },
         data_version=dg.DataVersion(published.digest),

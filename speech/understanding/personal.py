@@ -272,12 +272,19 @@ def _recognizers(language: str) -> tuple[Any, ...]:
         known.IbanRecognizer(),
         EmailRecognizer(),
         known.UsSsnRecognizer(),
-        known.PhoneRecognizer(supported_regions=_REGIONS.get(language, ("US",))),
+        known.PhoneRecognizer(supported_regions=_REGIONS.get(language) or _region(language)),
         *(
             PatternRecognizer(entity, patterns=[Pattern("spoken of", pattern, 0.05)])
             for entity, pattern in _WEAK.items()
         ),
     )
+
+
+def _region(language: str) -> tuple[str, ...]:
+    """Where most speakers of a language live, by CLDR; none for a language that it does not know."""
+    from babel.core import get_global
+
+    return tuple(part for part in get_global("likely_subtags").get(language, "").split("_")[1:] if len(part) == 2)
 
 
 @contextmanager

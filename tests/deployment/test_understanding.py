@@ -2,9 +2,21 @@
 
 from dataclasses import replace
 
+import numpy as np
+
 from deployment.batch.settings import InferenceSettings
 from deployment.batch.stages.understanding import understood
-from speech.transcript import Segment, Transcript, Word
+from speech.transcript import Intent, Segment, Transcript, Word
+from speech.understanding.intents import IntentModel, Linear
+
+CALL = IntentModel(  # takes what holds "call" for a call, and the word behind it for whom
+    language="en",
+    intents=Linear(("w call",), ("call", "unknown"), np.array([[30.0, 0.0], [0.0, 4.0]], np.float32)),
+    slots=Linear(("-1 call",), ("", "whom"), np.array([[0.0, 2.0], [1.0, 0.0]], np.float32)),
+    temperature=1.0,
+    threshold=0.5,
+    digest="c" * 64,
+)
 
 
 def transcript_of(*said: str, language: str = "en") -> Transcript:
@@ -61,3 +73,19 @@ def test_a_call_is_measured_by_all_its_words_whatever_labels_stand_for() -> None
     assert kept.conversation is not None
     assert kept.conversation.speakers[0].talk_s == 1.2
     assert understood(transcript_of(), InferenceSettings()).conversation is None
+
+
+def test_intents_are_told_where_a_model_has_passed_and_hold_nothing_that_was_taken_out() -> None:
+    said = transcript_of("call four one five five five five two six seven one", "what a day")
+    made = understood(said, InferenceSettings(redact=("PHONE",)), intents={"en": CALL})
+    told, nothing = (segment.intent for segment in made.segments)
+    assert told == Intent("call", 1.0, {"whom": "[PHONE]"})
+    assert nothing is None
+    assert made.model_digests == {"recognition": "b" * 64, "intents.en": "c" * 64}
+    kept = understood(said, InferenceSettings(), intents={"en": CALL}).segments[0].intent
+    assert kept is not None
+    assert kept.slots == {"whom": "4155552671"}
+    for other in ({}, {"de": CALL}, None):
+        without = understood(said, InferenceSettings(), intents=other)
+        assert {segment.intent for segment in without.segments} == {None}
+        assert without.model_digests == said.model_digests

@@ -429,6 +429,36 @@ def test_personal_data_is_in_nothing_that_is_published_or_asked_about(house: Hou
         assert clip.any() == (task.text == "six")
 
 
+def test_intents_are_told_by_the_model_in_use_and_derived_again_by_it(house: House) -> None:
+    from deployment.batch.verify import verify
+    from deployment.registry.intent_champions import name_intent_champion, put_intent_model
+    from evaluation.intents import IntentGateSettings, judge, save_intent_verdict
+    from speech.corpus.intents import LabelledSentence
+    from speech.understanding.intents import IntentModel, Linear
+
+    weights = np.array([[9.0, 0.0], [0.0, 1.0]], np.float32)
+    model = IntentModel("en", Linear(("w three",), ("count", "unknown"), weights), None, 1.0, 0.5)
+    kept = [LabelledSentence((word, *"ab"), "count", ("",) * 3, word) for word in ("three", "four")]
+    kept += [LabelledSentence((word,), "unknown", ("",), word) for word in "xy"]
+    gates = IntentGateSettings(accuracy=0.5, noisy_accuracy=0.4, calibration=1.0, ways=2, unknown_ways=2)
+    digest = put_intent_model(house.workspace.objects, model)
+    save_intent_verdict(judge(model, digest, kept, gates), house.workspace.objects)
+    house.upload(en__a_wav=said("one", "two", "three"), en__b_wav=said("one", "two"))
+    house.receive()
+    assert house.transcribe().success
+    assert all(segment.intent is None for made in house.hour.transcripts() for segment in made.segments)
+    name_intent_champion(house.workspace.store, "en", digest)
+    assert house.transcribe().success
+    told = {made.text: made for made in house.hour.transcripts()}
+    (segment,) = told["one two three"].segments
+    assert segment.intent is not None
+    assert segment.intent.name == "count"
+    assert told["one two"].segments[0].intent is None
+    assert told["one two three"].model_digests["intents.en"] == digest
+    for made in told.values():
+        assert verify(made, house.workspace.objects).outcome == "equal"
+
+
 def test_uploads_are_received_by_a_job(house: House) -> None:
     from speech_assets.definitions import build
 

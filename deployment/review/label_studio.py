@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
-from deployment.batch.branch import ReviewTask
 from deployment.review.answers import LONGEST_S, UNUSABLE, AlreadyAnswered, Kind, NotAnAnswer
 from deployment.review.desk import Asked, Desk, NotAllowed, NotAsked
 
@@ -69,12 +68,8 @@ def to_label_studio(asked: Asked, audio: str) -> dict[str, Any]:
             "why": task.why,
             "confidence": task.confidence,
         },
-        "predictions": [{"model_version": _version(task), "score": task.confidence, "result": [_area(task.text)]}],
+        "predictions": [{"model_version": task.transcript, "score": task.confidence, "result": [_area(task.text)]}],
     }
-
-
-def _version(task: ReviewTask) -> str:
-    return task.transcript or "soundstage"
 
 
 def _area(text: str) -> dict[str, Any]:

@@ -39,12 +39,13 @@ def reviewed(
         versions: of all transcripts.
         hour: its key.
     """
-    answers = by_recording(outcomes)
+    answers, now_asked = by_recording(outcomes), {task.id for task in tasks}
     waiting = {task.transcript for task in tasks if not (task.id in outcomes and outcomes[task.id].settled)}
     found = []
     for transcript in transcripts:
-        given = answers.get(transcript.source_digest, ())
-        if given and transcript.id not in waiting:
+        given = answers.get(transcript.source_digest, [])
+        given = sorted(given, key=lambda answer: answer.task.id in now_asked)  # what was asked before counts less
+        if any(answer.kind == "text" for answer in given) and transcript.id not in waiting:
             people = ", ".join(sorted({answer.who for answer in given}))
             known = versions.kept(corrected(transcript, given), hour, by=people)
         else:
@@ -124,7 +125,8 @@ def timed(text: str, heard: Sequence[Word], task: ReviewTask) -> list[Word]:
             else:
                 start_s = pieces[first - 1].end_s if first else task.start_s
                 end_s = pieces[last].start_s if last < len(pieces) else task.end_s
-            words += _spread(said[begin:end], start_s, end_s, Word("", 0.0, 0.0, CERTAIN, channel=task.channel))
+            near = pieces[min(first, len(pieces) - 1)].speaker if pieces else None
+            words += _spread(said[begin:end], start_s, end_s, Word("", 0, 0, CERTAIN, near, task.channel))
     return words
 
 

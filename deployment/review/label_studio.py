@@ -13,14 +13,15 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
-from deployment.batch.branch import ReviewTask
 from deployment.review.answers import LONGEST_S, UNUSABLE, AlreadyAnswered, Kind, NotAnAnswer
 from deployment.review.desk import Asked, Desk, NotAllowed, NotAsked
 
 TEXT, WHY, AUDIO, OURS = "transcription", "unusable", "audio", "soundstage_task"
 PAGE = 100  # tasks that are asked for at once
 TIMEOUT_S = 60.0
-_CHOICES = "\n".join(f'    <Choice value="{reason}" hint="{escape(title)}"/>' for reason, title in UNUSABLE.items())
+SILENCE = "silence"  # their page gives no text where it was emptied
+_REASONS = {SILENCE: "nobody speaks", **UNUSABLE}
+_CHOICES = "\n".join(f'    <Choice value="{reason}" hint="{escape(title)}"/>' for reason, title in _REASONS.items())
 CONFIG = f"""<View>
   <Audio name="{AUDIO}" value="${AUDIO}"/>
   <TextArea name="{TEXT}" toName="{AUDIO}" rows="3" editable="true" maxSubmissions="1"/>
@@ -69,12 +70,8 @@ def to_label_studio(asked: Asked, audio: str) -> dict[str, Any]:
             "why": task.why,
             "confidence": task.confidence,
         },
-        "predictions": [{"model_version": _version(task), "score": task.confidence, "result": [_area(task.text)]}],
+        "predictions": [{"model_version": task.transcript, "score": task.confidence, "result": [_area(task.text)]}],
     }
-
-
-def _version(task: ReviewTask) -> str:
-    return task.transcript or "soundstage"
 
 
 def _area(text: str) -> dict[str, Any]:
@@ -117,7 +114,9 @@ def _annotation(task: str, said: Mapping[str, Any], people: Mapping[int, str]) -
     reason = values[WHY]["choices"][0] if WHY in values else ""
     text = values.get(TEXT, {}).get("text", "")
     if not reason and TEXT not in values:
-        raise ValueError("it has neither text nor a reason: an empty text says that nobody speaks")
+        raise ValueError(f"it has neither text nor a reason: choose {SILENCE} where nobody speaks")
+    if reason == SILENCE:
+        reason, text = "", ""
     return Annotation(
         task=task,
         who=who,

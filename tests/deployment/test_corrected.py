@@ -116,6 +116,35 @@ def test_one_channel_is_corrected_and_the_other_is_not() -> None:
     assert next(each for each in made.segments if each.text == "three").words[0].channel == 1
 
 
+def test_words_in_place_of_others_have_their_speaker() -> None:
+    heard = transcript(1, "how are you fine thanks")
+    (segment,) = heard.segments
+    words = tuple(replace(word, speaker="A" if n < 3 else "B") for n, word in enumerate(segment.words))
+    before = replace(heard, segments=(replace(segment, words=words),))
+    said = corrected(before, [answer(asked(before)[0], "how do you very fine thank you")]).words
+    assert [word.speaker for word in said] == ["A", "A", "A", "B", "B", "B", "B"]
+
+
+def test_what_is_asked_now_counts_more_than_what_was_asked_of_an_earlier_model(tmp_path: Path) -> None:
+    versions = Versions(open_objects(tmp_path))
+    former, now = transcript(1, "turn of"), replace(transcript(1, "turn of"), model_digests={"recognition": "c" * 64})
+    (kept,) = versions.kept(now, HOUR)
+    ((old,), (task,)) = asked(former), asked(kept.transcript)
+    assert old.id != task.id
+    for names in ((old, task), (task, old)):
+        outcomes = {each.id: outcome_of([answer(each, "off" if each is task else "on")], False) for each in names}
+        (made,) = reviewed([kept.transcript], [task], outcomes, versions, HOUR)
+        assert made.text == "off"
+
+
+def test_a_transcript_of_which_nothing_could_be_written_down_is_no_version_of_people(tmp_path: Path) -> None:
+    versions = Versions(open_objects(tmp_path))
+    (kept,) = versions.kept(transcript(1, "turn of"), HOUR)
+    (task,) = asked(kept.transcript)
+    outcomes = {task.id: outcome_of([answer(task, "", "unusable")], False)}
+    assert reviewed([kept.transcript], [task], outcomes, versions, HOUR) == []
+
+
 def test_a_transcript_waits_until_all_is_answered_and_keeps_its_version_until_somebody_answers(tmp_path: Path) -> None:
     versions = Versions(open_objects(tmp_path))
     (first,) = versions.kept(transcript(1, "turn of", "thank you"), HOUR)

@@ -111,6 +111,14 @@ def test_what_cannot_be_taken_is_said_and_costs_itself_alone(desk: Desk, said: d
     assert why in sentence
 
 
+def test_where_nobody_speaks_there_is_no_text_whatever_the_model_heard(desk: Desk) -> None:
+    both = {"result": [*written("turn of the light")["result"], *chosen("silence")["result"]]}
+    assert take(desk, annotations(exported(desk, both), PEOPLE)).taken == 1
+    settled = desk.every()[0].outcome.settled
+    assert settled is not None
+    assert (settled.kind, settled.text) == ("text", "")
+
+
 def test_what_was_skipped_says_nothing_and_tasks_of_others_are_named(desk: Desk) -> None:
     skipped = exported(desk, {"was_cancelled": True})
     assert take(desk, annotations(skipped, PEOPLE)) == take(desk, [])

@@ -340,6 +340,15 @@ def test_somebody_who_may_not_answer_is_told_who_may(page: Any, home: Path) -> N
         assert page.locator("img").count() == 0
 
 
+def test_tasks_that_others_have_before_them_are_not_called_done(page: Any, home: Path) -> None:
+    write_hour(home, [transcript(1, "one two")])
+    with serving(home) as url:
+        httpx.post(f"{url}/review/next", json={"who": "Ben"}, headers=OURS)
+        signed_in(page, url)
+        page.wait_for_selector("#done:not([hidden])")
+        assert "Others have 1 before them" in page.inner_text("#done")
+
+
 def test_what_others_did_meanwhile_is_said_and_the_next_comes(
     page: Any, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

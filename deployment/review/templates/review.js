@@ -40,6 +40,9 @@ async function fetched(beside, task = "") {
   const found = await post("next", task ? { task } : { only: filters, beside });
   who = found.who;
   at("progress").textContent = `${who} · ${done} done · ${found.waiting} waiting`;
+  at("elsewhere").textContent = found.waiting
+    ? `Others have ${found.waiting} before them; what they leave can be had again a while later: reload then.`
+    : "Thank you.";
   if (!found.task) return null;
   const clip = await fetch(`clip/${found.task.id}`);
   if (!clip.ok) throw new Error(`The sound cannot be had: ${await clip.text()}`);

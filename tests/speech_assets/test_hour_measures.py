@@ -42,7 +42,7 @@ def test_an_hour_is_measured_by_the_same_names_full_or_empty(house: House, tmp_p
     assert full["failed_share"] == pytest.approx(2 / 6)
     assert full["failed_share/truncated"] == full["failed_share/not-audio"] == pytest.approx(1 / 6)
     assert (full["wer/de"], full["wer/en"], full["wer/domain/calls"]) == (0.5, 0.0, 0.2)
-    assert set(StageTimes(house.workspace.objects).of(HOUR)) == {*TIMED, "spoken_language"}
+    assert set(StageTimes(house.workspace.objects).of(HOUR)) == {*TIMED, "spoken_language", "speaker_turns"}
     for asset in TIMED:
         shown = numbers(result, asset)
         assert 0 < shown["seconds_p50"] <= shown["seconds_p95"] <= shown["seconds_p99"]

@@ -9,6 +9,7 @@ from deployment.batch.enrolment import Enrolments
 from deployment.batch.hour import TURNS
 from deployment.batch.stages.speakers import spoken_of, turns_in, undivided
 from speech.plain import to_lines
+from speech_assets.defs.inference.measures import note_times
 from speech_assets.defs.inference.pool import label_model, pool_of, told
 from speech_assets.defs.metadata import place_of
 from speech_assets.defs.resources import Workspace
@@ -34,6 +35,7 @@ def speaker_turns(context: dg.AssetExecutionContext, workspace: dg.ResourceParam
         work = partial(turns_in, settings=settings, known=known)
         done = told(context, pool.each(work, spoken), len(spoken))
         found = [part for one in done for part in (undivided(one.item) if isinstance(one, Lost) else one)]
+    took = [(row.id, took_s) for (row, _), took_s in pool.times]
     published = hour.publish("speaker_turns", {TURNS: to_lines(found)})
     speakers = [{turn.speaker for part in found if part.id == row.id for turn in part.turns} for row, _ in spoken]
     return dg.MaterializeResult(
@@ -44,6 +46,7 @@ def speaker_turns(context: dg.AssetExecutionContext, workspace: dg.ResourceParam
             "recordings_of_several": sum(len(some) > 1 for some in speakers),
             "enrolled": len(known.names) if known else 0,
             "enrolled_anew": ", ".join(stale) or "nobody",
+            **note_times(context, workspace, pool, took, sum(row.recording.duration_s for row, _ in spoken)),
             "manifest": place_of(published, TURNS),
         },
         data_version=dg.DataVersion(published.digest),

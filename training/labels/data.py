@@ -6,7 +6,7 @@ very batch that it had reached.
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,10 +22,11 @@ from training.batches import SAMPLE_RATE, AudioCache, Augmentation
 from training.labels.settings import LabelTrainingSettings
 from training.recipe import AugmentationSettings, TrainingError
 
-CROP_S = (1.0, 3.0)
+# A voice is told from a second of it, a language hardly.
+CROP_S: Mapping[Kind, tuple[float, float]] = {"speaker": (1.0, 3.0), "language": (1.5, 3.0)}
 MIN_SPEAKERS = 8  # fewer voices teach a network these voices, and not what tells voices apart
-READ_SHARE = 0.25  # of a language's examples are numbers read by a synthetic voice, as those of unknown languages are
-UNKNOWN_SHARE = 0.4  # of the examples of a language model
+READ_SHARE = 0.15  # of a language's examples are numbers read by a synthetic voice, as those of unknown languages are
+UNKNOWN_SHARE = 0.2  # of the examples of a language model: most recordings are in a known language
 NONSPEECH_SHARE = 0.3  # of those
 TUNES = 40
 _INT16 = np.float32(32_768)
@@ -67,20 +68,20 @@ def examples_of(
 ) -> Examples:
     """What a model of a kind learns from the train rows. Raises TrainingError where they cannot teach it."""
     chosen = _chosen([row for row in rows if row.split == "train"], settings)
-    cache = AudioCache(0, store)  # each sound is read once, and kept here
-    sounds: dict[str, list[np.ndarray]] = defaultdict(list)
+    by_label: dict[str, list[Utterance]] = defaultdict(list)
     for row in chosen:
         language = primary_language(row.language) or row.language
-        sounds[language if kind == "language" else f"{language}\0{row.speaker}"].append(cache.samples(row))
+        by_label[language if kind == "language" else f"{language}\0{row.speaker}"].append(row)
+    cache = AudioCache(0, store)  # each sound is read once, and kept here
     if kind == "speaker":
-        voices = sorted(label for label, of in sounds.items() if len(of) > 1)
+        voices = sorted(label for label, of in by_label.items() if len(of) > 1)
         if len(voices) < MIN_SPEAKERS:
             raise TrainingError(
                 f"{len(voices)} speakers have two utterances or more in the train split, and a speaker model needs"
                 f" {MIN_SPEAKERS}: add recordings, or name their speakers."
             )
-        return Examples(kind, tuple(voices), tuple(tuple(sounds[voice]) for voice in voices))
-    languages = tuple(sorted(sounds))
+        return Examples(kind, tuple(voices), tuple(tuple(map(cache.samples, by_label[voice])) for voice in voices))
+    languages = tuple(sorted(by_label))
     if not languages:
         raise TrainingError("No row is in the train split: a language model has nothing to learn.")
     others = foreign("train", languages)
@@ -96,7 +97,7 @@ def examples_of(
     return Examples(
         kind,
         labels,
-        (*(tuple(sounds[language]) for language in languages), ()),
+        (*(tuple(map(cache.samples, by_label[language])) for language in languages), ()),
         tuple(tuple(read[label]) for label in labels),
     )
 
@@ -106,7 +107,9 @@ class Batches:
 
     def __init__(self, examples: Examples, settings: LabelTrainingSettings) -> None:
         self.examples, self.settings = examples, settings
-        self._music = [music(CROP_S[1], number) for number in range(TUNES if examples.kind == "language" else 0)]
+        self._music = [
+            music(CROP_S[examples.kind][1], number) for number in range(TUNES if examples.kind == "language" else 0)
+        ]
         self._augment = Augmentation(
             AugmentationSettings(
                 # a voice played faster is another voice; a language is not
@@ -122,7 +125,7 @@ class Batches:
     def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Clips float32 [batch, n] and their classes [batch]."""
         draw = np.random.default_rng([self.settings.seed, step])
-        count = round(float(draw.uniform(*CROP_S)) * SAMPLE_RATE)
+        count = round(float(draw.uniform(*CROP_S[self.examples.kind])) * SAMPLE_RATE)
         sounds, classes = [], []
         for place in range(self.settings.batch):
             label, sound = self._drawn(draw, count)

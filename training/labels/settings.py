@@ -16,10 +16,10 @@ class LabelTrainingSettings(Section):
 
     width: int = Field(128, ge=16, description="Channels of the encoder.")
     dimensions: int = Field(96, ge=8, description="Length of an embedding.")
-    speaker_steps: int = Field(120, ge=1, description="Optimiser steps of the speaker model.")
-    language_steps: int = Field(100, ge=1, description="Optimiser steps of the language model.")
+    speaker_steps: int = Field(140, ge=1, description="Optimiser steps of the speaker model.")
+    language_steps: int = Field(130, ge=1, description="Optimiser steps of the language model.")
     batch: int = Field(32, ge=2, description="Clips in a step.")
-    learning_rate: float = Field(3e-3, gt=0, description="AdamW's highest rate.")
+    learning_rate: float = Field(6e-3, gt=0, description="AdamW's highest rate.")
     per_speaker: int = Field(
         24, ge=2, description="Most utterances learnt of one speaker, so that who talks most does not count most."
     )

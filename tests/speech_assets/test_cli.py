@@ -3,12 +3,15 @@
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from deployment.batch.enrolment import Enrolment, Enrolments
 from speech.audio.decode import write_flac_chunks
+from speech.store.objects import open_objects
 from speech_assets.cli import app
 from tests.toy_bundle import write_toy_bundle
 
@@ -49,6 +52,44 @@ def test_a_number_out_of_range_names_its_option(arguments: tuple[str, str], caps
         app(["serve", *arguments])
     assert ended.value.code == 2
     assert arguments[0] in capsys.readouterr().err
+
+
+def run_in(home: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.chdir(home.parent)
+    monkeypatch.setenv("SOUNDSTAGE_HOME", str(home))
+    with pytest.raises(SystemExit) as ended:
+        app(list(arguments))
+    return int(str(ended.value.code))
+
+
+def test_known_speakers_are_listed_and_forgotten_and_nobody_is_enrolled_without_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "home"
+    enrolments = Enrolments(open_objects(home))
+    for name in ("Ada", "Bob"):
+        enrolments.add(
+            Enrolment(
+                name=name,
+                model="a" * 64,
+                voice=(1.0, 0.0),
+                speech_s=9.0,
+                recordings=("b" * 64,),
+                enrolled_at=datetime(2026, 11, 26, tzinfo=UTC),
+            )
+        )
+    assert run_in(home, monkeypatch, "speakers", "list") == 0
+    ada, bob = capsys.readouterr().out.splitlines()
+    assert ada == "Ada: 9 s of 1 recordings, 2026-11-26, model aaaaaaaaaaaa, of a former speaker model: enrol again"
+    assert bob.startswith("Bob: ")
+    assert run_in(home, monkeypatch, "speakers", "enrol", "Eve", "eve.wav") == 1
+    assert "materialise `speaker_model`" in capsys.readouterr().err
+    enrolments.objects.put("versions/abc/00000001.json", b'{"segments":[{"speaker":"Ada"}]}')
+    assert run_in(home, monkeypatch, "speakers", "forget", "Ada") == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "1 enrolments of Ada erased"
+    assert said[-1] == "versions/abc/00000001.json"
+    assert [person.name for person in enrolments.all()] == ["Bob"]
 
 
 def test_files_are_transcribed_and_what_is_no_audio_is_named(

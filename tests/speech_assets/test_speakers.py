@@ -48,7 +48,10 @@ def test_speakers_are_told_apart_and_their_words_are_theirs(house: House, tmp_pa
     bundle = with_speaker_model(house, tmp_path)
     house.upload(en__call_wav=conversation((ADA, FIRST), (BOB, SECOND), (ADA, FIRST)))
     house.receive()
-    assert house.changed(vad=TONES_ARE_SPEECH).transcribe().success
+    assert house.changed(vad=TONES_ARE_SPEECH, workers=1).transcribe().success
+    one = house.digests()
+    assert house.changed(vad=TONES_ARE_SPEECH, workers=3).transcribe().success
+    assert house.digests() == one
     (transcript,) = house.hour.transcripts()
     by_speaker: dict[str, set[str]] = {}
     for word in transcript.words:

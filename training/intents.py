@@ -5,8 +5,8 @@ those trainings say of it is what temperature and threshold are fitted on. Nothi
 sentences give the same model.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -44,43 +44,40 @@ def train(sentences: Sequence[LabelledSentence], language: str, settings: Intent
     """The model of a language's sentences, learnt from all but those that are kept to judge by.
 
     Raises:
-        IntentTrainingError: there are fewer than two intents, or fewer than four ways to say anything.
+        IntentTrainingError: there are too few intents, or ways to say them, to leave any out.
     """
     learnt, _ = split(sentences)
-    left_out = folds(learnt, FOLDS)
-    if len({each.intent for each in learnt}) < 2 or not all(left_out):
+    counts = Counter(intent for intent, _ in {each.way for each in learnt})
+    if sum(count > 1 for count in counts.values()) < 2 or max(counts.values()) < FOLDS:
         raise IntentTrainingError(
-            f"labelled sentences in '{language}': {len(learnt)}, of {len({each.intent for each in learnt})} intents; "
-            f"at least two intents and {FOLDS} ways to say one of them are needed: add some, with `unknown` ones"
+            f"labelled sentences in '{language}': {len(learnt)}, of {len(counts)} intents; at least two intents are "
+            f"needed that are said in two ways, and {FOLDS} ways to say one of them: add some, with `unknown` ones"
         )
-    model = _model(learnt, language, settings)
-    heard, logits = [], []
-    for ways in left_out:
-        others = _model([each for each in learnt if each.way not in ways], language, settings)
-        places = [
-            others.intents.labels.index(label) if label in others.intents.labels else -1 for label in _labels(learnt)
-        ]
+    intents = _intents(learnt, settings.penalty)
+    heard: list[LabelledSentence] = []
+    logits = []
+    for ways in folds(learnt, FOLDS):
+        others = _intents([each for each in learnt if each.way not in ways], settings.penalty)
+        places = [others.labels.index(label) if label in others.labels else -1 for label in intents.labels]
         for each in learnt:
             if each.way in ways:
-                said = np.append(others.intents.logits(features_of(each.words, each.before)), -np.inf)
+                told = np.append(others.logits(features_of(each.words, each.before)), -np.inf)
                 heard.append(each)
-                logits.append(said[places])
-    model = _calibrated(model, heard, np.array(logits))
-    return replace(
-        model,
+                logits.append(told[places])
+    temperature, threshold = _calibrated(intents.labels, heard, np.array(logits))
+    return IntentModel(
+        language=language,
+        intents=intents,
         slots=_slots(learnt, settings.penalty),
+        temperature=temperature,
+        threshold=threshold,
         lineage={"sentences": digest_of(sentences), "learnt": len(learnt), "penalty": settings.penalty},
     )
 
 
-def _labels(sentences: Sequence[LabelledSentence]) -> list[str]:
-    return sorted({each.intent for each in sentences})
-
-
-def _model(learnt: Sequence[LabelledSentence], language: str, settings: IntentSettings) -> IntentModel:
+def _intents(learnt: Sequence[LabelledSentence], penalty: float) -> Linear:
     features = [features_of(each.words, each.before) for each in learnt]
-    intents = _fitted(features, [each.intent for each in learnt], settings.penalty)
-    return IntentModel(language, intents, slots=None, temperature=1.0, threshold=0.0)
+    return _fitted(features, [each.intent for each in learnt], penalty)
 
 
 def _slots(learnt: Sequence[LabelledSentence], penalty: float) -> Linear | None:
@@ -112,15 +109,14 @@ def _fitted(features: Sequence[Mapping[str, float]], labels: Sequence[str], pena
     return Linear(tuple(terms), tuple(map(str, fit.classes_)), table)
 
 
-def _calibrated(model: IntentModel, heard: Sequence[LabelledSentence], logits: np.ndarray) -> IntentModel:
-    """The model with the temperature under which what was heard is likeliest, and the threshold that serves it best.
+def _calibrated(labels: Sequence[str], heard: Sequence[LabelledSentence], logits: np.ndarray) -> tuple[float, float]:
+    """The temperature under which what was heard is likeliest, and the threshold that serves it best.
 
     The threshold is where most ways end rightly: those with an intent told it, the others told none. `logits`
     [sentences, labels] are of models that did not learn the sentence; each way counts alike.
     """
     from scipy.optimize import minimize_scalar
 
-    labels = model.intents.labels
     right = np.array([labels.index(each.intent) for each in heard])
     ways = [each.way for each in heard]
     weights = np.array([1 / ways.count(way) for way in ways])
@@ -143,4 +139,4 @@ def _calibrated(model: IntentModel, heard: Sequence[LabelledSentence], logits: n
         return float(np.average(answers == right, weights=weights))
 
     threshold = max(THRESHOLDS, key=lambda threshold: (round(share_right(threshold), 6), -threshold))
-    return replace(model, temperature=temperature, threshold=threshold)
+    return temperature, threshold

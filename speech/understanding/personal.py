@@ -63,7 +63,7 @@ _SPOKEN_OF: Mapping[PersonalData, frozenset[str]] = {
     "SSN": frozenset("social security ssn".split()),
 }
 _WEAK: Mapping[str, str] = {
-    "CREDIT_CARD": r"\b\d{12,19}\b",
+    "CREDIT_CARD": r"\b\d{12,30}\b",
     "PHONE_NUMBER": r"(?<!\w)\+?\d{6,15}\b",
     "IBAN_CODE": r"\b[A-Z]{2}\d{2}[A-Z0-9]{10,30}\b",
     "EMAIL_ADDRESS": r"\b[\w.+-]+(?: \d+)* (?:at|ät|arroba|arobase) [\w-]+(?:(?:\.| dot | punkt | punto | point )\w+)+",
@@ -90,17 +90,23 @@ def kinds_in(transcripts: Iterable[Transcript]) -> Counter[str]:
 
 
 def silences(transcript: Transcript, padding_s: float) -> list[tuple[float, float]]:
-    """Where in the recording a redacted copy is silent, in seconds: on all channels, since each hears the others."""
-    found = []
-    for _, words in itertools.groupby(
-        sorted(transcript.words, key=lambda word: (word.channel or 0, word.start_s)), lambda word: word.channel
-    ):
-        before_s = 0.0
+    """Where in the recording a redacted copy is silent, in seconds: on all channels, since each hears the others.
+
+    Between two labels with no word between them it is silent, too: a digit that was not recognised may be heard there.
+    """
+    by_channel: dict[int | None, list[Word]] = {}
+    for word in sorted(transcript.words, key=lambda word: word.start_s):
+        by_channel.setdefault(word.channel, []).append(word)
+    found: list[tuple[float, float]] = []
+    for words in by_channel.values():
+        before = Word("", 0.0, 0.0, 1.0)
         for word in words:
-            if word.redacted:
-                start_s = min(max(before_s, word.start_s - LEAD_S), word.start_s - padding_s)
+            if word.redacted and before.redacted and word.start_s - before.end_s <= APART_S:
+                found[-1] = (found[-1][0], max(found[-1][1], word.end_s + padding_s))
+            elif word.redacted:
+                start_s = min(max(before.end_s, word.start_s - LEAD_S), word.start_s - padding_s)
                 found.append((max(0.0, start_s), word.end_s + padding_s))
-            before_s = word.end_s
+            before = word
     return sorted(found)
 
 
@@ -118,13 +124,12 @@ def _labelled(segment: Segment, kinds: Mapping[int, PersonalData]) -> Segment:
         return segment
     words: list[Word] = []
     for kind, group in itertools.groupby(enumerate(segment.words), lambda item: kinds.get(item[0])):
-        group_words = [word for _, word in group]
+        said = [word for _, word in group]
         if kind is None:
-            words += group_words
+            words += said
             continue
-        first, last = group_words[0], group_words[-1]
-        label = f"[{kind}]"
-        score = round(sum(word.confidence for word in group_words) / len(group_words), 4)
+        first, last, label = said[0], said[-1], f"[{kind}]"
+        score = round(sum(word.confidence for word in said) / len(said), 4)
         form = None if first.written is None else label
         words.append(replace(first, text=label, end_s=last.end_s, confidence=score, written=form, redacted=kind))
     line = None if segment.written is None else written_line(words)

@@ -90,6 +90,17 @@ def test_the_audio_is_silent_where_the_words_were_and_nowhere_else() -> None:
     assert silences(transcript_of("nothing to hide"), 0.1) == []
 
 
+def test_pauses_within_a_number_are_silent_too() -> None:
+    """A digit that the recogniser missed is heard in what looks like a pause."""
+    said = "a: your card please / b: four two four two / b: four two four two four two / b: four two four two four two"
+    made = redacted(transcript_of(said), EVERY)
+    labels = [word for word in made.words if word.redacted]
+    assert len(labels) == 3
+    ((start_s, end_s),) = silences(made, padding_s=0.1)
+    assert start_s < labels[0].start_s
+    assert end_s == pytest.approx(labels[2].end_s + 0.1)
+
+
 def test_nothing_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was said of an address must not depend on a network, let alone be told to it."""
     import socket

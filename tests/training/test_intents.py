@@ -102,7 +102,7 @@ def test_confidence_is_how_often_it_is_right(model: IntentModel, sentences: list
     assert np.all(told > 0)
 
 
-@pytest.mark.parametrize("intents", [["a"] * 8, ["a", "b"]])
+@pytest.mark.parametrize("intents", [["a"] * 8, ["a", "b"], ["a"] * 8 + ["b"], ["a", "a", "b", "b"]])
 def test_too_few_sentences_are_refused_with_what_is_missing(intents: list[str]) -> None:
     few = [LabelledSentence((f"w{n}",), intent, ("",), f"t{n}") for n, intent in enumerate(intents)]
     with pytest.raises(IntentTrainingError, match="at least two intents"):

@@ -183,10 +183,16 @@ def _intent_models(workspace: Workspace, chosen: Iterable[Chosen]) -> dict[str, 
 
 def _conversations(named: Iterable[tuple[str, Transcript]]) -> dg.MarkdownMetadataValue:
     """How much each speaker of each recording talked, and how."""
-    rows = [
-        (name, of.speaker, of.talk_s, f"{of.share:.0%}", of.turns, of.longest_turn_s, of.words_per_minute)
-        for name, said in named
-        if said.conversation
-        for of in said.conversation.speakers
-    ]
-    return markdown_table(("recording", "speaker", "talk (s)", "share", "turns", "longest turn (s)", "words/min"), rows)
+    columns = (
+        "recording, speaker, talk (s), share, turns, longest turn (s), words/min, interruptions, response (s), silence"
+    )
+    rows = []
+    for name, said in named:
+        if said.conversation is None:
+            continue
+        silence = f"{said.conversation.silence_share:.0%}"
+        for of in said.conversation.speakers:
+            pace, response = ("" if figure is None else figure for figure in (of.words_per_minute, of.response_s))
+            row = (name, of.speaker, of.talk_s, f"{of.share:.0%}", of.turns, of.longest_turn_s, pace, of.interruptions)
+            rows.append((*row, response, silence))
+    return markdown_table(columns.split(", "), rows)

@@ -32,6 +32,7 @@ LONGEST = (
     "evaluation/test_expectations.py",
     "speech/test_objects.py",
     "evaluation/test_report.py",
+    "speech_assets/test_reviewed_corpus.py",
     "training/test_synthetic.py",
     "speech/test_audio.py",
 )

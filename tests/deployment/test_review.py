@@ -20,6 +20,7 @@ from deployment.review.answers import (
 )
 from deployment.review.desk import Desk, NotAllowed, NotAsked
 from speech.store.objects import Objects, StoreError, open_objects
+from speech.store.outputs import DataStore
 from tests.deployment.review_hours import HOUR, PEOPLE, transcript, write_hour
 
 
@@ -153,13 +154,13 @@ def test_answers_that_cannot_be_read_name_their_object(store: Objects) -> None:
         Answers(store, 0.0).of_hour(HOUR)
 
 
-def test_two_people_never_have_the_same_task(store: Objects) -> None:
-    tasks = write_hour(Path(store.home), [transcript(number, "one two") for number in range(12)])
+def test_two_people_never_have_the_same_task(objects: Objects) -> None:
+    tasks = write_hour(DataStore(objects), [transcript(number, "one two") for number in range(12)])
     taken: dict[str, list[str]] = {name: [] for name in PEOPLE}
     start = threading.Barrier(len(PEOPLE))
 
     def work(name: str) -> None:
-        desk = desk_of(store)
+        desk = desk_of(objects)
         start.wait()
         while (asked := desk.next(name)) is not None:
             taken[name].append(asked.task.id)
@@ -170,6 +171,7 @@ def test_two_people_never_have_the_same_task(store: Objects) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+    assert {asked.outcome.state for asked in desk_of(objects).every()} == {"settled"}
     assert sorted(task for tasks_of in taken.values() for task in tasks_of) == sorted(task.id for task in tasks)
 
 

@@ -142,13 +142,11 @@ class Jobs:
         return spoken
 
     def _check_webhook(self, url: str) -> None:
-        if self.settings.webhook_secret is None:
-            detail = (
-                "Notices are signed, and `webhook_secret` of [inference] is not set: set it, or ask for the status."
-            )
+        if self.settings.jobs.webhook_secret is None:
+            detail = "Notices are signed, and `webhook_secret` of [inference.jobs] is not set: set it, or ask the job."
             raise Problem(422, "webhook-refused", "Webhook refused", detail)
         try:
-            checked(url, http=self.settings.webhook_http, private=self.settings.webhook_private)
+            checked(url, http=self.settings.jobs.webhook_http, private=self.settings.jobs.webhook_private)
         except WebhookRefused as refused:
             raise Problem(422, "webhook-refused", "Webhook refused", f"{refused}.") from refused
 
@@ -159,7 +157,7 @@ class Jobs:
             Problem: it may not, or nothing is there.
             StoreUnavailable: S3 does not answer.
         """
-        allowed = ", ".join(self.settings.job_sources) or "none, as `job_sources` of [inference] is empty"
+        allowed = ", ".join(self.settings.jobs.sources) or "none, as `sources` of [inference.jobs] is empty"
         try:
             bucket, key = s3_place(uri)
         except ValueError as error:
@@ -178,7 +176,7 @@ class Jobs:
         return place
 
     def _allows(self, bucket: str, key: str) -> bool:
-        for place in self.settings.job_sources:
+        for place in self.settings.jobs.sources:
             allowed, prefix = s3_place(place)
             if bucket == allowed and key.startswith(f"{prefix.rstrip('/')}/" if prefix.rstrip("/") else ""):
                 return True
@@ -419,7 +417,7 @@ class Jobs:
 
     def _announce(self, job: Job, end: End) -> None:
         body = body_of(f"job.{end.status}", end.at, to_plain(self.view(job)))
-        for to, kind in ((job.webhook, "webhook"), (self.settings.topic, "topic")):
+        for to, kind in ((job.webhook, "webhook"), (self.settings.jobs.topic, "topic")):
             if to is not None:
                 announce(Notice(id=f"{job.id}-{kind}", to=to, body=body, created_at=end.at), self.objects)
 

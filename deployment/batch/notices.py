@@ -121,11 +121,11 @@ async def _send(notice: Notice, settings: InferenceSettings, now: datetime) -> N
     if notice.to.startswith("arn:"):
         await asyncio.to_thread(_publish, notice)
         return
-    if settings.webhook_secret is None:
-        raise NotDelivered("`webhook_secret` of [inference] is not set, and nothing is sent without a signature")
+    if settings.jobs.webhook_secret is None:
+        raise NotDelivered("`webhook_secret` of [inference.jobs] is not set, and nothing is sent without a signature")
     body = notice.body.encode()
-    headers = signed(keys_of(settings.webhook_secret.get_secret_value()), notice.id, body, now)
-    await post(notice.to, body, headers, http=settings.webhook_http, private=settings.webhook_private)
+    headers = signed(keys_of(settings.jobs.webhook_secret.get_secret_value()), notice.id, body, now)
+    await post(notice.to, body, headers, http=settings.jobs.webhook_http, private=settings.jobs.webhook_private)
 
 
 def _publish(notice: Notice) -> None:

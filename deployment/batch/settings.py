@@ -22,6 +22,67 @@ HEARD = frozenset(  # what a transcript depends on; the others say where recordi
 HOUR_KEY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}-[0-9]{2}")
 
 
+class JobSettings(Section):
+    """Recordings that are given over HTTP, and who is told when they are transcribed; `[inference.jobs]`."""
+
+    sources: tuple[str, ...] = Field(
+        (),
+        description="Places in S3 whose recordings a job may name by their URI, as s3://bucket/prefix; none: jobs are "
+        "given their recording.",
+    )
+    webhook_secret: SecretStr | None = Field(
+        None,
+        description="Signs notices to webhooks: `whsec_` and the base64 of at least 24 random bytes; several, with "
+        "spaces between, while one takes another's place. Give it by SOUNDSTAGE_INFERENCE__JOBS__WEBHOOK_SECRET. None: "
+        "jobs with a webhook are refused.",
+    )
+    webhook_http: bool = Field(False, description="Whether webhooks may be http:// too.")
+    webhook_private: bool = Field(False, description="Whether webhooks may be in a private network.")
+    topic: str | None = Field(None, description="ARN of an SNS topic that is told of each job that has ended.")
+
+    @field_validator("sources")
+    @classmethod
+    def _are_in_s3(cls, places: tuple[str, ...]) -> tuple[str, ...]:
+        for place in places:
+            s3_place(place)
+        return places
+
+    @field_validator("topic")
+    @classmethod
+    def _is_a_topic(cls, topic: str | None) -> str | None:
+        if topic is not None and not topic.startswith("arn:"):
+            raise ValueError(f"must be the ARN of a topic, such as arn:aws:sns:eu-west-1:1234:jobs; got '{topic}'")
+        return topic
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _can_sign(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None and not keys_of(secret.get_secret_value()):
+            raise ValueError("must not be empty")
+        return secret
+
+
+class ReviewSettings(Section):
+    """What people are asked, and who answers; `[inference.review]`."""
+
+    reviewers: tuple[str, ...] = Field(
+        (), description="Names that may answer review tasks. Empty: nobody can, until the team names someone."
+    )
+    control_share: Share = Field(
+        0.02,
+        description="Share of the recordings that people hear whole however sure their transcript is, drawn by a hash "
+        "of the recording: what confidence does not show.",
+    )
+    double_share: Share = Field(
+        0.1,
+        description="Share of the tasks that two people answer, neither knowing of the other; where they differ a "
+        "third is asked. How much they differ is what people's own answers are worth.",
+    )
+    claim_s: float = Field(
+        600.0, gt=0, description="A task that somebody has before them is given to nobody else for so long (s)."
+    )
+
+
 class InferenceSettings(Section):
     """Recordings in, transcripts out, every hour."""
 
@@ -35,20 +96,6 @@ class InferenceSettings(Section):
         description="Address of an SQS queue that gets the bucket's events, `s3:ObjectCreated:*`, also by way of SNS "
         "or EventBridge; None: the bucket is listed.",
     )
-    job_sources: tuple[str, ...] = Field(
-        (),
-        description="Places in S3 whose recordings a job may name by their URI, as s3://bucket/prefix; none: jobs are "
-        "given their recording.",
-    )
-    webhook_secret: SecretStr | None = Field(
-        None,
-        description="Signs notices to webhooks: `whsec_` and the base64 of at least 24 random bytes; several, with "
-        "spaces between, while one takes another's place. Give it by SOUNDSTAGE_INFERENCE__WEBHOOK_SECRET. None: jobs "
-        "with a webhook are refused.",
-    )
-    webhook_http: bool = Field(False, description="Whether webhooks may be http:// too.")
-    webhook_private: bool = Field(False, description="Whether webhooks may be in a private network.")
-    topic: str | None = Field(None, description="ARN of an SNS topic that is told of each job that has ended.")
     first_hour: str | None = Field(
         None, description="First hour, UTC, as YYYY-MM-DD-HH; None: the first of `first_quarter`."
     )
@@ -61,22 +108,6 @@ class InferenceSettings(Section):
         0.8, description="Transcripts whose mean confidence is above it are published, the others go to people."
     )
     alert_confidence: Share = Field(0.7, description="An hour whose mean confidence is below it is told to people.")
-    control_share: Share = Field(
-        0.02,
-        description="Share of the recordings that people hear whole however sure their transcript is, drawn by a hash "
-        "of the recording: what confidence does not show.",
-    )
-    double_share: Share = Field(
-        0.1,
-        description="Share of the tasks that two people answer, neither knowing of the other; where they differ a "
-        "third is asked. How much they differ is what people's own answers are worth.",
-    )
-    reviewers: tuple[str, ...] = Field(
-        (), description="Names that may answer review tasks. Empty: nobody can, until the team names someone."
-    )
-    claim_s: float = Field(
-        600.0, gt=0, description="A task that somebody has before them is given to nobody else for so long (s)."
-    )
     written_forms: bool = Field(
         True,
         description="Numbers, amounts, dates and addresses as people write them, beside the words; in languages whose "
@@ -116,6 +147,8 @@ class InferenceSettings(Section):
     vad: VadSettings = Field(default_factory=VadSettings)
     spoken_language: LanguageSettings = Field(default_factory=LanguageSettings)
     speakers: DiarizationSettings = Field(default_factory=DiarizationSettings)
+    jobs: JobSettings = Field(default_factory=JobSettings)
+    review: ReviewSettings = Field(default_factory=ReviewSettings)
 
     @field_validator("uploads")
     @classmethod
@@ -123,27 +156,6 @@ class InferenceSettings(Section):
         if uploads is not None and is_uri(uploads):
             s3_place(uploads)
         return uploads
-
-    @field_validator("job_sources")
-    @classmethod
-    def _are_in_s3(cls, places: tuple[str, ...]) -> tuple[str, ...]:
-        for place in places:
-            s3_place(place)
-        return places
-
-    @field_validator("topic")
-    @classmethod
-    def _is_a_topic(cls, topic: str | None) -> str | None:
-        if topic is not None and not topic.startswith("arn:"):
-            raise ValueError(f"must be the ARN of a topic, such as arn:aws:sns:eu-west-1:1234:jobs; got '{topic}'")
-        return topic
-
-    @field_validator("webhook_secret")
-    @classmethod
-    def _can_sign(cls, secret: SecretStr | None) -> SecretStr | None:
-        if secret is not None and not keys_of(secret.get_secret_value()):
-            raise ValueError("must not be empty")
-        return secret
 
     @field_validator("first_hour")
     @classmethod

@@ -173,7 +173,7 @@ def _allowed(parts: SplitResult, found: Sequence[Any], private: bool) -> list[Ad
     if not private and (inside := next((each for each in addresses if not _is_public(each)), None)) is not None:
         raise WebhookRefused(
             f"the host of the webhook, '{parts.hostname}', is in a private network ({inside}), which "
-            "`webhook_private` of [inference] does not allow"
+            "`webhook_private` of [inference.jobs] does not allow"
         )
     return addresses
 

@@ -49,7 +49,7 @@ class Desk:
 
     def __init__(self, objects: Objects, settings: InferenceSettings) -> None:
         self.objects, self.settings = objects, settings
-        self.answers = Answers(objects, settings.double_share)
+        self.answers = Answers(objects, settings.review.double_share)
         self.unreadable: tuple[str, ...] = ()  # sentences about hours that cannot be shown
         self._store = DataStore(objects)
         self._tasks: dict[str, tuple[str, list[ReviewTask]]] = {}  # by hour: the output's key, and what is in it
@@ -63,9 +63,9 @@ class Desk:
         Raises:
             NotAllowed: nobody of that name may.
         """
-        name, allowed = name.strip(), self.settings.reviewers
+        name, allowed = name.strip(), self.settings.review.reviewers
         if name not in allowed:
-            names = ", ".join(sorted(allowed)) or "nobody yet: name people in `inference.reviewers` of soundstage.toml"
+            names = ", ".join(sorted(allowed)) or "nobody yet: name people in `inference.review.reviewers`"
             raise NotAllowed(
                 f"'{name[:80]}' may not answer (allowed: {names})" if name else f"say who you are: {names}"
             )
@@ -163,7 +163,9 @@ class Desk:
         answered = self.answers.outcomes(key) if tasks else {}
         for task in tasks:
             yield Asked(
-                key, task, answered.get(task.id) or outcome_of((), is_doubled(task.id, self.settings.double_share))
+                key,
+                task,
+                answered.get(task.id) or outcome_of((), is_doubled(task.id, self.settings.review.double_share)),
             )
 
     def _claim(self, asked: Asked) -> Document:
@@ -175,7 +177,7 @@ class Desk:
         before = document.read()
         if before is not None:
             holder, since = _held(before.data)
-            if holder not in ("", who) and now - since < self.settings.claim_s:
+            if holder not in ("", who) and now - since < self.settings.review.claim_s:
                 return False
         try:
             document.replace(to_json({"who": who, "at": now}), before)

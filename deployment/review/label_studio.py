@@ -1,8 +1,8 @@
 """Review tasks in Label Studio, and what people answered there: its JSON in both directions, and a sync over its API.
 
 A task of ours is one of theirs that names it in its data; the model's text is its prediction. An annotation becomes the
-answer of the person who made it, by the mail address, which has to be among `inference.reviewers`. The same annotation
-is taken once, however often it is read; one that was changed there is another answer.
+answer of the person who made it, by the mail address, which has to be among `inference.review.reviewers`. The same
+annotation is taken once, however often it is read; one that was changed there is another answer.
 
 ("Import pre-annotated data" and "Export annotations", the guide of Label Studio; tried with 1.23.)
 """

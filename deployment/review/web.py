@@ -1,8 +1,8 @@
 """The review page over HTTP: a list of what is asked, and a page on which people answer by keyboard alone.
 
 Everything is relative, so it works below any path of a proxy, and nothing comes from elsewhere. Who answers is a name
-that has to be among `inference.reviewers`, taken as given as an approver's is; a proxy that signs people in can say it
-in a header instead (`pages.user_header`).
+that has to be among `inference.review.reviewers`, taken as given as an approver's is; a proxy that signs people in can
+say it in a header instead (`pages.user_header`).
 
 Against forged requests: what changes anything is a POST with a header and a media type that a page of another site
 cannot send without asking, and no other site is allowed to.

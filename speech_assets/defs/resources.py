@@ -31,9 +31,8 @@ NO_VERSION: dict[str, Any] = {  # settings that are a machine's own, or secret, 
     **dict.fromkeys(("pages", "pools", "retraining", "alerts", "serving"), True),
     "registry": {"tracking_uri": True, "ui_url": True},
     "promotion": {"ledger_key": True},
-    "inference": dict.fromkeys(("workers", "double_share", "reviewers", "claim_s"), True)
-    | dict.fromkeys(("uploads", "queue", "topic", "job_sources"), True)
-    | dict.fromkeys(("webhook_secret", "webhook_http", "webhook_private"), True),
+    "inference": dict.fromkeys(("workers", "uploads", "queue", "jobs"), True)
+    | {"review": dict.fromkeys(("double_share", "reviewers", "claim_s"), True)},
     "label_models": dict.fromkeys(("threads", "max_runtime_s", "checkpoint_every_s", "command"), True),
     "training": dict.fromkeys(("threads", "max_runtime_s", "pool", "price_per_device_hour"), True),
 }

@@ -16,7 +16,7 @@ from deployment.batch.hour import ARRIVALS, DEAD_LETTERS, RECORDINGS, TRANSCRIPT
 from deployment.batch.jobs import WAITING, Job, Jobs
 from deployment.batch.notices import TRIES, deliver
 from deployment.batch.progress import STAGES
-from deployment.batch.settings import InferenceSettings
+from deployment.batch.settings import InferenceSettings, JobSettings
 from deployment.batch.stages.items import DeadLetter
 from deployment.batch.versions import Versions
 from deployment.serving.problems import Problem
@@ -28,12 +28,15 @@ from speech.transcript import Segment, Transcript, Word
 NOW = datetime(2026, 11, 26, 9, 30, tzinfo=UTC)
 HOUR = "2026-11-26-09"
 SECRET = "whsec_" + "c" * 32
+LOCAL_WEBHOOKS = {"webhook_http": True, "webhook_private": True}
 LANGUAGES = ("en", "de")
 
 
 @pytest.fixture
 def jobs(home: Objects) -> Jobs:
-    settings = InferenceSettings(webhook_secret=SECRET, webhook_http=True, webhook_private=True)  # type: ignore[arg-type]
+    settings = InferenceSettings.model_validate(
+        {"jobs": {"webhook_secret": SECRET, "webhook_http": True, "webhook_private": True}}
+    )
     return Jobs(home, settings, LANGUAGES)
 
 
@@ -282,7 +285,7 @@ class Calls:
         self.s3 = aws("s3")
         self.bucket = f"calls-{random.getrandbits(48)}"
         self.s3.create_bucket(Bucket=self.bucket)
-        settings = InferenceSettings(job_sources=(f"s3://{self.bucket}/in",))
+        settings = InferenceSettings(jobs=JobSettings(sources=(f"s3://{self.bucket}/in",)))
         self.jobs, self.told = Jobs(home, settings, LANGUAGES), []  # type: ignore[var-annotated]
 
     def put(self, key: str, data: bytes = b"sound") -> str:
@@ -354,7 +357,7 @@ def test_only_what_lies_below_the_allowed_places_may_be_named(calls: Calls, uri:
 
 
 def test_nothing_may_be_named_where_no_place_is_allowed(home: Objects) -> None:
-    with pytest.raises(Problem, match="job_sources"):
+    with pytest.raises(Problem, match="inference.jobs"):
         Jobs(home, InferenceSettings(), LANGUAGES).found("s3://bucket/a.wav")
 
 
@@ -365,7 +368,9 @@ def test_nothing_at_a_uri_is_said_at_once(calls: Calls) -> None:
 
 
 def test_a_job_and_its_notice_go_their_way_in_a_folder_and_in_s3(objects: Objects, recording: Path) -> None:
-    settings = InferenceSettings(webhook_secret=SECRET, webhook_http=True, webhook_private=True)  # type: ignore[arg-type]
+    settings = InferenceSettings.model_validate(
+        {"jobs": {"webhook_secret": SECRET, "webhook_http": True, "webhook_private": True}}
+    )
     jobs = Jobs(objects, settings, LANGUAGES)
     nobody = "http://127.0.0.1:9/"
     job = given(jobs, recording, "key", webhook=nobody)

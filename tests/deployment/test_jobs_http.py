@@ -12,14 +12,16 @@ from deployment.batch.settings import InferenceSettings
 from deployment.serving.core import ServingOptions
 from deployment.serving.http import create_app
 from speech.store.objects import Objects, StoreUnavailable
-from tests.deployment.test_jobs import LANGUAGES, NOW, SECRET, Calls, calls, given, pass_through, sound  # noqa: F401
+from tests.deployment.test_jobs import LANGUAGES, LOCAL_WEBHOOKS, NOW, SECRET, Calls, calls, given, pass_through, sound  # noqa: F401
 
 PROBLEM = "application/problem+json"
 
 
 @pytest.fixture
 def jobs(home: Objects) -> Jobs:
-    settings = InferenceSettings(webhook_secret=SECRET, webhook_http=True, webhook_private=True)  # type: ignore[arg-type]
+    settings = InferenceSettings.model_validate(
+        {"jobs": {"webhook_secret": SECRET, "webhook_http": True, "webhook_private": True}}
+    )
     return Jobs(home, settings, LANGUAGES)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from deployment.batch.settings import InferenceSettings
+from deployment.batch.settings import InferenceSettings, ReviewSettings
 from deployment.review.desk import Desk
 from deployment.review.label_studio import (
     LabelStudio,
@@ -26,7 +26,7 @@ PEOPLE = {7: ADA}
 @pytest.fixture
 def desk(tmp_path: Path) -> Desk:
     write_hour(tmp_path, [transcript(1, "turn of the light", "stop it")])
-    settings = InferenceSettings(reviewers=(ADA,), double_share=0.0)
+    settings = InferenceSettings(review=ReviewSettings(reviewers=(ADA,), double_share=0.0))
     return Desk(open_objects(tmp_path), settings)
 
 
@@ -168,7 +168,7 @@ def test_a_real_server_takes_tasks_once_and_gives_answers_back(desk: Desk, kind:
     person = http.get("/api/users").json()[0]["email"]
     if kind == "personal":
         token = http.post("/api/token/").json()["token"]
-    desk = Desk(desk.objects, InferenceSettings(reviewers=(person,), double_share=0.0))
+    desk = Desk(desk.objects, InferenceSettings(review=ReviewSettings(reviewers=(person,), double_share=0.0)))
     with LabelStudio(url, token, f"test {os.getpid()} {kind}") as project:
         if kind == "personal":  # a person has one at a time
             assert http.post("/api/token/blacklist/", json={"refresh": token}).is_success

@@ -24,7 +24,9 @@ from speech.store.objects import Objects
 NOW = datetime(2026, 11, 26, 9, 30, tzinfo=UTC)
 KEYS = [base64.b64encode(bytes(range(start, start + 24))).decode() for start in (0, 100)]
 SECRETS = " ".join(f"whsec_{key}" for key in KEYS)
-LOCAL = InferenceSettings(webhook_secret=SECRETS, webhook_http=True, webhook_private=True)  # type: ignore[arg-type]
+LOCAL = InferenceSettings.model_validate(
+    {"jobs": {"webhook_secret": SECRETS, "webhook_http": True, "webhook_private": True}}
+)
 BODY = '{"type": "job.done", "data": "Grüße"}'
 
 
@@ -246,7 +248,7 @@ def test_a_name_that_moves_into_a_private_network_gets_nothing(
     home: Objects, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever owns a name may let it mean a public address while it is looked at, and another when it is sent to."""
-    settings = LOCAL.model_copy(update={"webhook_private": False})
+    settings = InferenceSettings(jobs=LOCAL.jobs.model_copy(update={"webhook_private": False}))
     port = receiver.server.server_port
     answers = iter([["93.184.215.14"], ["127.0.0.1"]])
 
@@ -302,6 +304,6 @@ def test_a_topic_is_told(home: Objects, aws: Any) -> None:
 
 def test_a_webhook_without_a_secret_is_not_sent(home: Objects, receiver: Receiver) -> None:
     noticed(home, receiver.url)
-    settings = LOCAL.model_copy(update={"webhook_secret": None})
+    settings = InferenceSettings(jobs=LOCAL.jobs.model_copy(update={"webhook_secret": None}))
     assert "webhook_secret" in deliver(home, settings, NOW).later[0]
     assert receiver.got == []

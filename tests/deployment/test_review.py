@@ -31,7 +31,7 @@ def store(tmp_path: Path) -> Objects:
 
 def desk_of(store: Objects, **settings: object) -> Desk:
     asked = {"reviewers": PEOPLE, "double_share": 0.0, **settings}
-    return Desk(store, InferenceSettings.model_validate(asked))
+    return Desk(store, InferenceSettings.model_validate({"review": asked}))
 
 
 def one_task(store: Objects) -> ReviewTask:
@@ -214,7 +214,7 @@ def test_people_who_are_not_named_may_not_answer(store: Objects) -> None:
     assert desk_of(store).person(" Ada ") == "Ada"
     with pytest.raises(NotAllowed, match="Ada, Ben, Cleo"):
         desk_of(store).person("Eve")
-    with pytest.raises(NotAllowed, match="inference.reviewers"):
+    with pytest.raises(NotAllowed, match="inference.review.reviewers"):
         desk_of(store, reviewers=()).person("Ada")
 
 

@@ -29,7 +29,7 @@ HOSTILE = '<script>alert(1)</script>"><img src=x onerror=alert(2)>'
 @contextmanager
 def serving(home: Path, below: str = "", user_header: str | None = None, **inference: Any) -> Iterator[str]:
     """The real server over a store; gives the address of its pages."""
-    asked = InferenceSettings.model_validate({"reviewers": PEOPLE, "double_share": 0.0, **inference})
+    asked = InferenceSettings.model_validate({"review": {"reviewers": PEOPLE, "double_share": 0.0, **inference}})
     settings = Settings(home=home, inference=asked, pages=PagesSettings(user_header=user_header))
     pages = application(open_objects(home), {}, settings)
     app = Starlette(routes=[Mount(below, app=pages)]) if below else pages

@@ -190,9 +190,9 @@ def test_where_it_comes_from_and_who_works_on_it_are_no_settings_of_a_transcript
     assert SETTINGS.heard_with() != InferenceSettings().heard_with()
     others = set(InferenceSettings.model_fields) - set(SETTINGS.heard_with())
     assert others == {  # a new setting is one of these, or `HEARD` names it: else nothing could be made again
-        *("uploads", "queue", "job_sources", "webhook_secret", "webhook_http", "webhook_private", "topic"),
+        *("uploads", "queue", "jobs", "review"),
         *("first_hour", "language", "publish_confidence", "alert_confidence", "alert_failed", "truth", "workers"),
-        *("control_share", "double_share", "reviewers", "claim_s", "redaction_padding_s"),
+        "redaction_padding_s",
     }
 
 

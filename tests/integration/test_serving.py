@@ -123,7 +123,7 @@ def test_a_replica_takes_jobs_for_later(shared_tier, speech_of):
     assert httpx.get(url + answer.headers["location"]).json()["status"] == "queued"
     _problem(httpx.get(f"{url}{answer.headers['location']}/result"), 409, "job-not-done")
     refused = httpx.post(f"{url}/v1/jobs", json={"uri": "file:///etc/passwd"})
-    assert "job_sources" in _problem(refused, 403, "uri-not-allowed")["detail"]
+    assert "inference.jobs" in _problem(refused, 403, "uri-not-allowed")["detail"]
     assert tier.objects.read(f"originals/{hashlib.sha256(audio).hexdigest()}").data == audio
     assert httpx.delete(url + answer.headers["location"]).json()["status"] == "cancelled"
 

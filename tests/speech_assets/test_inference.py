@@ -250,9 +250,11 @@ def forkserver() -> int:
 
 
 def test_a_sure_recording_of_the_control_sample_is_published_and_asked_about(house: House) -> None:
+    from deployment.batch.settings import ReviewSettings
+
     house.upload(en__sure_wav=said("one", "two", "three"))
     house.receive()
-    everything = house.changed(control_share=1.0)
+    everything = house.changed(review=ReviewSettings(control_share=1.0))
     result = everything.transcribe()
     assert result.success
     assert all(checks(result).values())

@@ -16,8 +16,9 @@ SECRET = "whsec_" + "c" * 32
 def jobs(house: House, server: Any) -> House:  # noqa: F811
     from pydantic import SecretStr
 
-    allowed = {"webhook_secret": SecretStr(SECRET), "webhook_http": True, "webhook_private": True}
-    return house.changed(**allowed)
+    from deployment.batch.settings import JobSettings
+
+    return house.changed(jobs=JobSettings(webhook_secret=SecretStr(SECRET), webhook_http=True, webhook_private=True))
 
 
 def given(house: House, data: bytes, **how: Any) -> Any:  # noqa: F811
@@ -108,7 +109,8 @@ def test_a_job_that_names_its_recording_is_fetched_by_a_run(jobs: House, aws: An
 
     aws("s3").create_bucket(Bucket="named")
     aws("s3").put_object(Bucket="named", Key="calls/a.wav", Body=said("one"))
-    named = jobs.changed(job_sources=("s3://named/calls",))
+    asked = jobs.workspace.settings.inference.jobs
+    named = jobs.changed(jobs=asked.model_copy(update={"sources": ("s3://named/calls",)}))
     work = named.workspace.jobs
     job, _ = work.submit(work.found("s3://named/calls/a.wav"), "a.wav", "en", None, None, datetime.now(UTC))
     (fetch,) = tick(named).run_requests

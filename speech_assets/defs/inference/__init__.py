@@ -78,7 +78,7 @@ def definitions(grid: Grid) -> dg.Definitions:
         )(transcripts),
         asset(deps=["transcripts", "incoming_audio"], code_version=by_threshold)(published_transcripts),
         asset(
-            code_version=version_of(by_threshold, f"{settings.control_share} {settings.redaction_padding_s}"),
+            code_version=version_of(by_threshold, f"{settings.review.control_share} {settings.redaction_padding_s}"),
             deps=["transcripts", "published_transcripts", "normalized_recordings"],
             check_specs=[check("each_transcript_went_one_way", asset="review_tasks", blocking=True)],
         )(review_tasks),

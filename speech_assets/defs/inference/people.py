@@ -41,7 +41,7 @@ def review_tasks(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[
             _clipped(task, recordings[transcript.source_digest], silent[transcript.id or ""], workspace, staging.path)
             for transcript in written
             for task in tasks_of(
-                transcript, transcript.id in public, settings.publish_confidence, settings.control_share
+                transcript, transcript.id in public, settings.publish_confidence, settings.review.control_share
             )
         ]
         write_atomically(staging.path / TASKS, to_lines(tasks))
@@ -141,7 +141,7 @@ def take_what_was_answered(
 
 
 def _answers(workspace: Workspace) -> Answers:
-    return Answers(workspace.objects, workspace.settings.inference.double_share)
+    return Answers(workspace.objects, workspace.settings.inference.review.double_share)
 
 
 def _figure(value: float | None) -> float | dg.NullMetadataValue:

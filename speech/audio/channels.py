@@ -43,6 +43,7 @@ _ECHO_WINDOWS = (16, 3)  # before and after a window, in which its sound may be 
 _AS_LOUD = 1.25  # in power, 1 dB: between channels that differ by less, nobody can say which one leaked
 _FAR_LOUDER = 4.0  # in power, 6 dB: beside an echo, what is softer than that belongs to it
 _COHERENT = 0.5  # share of its energy that an echo has from the other channel
+_THE_SAME = 0.8  # where the other is hardly louder: somebody may speak here, too
 _COHERENCE_WINDOWS = 25  # 0.8 s over which coherence is told
 _BY_CHANCE = 0.1  # the share that unrelated sound shows over as many, half of which overlap
 _REACH_WINDOWS = 8  # from the middle of those to windows that they speak for
@@ -216,9 +217,9 @@ def _is_echo(source: np.ndarray, target: np.ndarray, louder: float) -> np.ndarra
     at_once = np.square(np.abs(ours)).sum(axis=1)
     all_ours = our_power.sum(axis=1)
     over_noise = all_ours - np.percentile(at_once[at_once > 0], _NOISE_PERCENTILE) if at_once.any() else all_ours
-    coherent = (from_theirs - _BY_CHANCE * all_ours > _COHERENT * over_noise) & (
-        their_power.sum(axis=1) > louder * all_ours
-    )
+    all_theirs = their_power.sum(axis=1)
+    needed = np.where(all_theirs > _FAR_LOUDER * all_ours, _COHERENT, _THE_SAME) * over_noise
+    coherent = (from_theirs - _BY_CHANCE * all_ours > needed) & (all_theirs > louder * all_ours)
     reached = np.convolve(coherent, np.ones(2 * _REACH_WINDOWS + 1), "same") > 0.5
     softer = np.square(np.abs(theirs)).sum(axis=1) > _FAR_LOUDER * at_once
     return reached & (coherent | softer)

@@ -22,6 +22,7 @@ from speech.store.outputs import digest_file
 from tests.training.forked import Command
 from tests.training.toy_corpus import write_toy_corpus
 from training.labels.data import Batches, examples_of, rows_of_manifests
+from training.labels.run import LabelSpec, fingerprint_of
 from training.labels.settings import LabelTrainingSettings
 
 ROOT = Path(__file__).parents[2]
@@ -138,6 +139,19 @@ def test_too_few_voices_are_refused_in_a_sentence(corpus: Path, tmp_path: Path) 
     assert "Traceback" not in said.stderr
     said = _typed("train-labels", "--kind", "voices", "--manifest", manifest, "--output", str(tmp_path / "out"))
     assert (said.returncode, "'kinds.0' is wrong" in said.stderr) == (2, True)
+
+
+def test_a_model_is_named_by_what_decides_it_and_by_nothing_else(corpus: Path, tmp_path: Path) -> None:
+    """Longer training of voices, more threads or another folder must not train languages anew."""
+
+    def named(folder: Path, **changes: Any) -> str:
+        settings = LabelTrainingSettings.model_validate({**TINY, **changes})
+        spec = LabelSpec(kinds=["language"], manifests=[corpus], output=folder, settings=settings)
+        return fingerprint_of(spec, "language")
+
+    name = named(tmp_path / "a")
+    assert named(tmp_path / "b", threads=7, speaker_steps=99, command="other", checkpoint_every_s=5.0) == name
+    assert len({name, named(tmp_path, language_steps=13), named(tmp_path, seed=1), named(tmp_path, width=32)}) == 4
 
 
 def test_an_example_depends_on_the_seed_and_its_step_alone(corpus: Path) -> None:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -62,10 +62,11 @@ class _Source:
 
 def fingerprint_of(spec: LabelSpec, kind: Kind) -> str:
     """SHA-256, as hex, of what decides a model: its kind, the settings and the data's bytes."""
+    others = {f"{other}_steps" for other in get_args(Kind) if other != kind}
     identity = {
         "edition": EDITION,
         "kind": kind,
-        "settings": spec.settings.model_dump(mode="json", exclude=EXECUTION),
+        "settings": spec.settings.model_dump(mode="json", exclude=EXECUTION | others),
         "manifests": sorted(digest_file(manifest) for manifest in spec.manifests),
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

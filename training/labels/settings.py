@@ -16,7 +16,7 @@ class LabelTrainingSettings(Section):
 
     width: int = Field(128, ge=16, description="Channels of the encoder.")
     dimensions: int = Field(96, ge=8, description="Length of an embedding.")
-    speaker_steps: int = Field(140, ge=1, description="Optimiser steps of the speaker model.")
+    speaker_steps: int = Field(120, ge=1, description="Optimiser steps of the speaker model.")
     language_steps: int = Field(130, ge=1, description="Optimiser steps of the language model.")
     batch: int = Field(32, ge=2, description="Clips in a step.")
     learning_rate: float = Field(6e-3, gt=0, description="AdamW's highest rate.")

@@ -7,7 +7,8 @@ than all but a stated share of strangers are; each name goes to one speaker of a
 
 The share is of one stranger and one voice: with twenty people enrolled a stranger has twenty chances. Voices tell about
 people, so nothing else keeps them: not outputs, not transcripts, only the objects below `enrolments/`, and erasing
-removes each of those. Names that transcripts carry stay there until their hours are transcribed again.
+removes each of those (a bucket that keeps versions of its objects keeps these, too, until its lifecycle ends them).
+Names that transcripts carry stay there; `carriers` says where.
 """
 
 import hashlib

@@ -97,7 +97,7 @@ def test_who_enrolled_is_named_until_forgotten_or_the_model_is_another(house: Ho
     with_speaker_model(house, tmp_path, "another")
     result = settled.transcribe()
     (told,) = [e for e in result.get_asset_materialization_events() if e.asset_key.to_user_string() == "speaker_turns"]
-    assert told.materialization.metadata["enrolled_anew"].value == "Ada"
+    assert told.materialization.metadata["enrolled_with_a_former_model"].value == 1
     (unnamed,) = house.hour.transcripts()
     assert {segment.speaker for segment in unnamed.segments} == {"speaker_0", "speaker_1"}
 

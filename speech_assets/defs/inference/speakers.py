@@ -27,9 +27,10 @@ def speaker_turns(context: dg.AssetExecutionContext, workspace: dg.ResourceParam
     stale = enrolments.stale(model.digest) if model else ()
     if model is None:
         context.log.warning("no speaker model is in use: everybody on a channel counts as one speaker")
-    if stale:
+    if stale:  # no names: what a run says is kept, and may have to be forgotten
         context.log.warning(
-            f"not looked for, as their enrolment is of a former speaker model: {', '.join(stale)}; enrol them again"
+            f"{len(stale)} people enrolled with a former speaker model and are not looked for: "
+            "`soundstage speakers list` says who; enrol them again"
         )
     with pool_of(workspace, labels={"speaker": model} if model else None) as pool:
         work = partial(turns_in, settings=settings, known=known)
@@ -45,7 +46,7 @@ def speaker_turns(context: dg.AssetExecutionContext, workspace: dg.ResourceParam
             "most_speakers": max(map(len, speakers), default=0),
             "recordings_of_several": sum(len(some) > 1 for some in speakers),
             "enrolled": len(known.names) if known else 0,
-            "enrolled_anew": ", ".join(stale) or "nobody",
+            "enrolled_with_a_former_model": len(stale),
             **note_times(context, workspace, pool, took, sum(row.recording.duration_s for row, _ in spoken)),
             "manifest": place_of(published, TURNS),
         },

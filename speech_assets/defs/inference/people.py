@@ -1,10 +1,8 @@
 """What people are asked, and what they answered."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import dagster as dg
-import numpy as np
 
 from deployment.batch.branch import CLIP_PADDING_S, ReviewTask, tasks_of, write_forms
 from deployment.batch.hour import ANSWERED, TASKS, TRANSCRIPTS
@@ -159,15 +157,7 @@ def _clipped(
     place = folder / task.clip
     place.parent.mkdir(exist_ok=True)
     stretch = Stretch(task.clip_start_s, task.end_s + CLIP_PADDING_S)
-    own = [sound for sound in recording.sounds if sound.channel == task.channel] or recording.sounds
-    sounds = [samples_of(sound.audio, stretch, workspace.objects) for sound in own]
-    write_flac_chunks([silenced(_mixed(sounds), task.clip_start_s, silent)], place)
+    sound = next(sound for sound in recording.sounds if sound.channel == task.channel)
+    samples = samples_of(sound.audio, stretch, workspace.objects)
+    write_flac_chunks([silenced(samples, task.clip_start_s, silent)], place)
     return task
-
-
-def _mixed(sounds: Sequence[np.ndarray]) -> np.ndarray:
-    """Sounds of one stretch, which may end within it, as one."""
-    mixed = np.zeros(max(map(len, sounds)), np.float32)
-    for sound in sounds:
-        mixed[: len(sound)] += sound / len(sounds)
-    return mixed

@@ -136,7 +136,7 @@ def test_files_go_out_and_come_back_by_the_command(desk: Desk, tmp_path: Path, m
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SOUNDSTAGE_HOME", str(tmp_path))
-    monkeypatch.setenv("SOUNDSTAGE_INFERENCE__REVIEWERS", f'["{ADA}"]')
+    monkeypatch.setenv("SOUNDSTAGE_INFERENCE__REVIEW__REVIEWERS", f'["{ADA}"]')
     out = CliRunner().invoke(app, ["review", "--export", "tasks.json"])
     assert (out.exit_code, out.stdout) == (0, "tasks.json: 2 tasks\n")
     (first, _) = json.loads(Path("tasks.json").read_text())

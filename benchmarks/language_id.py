@@ -1,6 +1,6 @@
 """Which language is spoken: on synthetic speech of ten languages by voices never heard, and on real recordings.
 
-    SOUNDSTAGE_REAL_DATA=/data python benchmarks/language_id.py [--work FOLDER] [--minutes 3] [--steps 300]
+    SOUNDSTAGE_REAL_DATA=/data python benchmarks/language_id.py [--work FOLDER] [--minutes 6] [--steps 900]
 
 A language model is trained on a few minutes of each language of the embedded synthesiser, two of the product and eight
 of `benchmarks/vocabulary`, calibrated on dev voices, and judged clip by clip on test voices. Then it hears the real
@@ -124,8 +124,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; the exit code is 1 where the bar falls short."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, help="folder that keeps corpora and model (default: a temporary one)")
-    parser.add_argument("--minutes", type=float, default=3.0, help="speech of each language")
-    parser.add_argument("--steps", type=int, default=300, help="of the training")
+    parser.add_argument("--minutes", type=float, default=6.0, help="speech of each language")
+    parser.add_argument("--steps", type=int, default=900, help="of the training")
     parser.add_argument("--whisper", metavar="PYTHON", help="an interpreter with faster-whisper and Whisper base")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="language-id-") as scratch:

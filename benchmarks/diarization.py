@@ -33,7 +33,7 @@ import soundfile
 from bars import Bar, end
 
 from evaluation.diarization import Diarized, cpwer, diarization_errors, turns_of_rttm
-from evaluation.labels import Clips, calibrated, clips_of_rows
+from evaluation.labels import Clips, calibrated, clips_of_rows, windowed
 from speech.attribution import attributed
 from speech.audio.decode import SAMPLE_RATE, decode
 from speech.corpus.importers import Defaults
@@ -244,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(ready, str):
             print(f"left out: {ready}")
         else:
-            least = threshold_of(ready, dev)
+            least = threshold_of(ready, windowed(dev))
             measured(f"d-vector from {least:.2f}", recordings, by(ready.embeddings, least))
             measured("  two speakers known", recordings, by(ready.embeddings, least, TWO))
     return end(

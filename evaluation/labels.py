@@ -20,6 +20,7 @@ from evaluation.results import Interval
 from speech.corpus.background import Set, foreign, music, numbers_read
 from speech.corpus.manifest import Utterance
 from speech.corpus.synthetic import SynthesisError
+from speech.diarization import DiarizationSettings
 from speech.labels import UNKNOWN, Kind, LabelBundle, LabelNetwork, with_thresholds
 from speech.language import CLIP_S, vote
 from speech.plain import Record
@@ -164,6 +165,17 @@ def clips_of_rows(rows: Iterable[Utterance], split: Set, samples_of: Callable[[U
     return Clips(tuple(sounds), tuple(speakers), tuple(languages))
 
 
+def windowed(clips: Clips) -> Clips:
+    """The clips in pieces as long as diarisation's windows: two shorter ones of a voice are less alike."""
+    size = round(DiarizationSettings().window_s * 16_000)
+    cut = [
+        (sound[start : start + size], speaker, language)
+        for sound, speaker, language in zip(clips.sounds, clips.speakers, clips.languages, strict=True)
+        for start in range(0, max(1, len(sound) - size + 1), size)
+    ]
+    return Clips(*map(tuple, zip(*cut, strict=True))) if cut else clips
+
+
 def foreign_clips(split: Set, known: Iterable[str]) -> dict[str, list[np.ndarray]]:
     """Speech in languages that are none of the known ones, and in the other splits are not heard."""
     found: dict[str, list[np.ndarray]] = {}
@@ -193,7 +205,7 @@ def calibrated(bundle: LabelBundle, dev: Clips, destination: Path) -> LabelBundl
     """
     network = LabelNetwork(bundle)
     if bundle.kind == "speaker":
-        pairs = _pairs(network, dev)
+        pairs = _pairs(network, windowed(dev))
         if not pairs.same.any() or pairs.same.all():
             raise GateRefused("The dev set has no two clips of one speaker, or no two speakers: add recordings.")
         return with_thresholds(bundle, destination, threshold=round(pairs.equal_error()[1], 4))

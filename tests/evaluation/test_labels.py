@@ -15,6 +15,7 @@ from evaluation.labels import (
     foreign_clips,
     judge_labels,
     nonspeech_clips,
+    windowed,
 )
 from speech.corpus.background import FOREIGN, foreign
 from speech.labels import LabelBundle
@@ -133,3 +134,12 @@ def test_languages_that_a_model_is_judged_on_are_none_that_it_heard() -> None:
     assert len(heard) == len(FOREIGN["test"]) - 1
     assert all(1_000 < len(clip) <= 96_000 for clips in heard.values() for clip in clips)
     assert not np.array_equal(nonspeech_clips("dev")[-1], nonspeech_clips("test")[-1])
+
+
+def test_a_speaker_threshold_is_chosen_on_clips_as_long_as_the_windows_that_it_judges() -> None:
+    """A threshold of longer clips splits every speaker in two: shorter clips of one voice are less alike."""
+    clips = Clips((np.zeros(60_000, np.float32), np.zeros(9_000, np.float32)), ("a", "b"), ("en", "de"))
+    cut = windowed(clips)
+    assert [len(sound) for sound in cut.sounds] == [24_000, 24_000, 9_000]
+    assert (cut.speakers, cut.languages) == (("a", "a", "b"), ("en", "en", "de"))
+    assert windowed(Clips((), (), ())) == Clips((), (), ())

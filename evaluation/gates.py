@@ -16,12 +16,12 @@ gates that were (`overridden`). A verdict that is missing, altered, stale or for
 import hashlib
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from types import EllipsisType
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field
 
@@ -32,6 +32,7 @@ from speech.store.objects import Missing, Objects
 from speech.store.outputs import DIGEST, parse_json, to_json
 
 VERDICTS = "verdicts"  # in the data store
+VerdictT = TypeVar("VerdictT", bound=Record)
 
 COMPARISON_GATE = "not_worse_than_champion"
 
@@ -389,10 +390,40 @@ def verdict_key(bundle_digest: str) -> str:
     return f"{VERDICTS}/{bundle_digest}.json"
 
 
-def sealed(verdict: Verdict) -> bytes:
+def sealed(verdict: Record) -> bytes:
     """A verdict as it is stored, with its own checksum."""
     content = verdict.to_dict()
     return to_json({**content, "sha256": checksum_of(content)})
+
+
+def unsealed(kind: type[VerdictT], data: bytes, name: str, again: str = "judge again") -> VerdictT:
+    """The verdict that was stored as `data`, called `name`; `again` says how to make another.
+
+    Raises GateRefused where it is not readable, altered, or not of the schema.
+    """
+    try:
+        content = dict(parse_json(data))
+        seal = content.pop("sha256", None)
+        intact = seal == checksum_of(content)
+    except (ValueError, TypeError) as error:
+        raise GateRefused(f"{name} is not readable ({type(error).__name__}).") from None
+    if not intact:
+        raise GateRefused(f"{name} was altered after judging: its checksum does not match.")
+    try:
+        return kind.from_dict(content)
+    except (ValueError, TypeError) as error:
+        raise GateRefused(f"{name} is malformed ({error}): {again}.") from None
+
+
+def refuse_unless(passed: bool, gates: Sequence[GateResult], required: Iterable[str], name: str) -> None:
+    """GateRefused unless each required gate was judged, and everything passed; `name` is the model's."""
+    judged = {gate.name for gate in gates}
+    if absent := [gate for gate in required if gate not in judged]:
+        raise GateRefused(f"The verdict of {name} is incomplete: gate {absent[0]} was not judged.")
+    failed = [gate for gate in gates if not gate.passed]
+    if failed or not passed:
+        told = " ".join(f"{gate.label}: {gate.explanation}" for gate in failed)
+        raise GateRefused(f"{name} did not pass gate {told}" if told else f"{name} was not passed.")
 
 
 def save_verdict(verdict: Verdict, store: Objects) -> None:
@@ -421,18 +452,7 @@ def load_verdict(store: Objects, bundle_digest: str) -> Verdict:
 def parse_verdict(data: bytes, bundle_digest: str) -> Verdict:
     """The verdict that was stored as `data`; raises GateRefused as `load_verdict` does."""
     name = f"The verdict of bundle {bundle_digest[:12]}"
-    try:
-        content = dict(parse_json(data))
-        seal = content.pop("sha256", None)
-        intact = seal == checksum_of(content)
-    except (ValueError, TypeError) as error:
-        raise GateRefused(f"{name} is not readable ({type(error).__name__}).") from None
-    if not intact:
-        raise GateRefused(f"{name} was altered after judging: its checksum does not match.")
-    try:
-        verdict = replace(Verdict.from_dict(content), file_sha256=hashlib.sha256(data).hexdigest())
-    except ValueError as error:
-        raise GateRefused(f"{name} is malformed ({error}): judge again.") from None
+    verdict = replace(unsealed(Verdict, data, name), file_sha256=hashlib.sha256(data).hexdigest())
     if verdict.bundle_digest != bundle_digest:
         raise GateRefused(f"{name} is foreign: it judges bundle {verdict.bundle_digest[:12]}.")
     judged = {each for gate in verdict.gates for each in (gate.name, f"{gate.name} on {gate.test_set}")}

@@ -16,13 +16,12 @@ import numpy as np
 from pydantic import Field
 
 from evaluation.calibration import reliability
-from evaluation.gates import AT_LEAST, AT_MOST, GateRefused, GateResult, checksum_of, verdict_key
+from evaluation.gates import AT_LEAST, AT_MOST, GateRefused, GateResult, refuse_unless, sealed, unsealed, verdict_key
 from evaluation.scoring import Interval
 from speech.corpus.intents import LabelledSentence
 from speech.plain import Number, Record
 from speech.settings import Section, Share
 from speech.store.objects import Missing, Objects
-from speech.store.outputs import parse_json, to_json
 from speech.understanding.intents import UNKNOWN, IntentModel
 
 WORD_ERRORS = 0.15  # of the noisy sentences: as many as the gates let a recogniser make
@@ -82,14 +81,7 @@ class IntentVerdict(Record):
 
     def require_passed(self) -> Self:
         """This verdict, or GateRefused where it does not open the way."""
-        name = f"Intent model {self.model_digest[:12]}"
-        judged = {gate.name for gate in self.gates}
-        if absent := [gate for gate in REQUIRED if gate not in judged]:
-            raise GateRefused(f"The verdict of {name} is incomplete: gate {absent[0]} was not judged.")
-        failed = [gate for gate in self.gates if not gate.passed]
-        if failed or not self.passed:
-            told = " ".join(f"{gate.label}: {gate.explanation}" for gate in failed)
-            raise GateRefused(f"{name} did not pass gate {told}" if told else f"{name} was not passed.")
+        refuse_unless(self.passed, self.gates, REQUIRED, f"Intent model {self.model_digest[:12]}")
         return self
 
 
@@ -162,22 +154,17 @@ def judge(
 
 def save_intent_verdict(verdict: IntentVerdict, store: Objects) -> None:
     """Store the verdict under the digest of its model; one that judged it before is replaced."""
-    content = verdict.to_dict()
-    store.put(verdict_key(verdict.model_digest), to_json({**content, "sha256": checksum_of(content)}))
+    store.put(verdict_key(verdict.model_digest), sealed(verdict))
 
 
 def load_intent_verdict(store: Objects, digest: str) -> IntentVerdict:
     """The verdict of exactly this model, passed or not; GateRefused where it is missing, altered or foreign."""
-    name = f"The verdict of intent model {digest[:12]}"
+    name, again = f"The verdict of intent model {digest[:12]}", "materialise `intent_model` again"
     try:
-        content = dict(parse_json(store.read(verdict_key(digest)).data))
-        if content.pop("sha256", None) != checksum_of(content):
-            raise GateRefused(f"{name} was altered after judging: its checksum does not match.")
-        verdict = IntentVerdict.from_dict(content)
+        data = store.read(verdict_key(digest)).data
     except Missing:
-        raise GateRefused(f"Intent model {digest[:12]} has no verdict: materialise `intent_model` again.") from None
-    except (ValueError, TypeError) as error:
-        raise GateRefused(f"{name} is malformed ({error}): materialise `intent_model` again.") from None
+        raise GateRefused(f"Intent model {digest[:12]} has no verdict: {again}.") from None
+    verdict = unsealed(IntentVerdict, data, name, again)
     if verdict.model_digest != digest:
         raise GateRefused(f"{name} is foreign: it judges intent model {verdict.model_digest[:12]}.")
     return verdict

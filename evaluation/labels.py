@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from evaluation.evaluate import nonspeech_probes
-from evaluation.gates import AT_LEAST, AT_MOST, GateRefused, GateResult, checksum_of, verdict_key
+from evaluation.gates import AT_LEAST, AT_MOST, GateRefused, GateResult, refuse_unless, sealed, unsealed, verdict_key
 from evaluation.results import Interval
 from speech.corpus.background import Set, foreign, music, numbers_read
 from speech.corpus.manifest import Utterance
@@ -27,7 +27,6 @@ from speech.plain import Record
 from speech.scripts import primary_language
 from speech.settings import Section, Share
 from speech.store.objects import Missing, Objects
-from speech.store.outputs import parse_json, to_json
 
 CLIPS_OF_SPEAKER = 6  # at most: who talks most does not count most, and pairs stay few
 SPEAKERS = 80  # of a language, at most
@@ -92,35 +91,23 @@ class LabelVerdict(Record):
     def require_passed(self) -> Self:
         """This verdict, or GateRefused where it does not open the way."""
         name = f"{self.model_name} ({self.bundle_digest[:12]})"
-        judged = {gate.name for gate in self.gates}
-        if absent := [gate for gate in REQUIRED[self.kind] if gate not in judged]:
-            raise GateRefused(f"The verdict of {name} is incomplete: gate {absent[0]} was not judged.")
-        failed = [gate for gate in self.gates if not gate.passed]
-        if failed or not self.passed:
-            told = " ".join(f"{gate.label}: {gate.explanation}" for gate in failed)
-            raise GateRefused(f"{name} did not pass gate {told}" if told else f"{name} was not passed.")
+        refuse_unless(self.passed, self.gates, REQUIRED[self.kind], name)
         return self
 
 
 def save_label_verdict(verdict: LabelVerdict, store: Objects) -> None:
     """Store the verdict under the digest of its bundle; one that judged it before is replaced."""
-    content = verdict.to_dict()
-    store.put(verdict_key(verdict.bundle_digest), to_json({**content, "sha256": checksum_of(content)}))
+    store.put(verdict_key(verdict.bundle_digest), sealed(verdict))
 
 
 def load_label_verdict(store: Objects, bundle_digest: str) -> LabelVerdict:
     """The verdict of exactly this bundle, passed or not; GateRefused where it is missing, altered or foreign."""
-    name = f"The verdict of label model {bundle_digest[:12]}"
+    name, again = f"The verdict of label model {bundle_digest[:12]}", "materialise its asset again"
     try:
-        content = dict(parse_json(store.read(verdict_key(bundle_digest)).data))
-        seal = content.pop("sha256", None)
-        if seal != checksum_of(content):
-            raise GateRefused(f"{name} was altered after judging: its checksum does not match.")
-        verdict = LabelVerdict.from_dict(content)
+        data = store.read(verdict_key(bundle_digest)).data
     except Missing:
-        raise GateRefused(f"Label model {bundle_digest[:12]} has no verdict: materialise its asset again.") from None
-    except (ValueError, TypeError) as error:
-        raise GateRefused(f"{name} is malformed ({error}): materialise its asset again.") from None
+        raise GateRefused(f"Label model {bundle_digest[:12]} has no verdict: {again}.") from None
+    verdict = unsealed(LabelVerdict, data, name, again)
     if verdict.bundle_digest != bundle_digest:
         raise GateRefused(f"{name} is foreign: it judges bundle {verdict.bundle_digest[:12]}.")
     return verdict

@@ -1,18 +1,13 @@
-"""Which intent model is in use in a language: the last that passed its gates.
+"""Intent models, kept by their digest, and which is in use in a language: the last that passed its gates."""
 
-The asset that trains one names it here once it has passed, and not before, so a candidate that is refused leaves the
-former one in use. Whoever takes it reads its verdict again.
-"""
-
-from evaluation.gates import GateRefused
+from deployment.registry.in_use import digest_in_use, take_into_use
 from evaluation.intents import load_intent_verdict
 from speech.store.objects import Missing, Objects
-from speech.store.outputs import DIGEST, DataStore, parse_json, write_json
+from speech.store.outputs import DIGEST, DataStore
 from speech.understanding.intents import IntentModel, IntentModelError, digest_of
 
 MODELS = "intent_models"  # in the data store, by digest
 PLACE = "intent_champions"  # an output of each language
-_NAME = "champion.json"
 
 
 def put_intent_model(objects: Objects, model: IntentModel) -> str:
@@ -40,14 +35,9 @@ def intent_champion(store: DataStore, language: str) -> IntentModel | None:
         GateRefused: its verdict is missing, altered or foreign.
         IntentModelError: it is gone, or its bytes are others.
     """
-    try:
-        record = parse_json(store.current(PLACE, language).read(_NAME))
-    except Missing:
+    digest = digest_in_use(store, PLACE, language)
+    if digest is None:
         return None
-    try:
-        digest = str(record["digest"])
-    except (TypeError, LookupError):
-        raise GateRefused(f"{PLACE}/{language} names no model: materialise `intent_model` again.") from None
     load_intent_verdict(store.objects, digest).require_passed()
     return load_intent_model(store.objects, digest)
 
@@ -55,8 +45,7 @@ def intent_champion(store: DataStore, language: str) -> IntentModel | None:
 def name_intent_champion(store: DataStore, language: str, digest: str) -> None:
     """Take a model that is kept into use. Raises GateRefused unless its verdict is there and passed."""
     load_intent_verdict(store.objects, digest).require_passed()
-    with store.replace(PLACE, language) as staging:
-        write_json(staging.path / _NAME, {"digest": digest})
+    take_into_use(store, PLACE, language, digest)
 
 
 def _key(digest: str) -> str:

@@ -115,7 +115,7 @@ def test_a_verdict_that_is_missing_altered_foreign_or_failed_opens_nothing(store
     with pytest.raises(GateRefused, match="foreign"):
         load_intent_verdict(store, "b" * 64)
     store.put(verdict_key(DIGEST), b"[1]")
-    with pytest.raises(GateRefused, match="malformed"):
+    with pytest.raises(GateRefused, match="not readable"):
         load_intent_verdict(store, DIGEST)
     judged = judge(MODEL, DIGEST, [], SETTINGS)
     with pytest.raises(GateRefused, match="did not pass gate"):

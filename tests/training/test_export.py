@@ -242,7 +242,7 @@ def test_features_that_need_the_whole_recording_are_refused(model: Any, tokenize
     before = featurizer.normalize
     featurizer.normalize = "per_feature"
     try:
-        with pytest.raises(ExportError, match="needs 'NA'"):
+        with pytest.raises(ExportError, match="where 'NA' is needed"):
             export(model, tokenizer, tmp_path / "bundle", "en", "random", {}, [])
     finally:
         featurizer.normalize = before

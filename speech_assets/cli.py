@@ -33,7 +33,7 @@ Home = Annotated[
     str | None, typer.Option(help="Data store, a folder or s3://bucket/prefix (default: from the settings).")
 ]
 Hour = Annotated[str | None, typer.Option(metavar="KEY", help="Hour of its arrival, such as 2026-11-26-09.")]
-Form = Literal["text", "json", "amazon.json", "srt", "vtt", "ctm"]
+Form = Literal["text", "json", "amazon.json", "srt", "vtt", "ctm", "rttm"]
 Names = Annotated[list[str] | None, typer.Option(metavar="TAG,...", help="Languages (default: all of the settings).")]
 
 
@@ -357,8 +357,8 @@ def verify(
     outcomes: set[str] = set()
     with _refusing(Unknown, StoreError, TranscriptError, OSError, code=2):
         objects = _settings(home).objects
-        for transcript in transcripts_called(transcripts or (), objects, hour):
-            finding = verify(transcript, objects)
+        for transcript, edits in transcripts_called(transcripts or (), objects, hour):
+            finding = verify(transcript, objects, edits)
             outcomes.add(finding.outcome)
             typer.echo(f"{transcript.id or transcript.source_digest}: {finding}")
     raise typer.Exit(1 if "differs" in outcomes else 2 if "unknown" in outcomes else 0)
@@ -387,8 +387,8 @@ def enrol(
     from speech.store.outputs import DataStore
     from speech.vad import SpeechDetector
 
-    settings = _settings()
     with _refusing(EnrolmentError, AudioError, OSError, *REFUSALS):
+        settings = _settings()
         store = DataStore(settings.objects)
         bundle = label_champion(store, "speaker")
         if bundle is None:
@@ -413,8 +413,8 @@ def list_speakers() -> None:
     from deployment.registry.label_champions import label_champion
     from speech.store.outputs import DataStore
 
-    settings = _settings()
     with _refusing(OSError, *REFUSALS):
+        settings = _settings()
         bundle = label_champion(DataStore(settings.objects), "speaker")
         for person in Enrolments(settings.objects).all():
             stale = "" if bundle and person.model == bundle.digest else ", of a former speaker model: enrol again"
@@ -430,8 +430,8 @@ def forget(name: Annotated[str, typer.Argument(help="As `soundstage speakers lis
     from deployment.batch.enrolment import Enrolments, carriers, checked_name
     from deployment.promotion.decisions import REFUSALS
 
-    objects = _settings().objects
     with _refusing(OSError, *REFUSALS):
+        objects = _settings().objects
         called = checked_name(name)
         typer.echo(f"{Enrolments(objects).forget(called)} enrolments of {called} erased")
         found = carriers(objects, called)

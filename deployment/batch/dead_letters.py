@@ -89,7 +89,7 @@ def requeue(
         hour: in which they failed.
 
     Raises:
-        NoSuchLetter: an id names none or several, or nothing says which ones.
+        NoSuchLetter: an id names none or several, nothing says which ones, or all are of the present hour.
         StoreError: the data store refuses.
     """
     if not (ids or code or hour):
@@ -98,12 +98,15 @@ def requeue(
     for letter in letters(objects):
         if letter.id not in latest or latest[letter.id].tries < letter.tries:
             latest[letter.id] = letter
-    put_back = []
+    put_back, matched, present = list[Arrival](), False, False
     for name in sorted({_named(beginning, latest) for beginning in ids} if ids else latest):
         letter = latest[name]
         other = (code and letter.code != code) or (hour and letter.hour != hour)
         if other or letter.hour == hour_of(now) or is_noted(letter.next_receipt, objects):
+            present |= not other and letter.hour == hour_of(now)
+            matched |= not other
             continue
+        matched = True
         arrival = Arrival(
             id=letter.next_receipt,
             name=letter.name,
@@ -115,6 +118,10 @@ def requeue(
             tries=letter.tries + 1,
         )
         put_back.append(file(arrival, objects))
+    if not matched:
+        raise NoSuchLetter(f"no dead letter is {' and '.join(filter(None, (code, hour and f'of {hour}')))}")
+    if present and not put_back:
+        raise NoSuchLetter(f"what failed within this hour, {hour_of(now)}, is tried again by its own `transcribe_hour`")
     return put_back
 
 

@@ -17,7 +17,7 @@ from deployment.batch.stages.items import (
 )
 from deployment.batch.versions import Change, InForce
 from speech.plain import from_lines
-from speech.store.objects import Missing
+from speech.store.objects import Missing, StoreError
 from speech.store.outputs import DataStore, Published, write_atomically
 from speech.transcript import Transcript
 
@@ -131,4 +131,11 @@ class Hour:
             return ""
 
     def _records(self, asset: str, name: str, kind: type[RecordT]) -> list[RecordT]:
-        return from_lines(kind, self.output(asset).read(name))
+        output = self.output(asset)
+        try:
+            return from_lines(kind, output.read(name))
+        except ValueError as error:
+            raise StoreError(
+                f"{self.store.objects.home}/{output.key}/{name} cannot be read ({error}): it was damaged, or made by "
+                f"an earlier version: materialise `{asset}` of {self.key} again"
+            ) from None

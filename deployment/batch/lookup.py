@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from deployment.batch.arrivals import arrivals_of, hours_with_arrivals
 from deployment.batch.hour import Hour
@@ -63,8 +64,12 @@ def version_called(name: str, objects: Objects, hour: str | None = None) -> Vers
     return versions[int(named[2]) - 1]
 
 
-def transcripts_called(names: Iterable[str], objects: Objects, hour: str | None = None) -> Iterator[Transcript]:
+def transcripts_called(
+    names: Iterable[str], objects: Objects, hour: str | None = None
+) -> Iterator[tuple[Transcript, tuple[str, ...]]]:
     """Those of files, or of recordings that are called so; without a name those of the hour.
+
+    With each come sentences about what its file says otherwise than its own words and fields: it was edited.
 
     Raises:
         Unknown: nothing is called so.
@@ -76,12 +81,13 @@ def transcripts_called(names: Iterable[str], objects: Objects, hour: str | None 
         if Path(name).is_file():
             yield from _in_file(Path(name))
         else:
-            yield version_called(name, objects, hour).transcript
+            yield version_called(name, objects, hour).transcript, ()
     if not names and hour is not None:
-        yield from Hour(DataStore(objects), hour).transcripts()
+        for transcript in Hour(DataStore(objects), hour).transcripts():
+            yield transcript, ()
 
 
-def _in_file(path: Path) -> Iterator[Transcript]:
+def _in_file(path: Path) -> Iterator[tuple[Transcript, tuple[str, ...]]]:
     """A transcript, or one a line."""
     text = path.read_bytes()
     try:
@@ -92,7 +98,25 @@ def _in_file(path: Path) -> Iterator[Transcript]:
         raise TranscriptError(f"{path} holds no transcript")
     for number, row in enumerate(rows, 1):
         try:
-            yield Transcript.from_json(parse_json(row) if isinstance(row, bytes) else row)
+            said = parse_json(row) if isinstance(row, bytes) else row
+            transcript = Transcript.from_json(said)
+            yield transcript, tuple(_edits(said, transcript.to_json(), "")) if said["schema_version"] == 2 else ()
         except (ValueError, TranscriptError) as error:
             place = f"{path}, line {number}" if len(rows) > 1 else path
             raise TranscriptError(f"{place}: {error}") from None
+
+
+def _edits(written: Any, follows: Any, place: str) -> Iterator[str]:
+    """What a document says that nothing reads, or that follows otherwise from what is read."""
+    if isinstance(written, dict) and isinstance(follows, dict):
+        for name, value in written.items():
+            inner = f"{place}.{name}" if place else str(name)
+            if name not in follows:
+                yield f"{inner}: no transcript has such a field"
+            else:
+                yield from _edits(value, follows[name], inner)
+    elif isinstance(written, list) and isinstance(follows, list) and len(written) == len(follows):
+        for number, (one, other) in enumerate(zip(written, follows, strict=True)):
+            yield from _edits(one, other, f"{place}[{number}]")
+    elif written != follows:
+        yield f"{place}: '{written}' is written, '{follows}' follows from the words"

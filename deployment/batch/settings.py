@@ -2,6 +2,7 @@
 
 import os
 import re
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -76,11 +77,17 @@ class ReviewSettings(Section):
     double_share: Share = Field(
         0.1,
         description="Share of the tasks that two people answer, neither knowing of the other; where they differ a "
-        "third is asked. How much they differ is what people's own answers are worth.",
+        "third is asked. How much they differ is what people's own answers are worth. None, with fewer than three "
+        "reviewers.",
     )
     claim_s: float = Field(
         600.0, gt=0, description="A task that somebody has before them is given to nobody else for so long (s)."
     )
+
+    @property
+    def doubled(self) -> float:
+        """The share that two people answer, where there is a third to ask."""
+        return self.double_share if len(set(self.reviewers)) > 2 else 0.0
 
 
 class InferenceSettings(Section):
@@ -160,7 +167,13 @@ class InferenceSettings(Section):
     @field_validator("first_hour")
     @classmethod
     def _is_an_hour(cls, hour: str | None) -> str | None:
-        if hour is not None and not HOUR_KEY.fullmatch(hour):
+        try:
+            if hour is not None and HOUR_KEY.fullmatch(hour):
+                datetime.strptime(hour, HOUR_FORMAT)
+                return hour
+        except ValueError:
+            pass
+        if hour is not None:
             raise ValueError(f"must be an hour such as 2026-11-01-00; got '{hour}'")
         return hour
 

@@ -76,8 +76,8 @@ class Untellable(Exception):
     """A transcript that cannot be made again; the message says why, and what could be done."""
 
 
-def verify(transcript: Transcript, objects: Objects) -> Finding:
-    """Make a transcript again and compare.
+def verify(transcript: Transcript, objects: Objects, edits: Iterable[str] = ()) -> Finding:
+    """Make a transcript again and compare; `edits` are sentences about what its file says otherwise than itself.
 
     Raises:
         StoreError, OSError: the data store refuses, or does not answer.
@@ -86,13 +86,27 @@ def verify(transcript: Transcript, objects: Objects) -> Finding:
         again = made_again(transcript, objects)
     except Untellable as untellable:
         return Finding("unknown", str(untellable))
-    found = tuple(differences(transcript, again))
+    found = (*edits, *_misnumbered(transcript, objects), *differences(transcript, again))
     if not found:
         return Finding("equal")
     if transcript.code_version != again.code_version:
         wrote, here = transcript.code_version or "an unknown version", again.code_version
         return Finding("unknown", f"it was written by Soundstage {wrote}, and this is {here}: verify it there", found)
     return Finding("differs", differences=found)
+
+
+def _misnumbered(transcript: Transcript, objects: Objects) -> Iterator[str]:
+    """Where it calls itself otherwise than any version that was kept."""
+    if transcript.id is None:
+        return
+    kept = {version.transcript.id: version.transcript for version in Versions(objects).of(recording_of(transcript))}
+    if (same := kept.get(transcript.id)) is None:
+        if kept:
+            yield f"id: '{transcript.id}' is none of {', '.join(map(str, kept))}"
+        return
+    for name in NUMBERED:
+        if (said := getattr(transcript, name)) != (was := getattr(same, name)):
+            yield f"{name}: {_shown(said)} is written, {_shown(was)} is kept"
 
 
 def made_again(transcript: Transcript, objects: Objects) -> Transcript:

@@ -49,7 +49,7 @@ class Desk:
 
     def __init__(self, objects: Objects, settings: InferenceSettings) -> None:
         self.objects, self.settings = objects, settings
-        self.answers = Answers(objects, settings.review.double_share)
+        self.answers = Answers(objects, settings.review.doubled)
         self.unreadable: tuple[str, ...] = ()  # sentences about hours that cannot be shown
         self._store = DataStore(objects)
         self._tasks: dict[str, tuple[str, list[ReviewTask]]] = {}  # by hour: the output's key, and what is in it
@@ -165,7 +165,7 @@ class Desk:
             yield Asked(
                 key,
                 task,
-                answered.get(task.id) or outcome_of((), is_doubled(task.id, self.settings.review.double_share)),
+                answered.get(task.id) or outcome_of((), is_doubled(task.id, self.settings.review.doubled)),
             )
 
     def _claim(self, asked: Asked) -> Document:

@@ -27,7 +27,13 @@ from speech.store.objects import StoreError, StoreUnavailable
 
 KEY_HEADER = "Idempotency-Key"
 REPLAYED_HEADER = "Idempotent-Replayed"
-RESULT_FORMATS = {**FORMATS, "txt": "text/plain", "ctm": "text/plain", "rttm": "text/plain"}
+RESULT_FORMATS = {
+    **FORMATS,
+    "amazon.json": "application/json",
+    "txt": "text/plain",
+    "ctm": "text/plain",
+    "rttm": "text/plain",
+}
 JSON_BYTES = 1 << 16  # of a request that names a recording
 PAGE = 50
 UNREACHABLE_RETRY_S = 10
@@ -173,7 +179,7 @@ def add_jobs(app: FastAPI, serving: Serving, jobs: Jobs) -> None:
             found = jobs.job(job)
             return written(jobs.transcript(found), form, found.id)
 
-        media_type = RESULT_FORMATS[form] + ("" if form == "json" else "; charset=utf-8")
+        media_type = RESULT_FORMATS[form] + ("" if form.endswith("json") else "; charset=utf-8")
         return Response(await _in_thread(result), media_type=media_type)
 
     @app.delete("/v1/jobs/{job}", tags=["jobs"], summary="Cancel a job", responses={**unknown, **ended})

@@ -167,7 +167,7 @@ def _reviewed_rows(workspace: Workspace, quarter: str, language: str) -> Path:
     if workspace.store.exists("benchmark_set", language):
         frozen = list(rows_of(workspace.store.current("benchmark_set", language)))
     rows = learnt(
-        Answers(workspace.objects, workspace.settings.inference.review.double_share),
+        Answers(workspace.objects, workspace.settings.inference.review.doubled),
         quarter,
         language,
         recordings={row.attributes.get(SOURCE_DIGEST, "") for row in frozen},

@@ -164,6 +164,19 @@ def test_a_file_that_may_not_be_read_stops_no_other_and_is_told_of(
     assert "a.wav could not be received" in told[0]
 
 
+def test_a_link_to_a_place_outside_is_told_of_and_not_followed(objects: Objects, uploads: Path, tmp_path: Path) -> None:
+    upload(uploads, "a.wav", b"sound")
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"secret")
+    os.utime(secret, (0, 0))
+    (uploads / "en").mkdir(exist_ok=True)
+    (uploads / "en" / "b.wav").symlink_to(secret)
+    told: list[str] = []
+    assert [arrival.name for arrival in receive(uploads, objects, ("en",), NOW, told.append)] == ["a.wav"]
+    assert "b.wav could not be received" in told[0]
+    assert "copy the file itself" in told[0]
+
+
 def test_odd_names_and_an_absent_folder(objects: Objects, uploads: Path) -> None:
     assert taken(uploads, objects) == []
     for name in ("ä b.wav", "fr/call.wav", "en", os.fsdecode(b"\xff.wav"), "x" * 250):

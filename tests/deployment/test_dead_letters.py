@@ -88,8 +88,9 @@ def test_what_fails_again_says_how_often_and_may_be_put_back_again(store: Object
 def test_letters_are_chosen_by_id_code_and_hour(store: Objects) -> None:
     cut, page = failed(store, b"a")[0], failed(store, b"b", code="not-audio", hour="2026-11-26-08")[0]
     now = FIRST + timedelta(days=1)
-    assert requeue(store, now, code="too-long") == []
-    assert requeue(store, now, code="not-audio", hour=HOUR) == []
+    for wrong in ({"code": "too-long"}, {"code": "not-audio", "hour": HOUR}, {"hour": "2026-13-45-99"}):
+        with pytest.raises(NoSuchLetter, match="no dead letter is"):
+            requeue(store, now, **wrong)  # type: ignore[arg-type]
     assert [back.name for back in requeue(store, now, hour="2026-11-26-08")] == [page.name]
     assert [back.name for back in requeue(store, now, ids=[cut.recording])] == [cut.name]
 
@@ -97,7 +98,8 @@ def test_letters_are_chosen_by_id_code_and_hour(store: Objects) -> None:
 def test_a_recording_is_not_put_back_into_the_hour_that_it_failed_in(store: Objects) -> None:
     """There it would stand twice; the hour may simply be launched again."""
     failed(store, b"a")
-    assert requeue(store, FIRST + timedelta(minutes=5), code="truncated") == []
+    with pytest.raises(NoSuchLetter, match="transcribe_hour"):
+        requeue(store, FIRST + timedelta(minutes=5), code="truncated")
 
 
 @pytest.mark.parametrize("ids", [["f" * 32], [""]])

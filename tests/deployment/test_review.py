@@ -203,6 +203,17 @@ def test_the_second_person_of_a_doubled_task_is_another(store: Objects) -> None:
     assert desk.next("Ben") is not None
 
 
+@pytest.mark.parametrize("reviewers", [("Ada",), ("Ada", "Ben"), ("Ada", "Ada", "Ben")])
+def test_nobody_is_waited_for_where_there_is_no_third_to_ask(store: Objects, reviewers: tuple[str, ...]) -> None:
+    one_task(store)
+    desk = desk_of(store, double_share=1.0, reviewers=reviewers)
+    asked = desk.next("Ada")
+    assert asked is not None
+    desk.answer("Ada", asked.task.id, "text", "turn the light on")
+    (asked,) = desk.every()
+    assert asked.outcome.settled is not None
+
+
 def test_the_oldest_hour_and_the_least_sure_come_first(store: Objects) -> None:
     home = Path(store.home)
     (late,) = write_hour(home, [transcript(1, "late", confidence=0.1)], "2026-11-26-10")

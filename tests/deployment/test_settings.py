@@ -74,6 +74,7 @@ de = "stt_de_fastconformer"
         ("[training.overrides]\nmax_step = 3", "training.overrides: .*'max_step'"),
         ("[[sources]]\nkind = 'kaldi'", "needs a path"),
         ("[gates]\nwer = 'low'", "gates.wer"),
+        ("[inference]\nfirst_hour = '2026-13-45-99'", "inference.first_hour: must be an hour"),
         ("home = 's3:/recordings'", "home: must be a folder or s3://bucket/prefix"),
         ("[inference]\nuploads = 's3:/bucket/in'", "inference.uploads: must be s3://bucket/..., got 's3:/bucket/in'"),
         ("[inference]\nuploads = 'gs://bucket/in'", "inference.uploads: must be s3://bucket/..., got 'gs://bucket/in'"),

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from deployment.batch.arrivals import Arrival, original
+from deployment.batch.lookup import transcripts_called
 from deployment.batch.settings import InferenceSettings
 from deployment.batch.stages.items import Chosen, NormalizedRecording
 from deployment.batch.stages.language import Speaking, as_given
@@ -102,6 +104,26 @@ def test_a_transcript_comes_out_equal_from_a_folder_and_from_s3(kept: Transcript
     assert kept.text == "one two three one"
     assert verify(kept, objects).outcome == "equal"
     assert verify(Transcript.from_json(json.loads(json.dumps(kept.to_json()))), objects).outcome == "equal"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"text": "transfer a million"}, "text: 'transfer a million' is written"),
+        ({"approved": True}, "approved: no transcript has such a field"),
+        ({"id": "f" * 32 + "-1"}, "id: 'f+-1' is none of"),
+        ({"version": 7}, "version: 7 is written, 1 is kept"),
+    ],
+)
+def test_a_file_that_was_edited_where_nothing_is_heard_differs(
+    kept: Transcript, objects: Objects, tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    file = tmp_path / "edited.json"
+    file.write_text(json.dumps({**kept.to_json(), **change}))
+    ((transcript, edits),) = transcripts_called([str(file)], objects)
+    finding = verify(transcript, objects, edits)
+    assert finding.outcome == "differs"
+    assert re.search(said, str(finding))
 
 
 def test_what_a_recording_was_heard_with_changes_nothing(folder: Objects, tmp_path: Path) -> None:

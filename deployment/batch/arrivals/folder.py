@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from deployment.batch.arrivals.receipts import Upload, is_hidden_or_unfinished, language_of, named
+from deployment.batch.arrivals.receipts import Unreadable, Upload, is_hidden_or_unfinished, language_of, named
 
 SETTLED_S = 2.0  # an upload that was written to more lately is still on its way
 
@@ -25,14 +25,19 @@ def found_in_folder(folder: Path, languages: Collection[str], now_s: float) -> I
                 continue
             with suppress(OSError):  # it went away meanwhile
                 seen = path.stat()
+                outside = path.is_symlink() and not path.resolve().is_relative_to(folder.resolve())
                 if path.is_file() and now_s - seen.st_mtime >= SETTLED_S:
                     identity = named(*parts, seen.st_size, seen.st_mtime_ns)
                     yield Upload(
                         id=identity,
                         name=name,
                         language=language_of(name, languages),
-                        fetch=partial(_copied, path, seen),
+                        fetch=_led_outside if outside else partial(_copied, path, seen),
                     )
+
+
+def _led_outside(target: BinaryIO) -> bool:
+    raise Unreadable("it is a link to a place outside the folder of uploads: copy the file itself")
 
 
 def _copied(path: Path, seen: os.stat_result, target: BinaryIO) -> bool:

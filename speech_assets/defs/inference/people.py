@@ -139,7 +139,7 @@ def take_what_was_answered(
 
 
 def _answers(workspace: Workspace) -> Answers:
-    return Answers(workspace.objects, workspace.settings.inference.review.double_share)
+    return Answers(workspace.objects, workspace.settings.inference.review.doubled)
 
 
 def _figure(value: float | None) -> float | dg.NullMetadataValue:

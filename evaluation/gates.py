@@ -415,6 +415,18 @@ def unsealed(kind: type[VerdictT], data: bytes, name: str, again: str = "judge a
         raise GateRefused(f"{name} is malformed ({error}): {again}.") from None
 
 
+def stored(kind: type[VerdictT], store: Objects, digest: str, model: str, again: str) -> VerdictT:
+    """The verdict that is stored under a digest; `model` is the kind of model, as people call it.
+
+    Raises GateRefused where it is missing, or as `unsealed` does.
+    """
+    try:
+        data = store.read(verdict_key(digest)).data
+    except Missing:
+        raise GateRefused(f"{model.capitalize()} {digest[:12]} has no verdict: {again}.") from None
+    return unsealed(kind, data, f"The verdict of {model} {digest[:12]}", again)
+
+
 def refuse_unless(passed: bool, gates: Sequence[GateResult], required: Iterable[str], name: str) -> None:
     """GateRefused unless each required gate was judged, and everything passed; `name` is the model's."""
     judged = {gate.name for gate in gates}

@@ -16,12 +16,12 @@ import numpy as np
 from pydantic import Field
 
 from evaluation.calibration import reliability
-from evaluation.gates import AT_LEAST, AT_MOST, GateRefused, GateResult, refuse_unless, sealed, unsealed, verdict_key
+from evaluation.gates import AT_LEAST, AT_MOST, GateRefused, GateResult, refuse_unless, sealed, stored, verdict_key
 from evaluation.scoring import Interval
 from speech.corpus.intents import LabelledSentence
 from speech.plain import Number, Record
 from speech.settings import Section, Share
-from speech.store.objects import Missing, Objects
+from speech.store.objects import Objects
 from speech.understanding.intents import UNKNOWN, IntentModel
 
 WORD_ERRORS = 0.15  # of the noisy sentences: as many as the gates let a recogniser make
@@ -159,14 +159,11 @@ def save_intent_verdict(verdict: IntentVerdict, store: Objects) -> None:
 
 def load_intent_verdict(store: Objects, digest: str) -> IntentVerdict:
     """The verdict of exactly this model, passed or not; GateRefused where it is missing, altered or foreign."""
-    name, again = f"The verdict of intent model {digest[:12]}", "materialise `intent_model` again"
-    try:
-        data = store.read(verdict_key(digest)).data
-    except Missing:
-        raise GateRefused(f"Intent model {digest[:12]} has no verdict: {again}.") from None
-    verdict = unsealed(IntentVerdict, data, name, again)
+    verdict = stored(IntentVerdict, store, digest, "intent model", "materialise `intent_model` again")
     if verdict.model_digest != digest:
-        raise GateRefused(f"{name} is foreign: it judges intent model {verdict.model_digest[:12]}.")
+        raise GateRefused(
+            f"The verdict of intent model {digest[:12]} is foreign: it judges intent model {verdict.model_digest[:12]}."
+        )
     return verdict
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from evaluation.evaluate import nonspeech_probes
-from evaluation.gates import AT_LEAST, AT_MOST, GateRefused, GateResult, refuse_unless, sealed, unsealed, verdict_key
+from evaluation.gates import AT_LEAST, AT_MOST, GateRefused, GateResult, refuse_unless, sealed, stored, verdict_key
 from evaluation.results import Interval
 from speech.corpus.background import Set, foreign, music, numbers_read
 from speech.corpus.manifest import Utterance
@@ -26,7 +26,7 @@ from speech.language import CLIP_S, vote
 from speech.plain import Record
 from speech.scripts import primary_language
 from speech.settings import Section, Share
-from speech.store.objects import Missing, Objects
+from speech.store.objects import Objects
 
 CLIPS_OF_SPEAKER = 6  # at most: who talks most does not count most, and pairs stay few
 SPEAKERS = 80  # of a language, at most
@@ -102,14 +102,11 @@ def save_label_verdict(verdict: LabelVerdict, store: Objects) -> None:
 
 def load_label_verdict(store: Objects, bundle_digest: str) -> LabelVerdict:
     """The verdict of exactly this bundle, passed or not; GateRefused where it is missing, altered or foreign."""
-    name, again = f"The verdict of label model {bundle_digest[:12]}", "materialise its asset again"
-    try:
-        data = store.read(verdict_key(bundle_digest)).data
-    except Missing:
-        raise GateRefused(f"Label model {bundle_digest[:12]} has no verdict: {again}.") from None
-    verdict = unsealed(LabelVerdict, data, name, again)
-    if verdict.bundle_digest != bundle_digest:
-        raise GateRefused(f"{name} is foreign: it judges bundle {verdict.bundle_digest[:12]}.")
+    verdict = stored(LabelVerdict, store, bundle_digest, "label model", "materialise its asset again")
+    if (judged := verdict.bundle_digest) != bundle_digest:
+        raise GateRefused(
+            f"The verdict of label model {bundle_digest[:12]} is foreign: it judges bundle {judged[:12]}."
+        )
     return verdict
 
 

@@ -98,15 +98,18 @@ def requeue(
     for letter in letters(objects):
         if letter.id not in latest or latest[letter.id].tries < letter.tries:
             latest[letter.id] = letter
-    put_back, matched, present = list[Arrival](), False, False
-    for name in sorted({_named(beginning, latest) for beginning in ids} if ids else latest):
-        letter = latest[name]
-        other = (code and letter.code != code) or (hour and letter.hour != hour)
-        if other or letter.hour == hour_of(now) or is_noted(letter.next_receipt, objects):
-            present |= not other and letter.hour == hour_of(now)
-            matched |= not other
+    named_ones = sorted({_named(beginning, latest) for beginning in ids} if ids else latest)
+    chosen = [
+        letter
+        for letter in map(latest.__getitem__, named_ones)
+        if (code is None or letter.code == code) and (hour is None or letter.hour == hour)
+    ]
+    if not chosen:
+        raise NoSuchLetter(f"no dead letter is {' and '.join(filter(None, (code, hour and f'of {hour}')))}")
+    put_back = list[Arrival]()
+    for letter in chosen:
+        if letter.hour == hour_of(now) or is_noted(letter.next_receipt, objects):
             continue
-        matched = True
         arrival = Arrival(
             id=letter.next_receipt,
             name=letter.name,
@@ -118,9 +121,7 @@ def requeue(
             tries=letter.tries + 1,
         )
         put_back.append(file(arrival, objects))
-    if not matched:
-        raise NoSuchLetter(f"no dead letter is {' and '.join(filter(None, (code, hour and f'of {hour}')))}")
-    if present and not put_back:
+    if not put_back and any(letter.hour == hour_of(now) for letter in chosen):
         raise NoSuchLetter(f"what failed within this hour, {hour_of(now)}, is tried again by its own `transcribe_hour`")
     return put_back
 

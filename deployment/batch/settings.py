@@ -168,13 +168,10 @@ class InferenceSettings(Section):
     @classmethod
     def _is_an_hour(cls, hour: str | None) -> str | None:
         try:
-            if hour is not None and HOUR_KEY.fullmatch(hour):
-                datetime.strptime(hour, HOUR_FORMAT)
-                return hour
+            if hour is not None and datetime.strptime(hour, HOUR_FORMAT).strftime(HOUR_FORMAT) != hour:
+                raise ValueError("is written otherwise")
         except ValueError:
-            pass
-        if hour is not None:
-            raise ValueError(f"must be an hour such as 2026-11-01-00; got '{hour}'")
+            raise ValueError(f"must be an hour such as 2026-11-01-00; got '{hour}'") from None
         return hour
 
     @model_validator(mode="after")

@@ -42,7 +42,7 @@ from deployment.serving.jobs import add_jobs
 from deployment.serving.metrics import Metrics
 from deployment.serving.problems import Problem
 from deployment.serving.transcription import Cancelled
-from deployment.serving.uploads import Upload, received
+from deployment.serving.uploads import Upload, received, recording_form
 from speech.plain import to_plain
 from speech.store.objects import StoreError
 
@@ -127,17 +127,9 @@ def _add_transcription(app: FastAPI, serving: Serving) -> None:
                 "content": {
                     "application/octet-stream": binary,
                     "audio/*": binary,
-                    "multipart/form-data": {
-                        "schema": {
-                            "type": "object",
-                            "required": ["file"],
-                            "properties": {
-                                "file": {"type": "string", "format": "binary"},
-                                "language": {"type": "string"},
-                                "format": {"type": "string", "enum": list(FORMATS)},
-                            },
-                        }
-                    },
+                    "multipart/form-data": recording_form(
+                        language={"type": "string"}, format={"type": "string", "enum": list(FORMATS)}
+                    ),
                 },
             }
         },

@@ -21,7 +21,7 @@ from deployment.serving.answers import ProblemDocument
 from deployment.serving.core import FORMATS, Serving
 from deployment.serving.formats import chosen_format
 from deployment.serving.problems import Problem
-from deployment.serving.uploads import receive, received
+from deployment.serving.uploads import receive, received, recording_form
 from speech.plain import to_plain
 from speech.store.objects import StoreError, StoreUnavailable
 
@@ -98,17 +98,7 @@ def add_jobs(app: FastAPI, serving: Serving, jobs: Jobs) -> None:
                     "application/json": {"schema": JobRequest.model_json_schema()},
                     "application/octet-stream": binary,
                     "audio/*": binary,
-                    "multipart/form-data": {
-                        "schema": {
-                            "type": "object",
-                            "required": ["file"],
-                            "properties": {
-                                "file": {"type": "string", "format": "binary"},
-                                "language": {"type": "string"},
-                                "webhook": {"type": "string"},
-                            },
-                        }
-                    },
+                    "multipart/form-data": recording_form(language={"type": "string"}, webhook={"type": "string"}),
                 },
             }
         },

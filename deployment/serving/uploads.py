@@ -5,7 +5,7 @@ import tempfile
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import anyio
 import anyio.to_thread
@@ -37,6 +37,12 @@ class Upload:
     file: BinaryIO
     name: str
     fields: dict[str, str]
+
+
+def recording_form(**fields: dict[str, Any]) -> dict[str, Any]:
+    """What the OpenAPI page says of a form with a recording: its part `file`, and fields with their schemas."""
+    properties = {"file": {"type": "string", "format": "binary"}, **fields}
+    return {"schema": {"type": "object", "required": ["file"], "properties": properties}}
 
 
 async def receive(request: Request, max_bytes: int, idle_s: float) -> Upload:
